@@ -1,0 +1,83 @@
+"""`model_config`: the network and the diffusion process that it is trained for."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Len, Lt
+from pydantic import model_validator
+from typing_extensions import Self
+
+from ddpm_hf.config.section import Float, NonNegativeInt, PositiveInt, Probability, Section, mistakes
+
+Beta = Annotated[Float, Ge(0), Lt(1)]
+
+
+class ModelConfig(Section):
+    """A U-Net of the paper's kind (DDPM, appendix B) and its noise schedule."""
+
+    time_steps: Annotated[PositiveInt, Ge(2)] = 1000
+    """T, the number of steps from image to noise."""
+    beta_schedule: Literal["linear", "cosine"] = "linear"
+    """How the noise grows: linear from beta_start to beta_end (DDPM), or cosine (improved DDPM, eq. 17)."""
+    beta_start: Beta = 1e-4
+    """beta_1 of the linear schedule."""
+    beta_end: Beta = 0.02
+    """beta_T of the linear schedule."""
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """What the network predicts: the noise, the image, or v (progressive distillation, appendix D)."""
+    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_large"
+    """Variance of a sampling step: beta_tilde_t, or beta_t as in the paper; small is better at few steps."""
+    image_size: PositiveInt = 32
+    """Side of the square images, in pixels; a multiple of 2 ** (levels - 1)."""
+    image_channels: Literal[1, 3] = 3
+    """1 for grayscale, 3 for colour; images are converted."""
+    hidden_channels: PositiveInt = 128
+    """Channels at full resolution; a multiple of norm_groups."""
+    channel_multipliers: Annotated[tuple[PositiveInt, ...], Len(min_length=1)] = (1, 1, 2, 2, 4)
+    """One per level, finest first: level i has hidden_channels * channel_multipliers[i] channels; each level after the
+    first halves the resolution."""
+    attention_levels: tuple[NonNegativeInt, ...] = (3,)
+    """Levels with self-attention after every residual block; 0 is the finest."""
+    attention_head_dim: PositiveInt | None = None
+    """Channels of one attention head; null: a single head, as in the paper."""
+    num_res_blocks: PositiveInt = 3
+    """Residual blocks per level on the way down; one more on the way up."""
+    dropout: Annotated[Probability, Lt(1)] = 0.1
+    """Probability of dropping an activation inside a residual block."""
+    norm_groups: PositiveInt = 32
+    """Groups of each group normalisation."""
+    initialization: Literal["ddpm", "pytorch"] = "ddpm"
+    """The paper's initialisation (last layers start at zero), or PyTorch's default."""
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.hidden_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        levels = len(self.channel_multipliers)
+        factor = 2 ** (levels - 1)
+        size, channels, head = self.image_size, self.hidden_channels, self.attention_head_dim
+        beyond = [level for level in self.attention_levels if level >= levels]
+        mistakes(
+            (
+                "image_size",
+                size,
+                f"a multiple of {factor}, since {levels} levels halve it {levels - 1} times; or fewer channel_multipliers",
+            )
+            if size % factor
+            else None,
+            ("hidden_channels", channels, f"a multiple of norm_groups ({self.norm_groups}); or other norm_groups")
+            if channels % self.norm_groups
+            else None,
+            ("attention_levels", list(self.attention_levels), f"0 to {levels - 1}, the levels of channel_multipliers")
+            if beyond
+            else None,
+            ("attention_head_dim", head, f"a divisor of hidden_channels ({channels})")
+            if head and channels % head
+            else None,
+            ("beta_end", self.beta_end, f"above beta_start ({self.beta_start})")
+            if self.beta_schedule == "linear" and self.beta_end <= self.beta_start
+            else None,
+        )
+        return self

@@ -1,0 +1,8 @@
+"""The one error that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message says what was given, what is possible and how to mend it.
+
+    The programs print it as it is, without a traceback, and leave with exit code 2.
+    """
