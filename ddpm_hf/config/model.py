@@ -45,6 +45,8 @@ class ModelConfig(Section):
     """Probability of dropping an activation inside a residual block."""
     norm_groups: PositiveInt = 32
     """Groups of each group normalisation."""
+    num_classes: PositiveInt | None = None
+    """Classes of a class-conditional model; null: an unconditional one, which looks at no labels."""
     initialization: Literal["ddpm", "pytorch"] = "ddpm"
     """The paper's initialisation (last layers start at zero), or PyTorch's default."""
 
@@ -63,7 +65,7 @@ class ModelConfig(Section):
             (
                 "image_size",
                 size,
-                f"a multiple of {factor}, since {levels} levels halve it {levels - 1} times; or fewer channel_multipliers",
+                f"a multiple of {factor}, which {levels} levels halve {levels - 1} times; or fewer channel_multipliers",
             )
             if size % factor
             else None,

@@ -1,0 +1,52 @@
+"""The whole configuration of a run."""
+
+import json
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from ddpm_hf.config.dataset import DatasetConfig
+from ddpm_hf.config.loss import LossConfig
+from ddpm_hf.config.model import ModelConfig
+from ddpm_hf.config.outputs import BenchmarkConfig, HubConfig, LoggingConfig
+from ddpm_hf.config.section import NonNegativeInt, Section
+from ddpm_hf.config.training import TrainingConfig
+
+
+class Config(Section):
+    """A run: its data, its model, its training and what becomes of it. Every section may be left out."""
+
+    model_type: Literal["ddpm"] = "ddpm"
+    """Kind of diffusion model."""
+    seed: NonNegativeInt = 0
+    """Everything random in the run follows from it."""
+    output_dir: str | None = None
+    """The run folder; null: runs/ and the name of the YAML file."""
+    dataset: DatasetConfig = DatasetConfig()
+    """Which images the network learns from."""
+    model: ModelConfig = Field(default=ModelConfig(), alias="model_config")
+    """The network and its diffusion process."""
+    training: TrainingConfig = TrainingConfig()
+    """How the network is trained."""
+    loss: LossConfig = Field(default=LossConfig(), alias="loss_config")
+    """What the network is trained to make small."""
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    """What an evaluation measures."""
+    logging: LoggingConfig = LoggingConfig()
+    """What is written while the run goes on."""
+    hub: HubConfig = HubConfig()
+    """Where the finished pipeline is uploaded."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, under the keys of the YAML file, defaults included."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """The configuration as a YAML file that loads to the same configuration."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> str:
+    """The schema of the YAML files for editors, as JSON Schema."""
+    return json.dumps(Config.model_json_schema(by_alias=True), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,93 @@
+"""`training`: how the network is trained, and what the run leaves behind."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+from pydantic import model_validator
+from typing_extensions import Self
+
+from ddpm_hf.config.section import (
+    Decay,
+    Float,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+    mistakes,
+)
+
+
+class LearningRateConfig(Section):
+    """The learning rate over the run: a linear warm-up, then one of five shapes down to min_lr."""
+
+    type: Literal["cosine", "linear", "step", "exponential", "constant"] = "cosine"
+    """`cosine`, `linear` and `exponential` reach min_lr at the last update; `step` multiplies by step_factor every
+    step_size updates; `constant` stays."""
+    warmup_steps: NonNegativeInt = 1000
+    """Updates over which the rate grows linearly to learning_rate."""
+    min_lr: NonNegativeFloat = 1e-6
+    """The rate never falls below this after the warm-up."""
+    step_size: PositiveInt = 10_000
+    """Updates between two drops of `step`."""
+    step_factor: Annotated[Float, Gt(0), Le(1)] = 0.5
+    """Factor of one drop of `step`."""
+
+
+class TrainingConfig(Section):
+    """Length, optimiser, precision, checkpoints and previews of a run."""
+
+    num_epochs: PositiveInt = 2000
+    """Passes over the data; not looked at when num_steps is given."""
+    num_steps: PositiveInt | None = None
+    """Optimiser updates, instead of num_epochs."""
+    batch_size: PositiveInt = 128
+    """Images per update, over all processes and accumulated parts: the run is the same on any number of devices."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Parts into which each process cuts its share of the batch, to save memory."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate."""
+    beta1: Decay = 0.9
+    """Decay of Adam's first moment."""
+    beta2: Decay = 0.999
+    """Decay of Adam's second moment."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """Added to Adam's denominator."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """`adam` as in the paper, or `adamw` with decoupled weight decay."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Strength of the weight decay."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """The gradient is scaled down to this norm; null: never."""
+    scheduler: LearningRateConfig = LearningRateConfig()
+    """The learning rate over the run."""
+    ema_decay: Decay = 0.9999
+    """Decay per update of the averaged weights, which are the ones that are saved for use."""
+    ema_warmup: bool = True
+    """Let the decay grow as min(ema_decay, (1 + n) / (10 + n)), so that the average forgets the first weights."""
+    label_dropout: Probability = 0.1
+    """Share of images trained without their class, for classifier-free guidance; only for a model with num_classes."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the network's arithmetic; `auto`: bf16 where the processor multiplies it natively, otherwise no."""
+    checkpoint_every: PositiveInt | None = 5000
+    """Updates between two checkpoints; null: only at the end."""
+    checkpoints_to_keep: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    preview_every: PositiveInt | None = 5000
+    """Updates between two pictures of samples from the averaged weights; null: only at the end."""
+    num_preview_images: PositiveInt = 64
+    """Images in one picture of samples."""
+    preview_inference_steps: PositiveInt | None = None
+    """Denoising steps of previews; null: as many as the model has time steps."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.batch_size % self.gradient_accumulation_steps:
+            parts = self.gradient_accumulation_steps
+            mistakes(("batch_size", self.batch_size, f"a multiple of gradient_accumulation_steps ({parts})"))
+        if self.scheduler.min_lr > self.learning_rate:
+            mistakes(("scheduler.min_lr", self.scheduler.min_lr, f"at most learning_rate ({self.learning_rate})"))
+        if self.scheduler.type == "exponential" and self.scheduler.min_lr == 0:
+            mistakes(("scheduler.min_lr", 0.0, "above 0 for an exponential schedule, which never reaches 0"))
+        return self
