@@ -1,0 +1,6 @@
+"""Images for training: where they come from, how they are decoded, and in which order they are seen."""
+
+from ddpm_hf.data.image_set import ImageSet, load_image_set
+from ddpm_hf.data.order import SampleOrder
+
+__all__ = ["ImageSet", "SampleOrder", "load_image_set"]
