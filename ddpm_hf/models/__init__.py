@@ -1,0 +1,34 @@
+"""The network."""
+
+from ddpm_hf.config.model import ModelConfig
+from ddpm_hf.models.unet import DDPMUNet
+
+__all__ = ["DDPMUNet", "build_network"]
+
+
+def build_network(config: ModelConfig) -> DDPMUNet:
+    """Make the paper's network (DDPM, appendix B) in the sizes of a configuration.
+
+    Args:
+        config: the `model_config` section.
+    """
+    levels = range(len(config.channel_multipliers))
+    attention = [level in config.attention_levels for level in levels]
+    return DDPMUNet(
+        sample_size=config.image_size,
+        in_channels=config.image_channels,
+        out_channels=config.image_channels,
+        block_out_channels=config.block_out_channels,
+        down_block_types=tuple("AttnDownBlock2D" if has else "DownBlock2D" for has in attention),
+        up_block_types=tuple("AttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),
+        layers_per_block=config.num_res_blocks,
+        attention_head_dim=config.attention_head_dim,
+        dropout=config.dropout,
+        norm_num_groups=config.norm_groups,
+        norm_eps=1e-6,
+        downsample_padding=0,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        num_train_timesteps=config.time_steps,
+        initialization=config.initialization,
+    )

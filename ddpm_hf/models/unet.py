@@ -1,0 +1,217 @@
+"""The network: how its blocks are wired, and nothing else."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
+from jaxtyping import Float, Int, Real
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ddpm_hf.models.initialization import initialize_ddpm
+from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
+from ddpm_hf.models.layers.residual import (
+    AttentionDownBlock,
+    AttentionUpBlock,
+    ConvDownBlock,
+    ConvUpBlock,
+    MiddleBlock,
+)
+from ddpm_hf.stock import StockOnDisk
+
+
+class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # diffusers' two disagree on config_name
+    """The U-Net of DDPM (appendix B), with the weights of `diffusers.UNet2DModel`.
+
+    Names and defaults of the arguments are UNet2DModel's, so that a config.json means the same to both; `build_network`
+    makes the paper's network from a `ModelConfig`.
+
+    Args:
+        sample_size: height and width of the images, in pixels; for the reader of the config, not enforced.
+        in_channels: channels of the noisy image.
+        out_channels: channels of the prediction.
+        center_input_sample: map input from [0, 1] to [-1, 1] first.
+        time_embedding_type: "positional", the only one.
+        time_embedding_dim: length of the time embedding; None is 4 * block_out_channels[0].
+        freq_shift: see `TransformerPositionalEmbedding`.
+        flip_sin_to_cos: see `TransformerPositionalEmbedding`.
+        down_block_types: one per level, finest first: "DownBlock2D", or "AttnDownBlock2D" with attention.
+        mid_block_type: "UNetMidBlock2D", the only one.
+        up_block_types: one per level, coarsest first: "UpBlock2D", or "AttnUpBlock2D" with attention.
+        block_out_channels: channels of each level, finest first.
+        layers_per_block: residual blocks per level on the way down; one more on the way up.
+        mid_block_scale_factor: 1, the only one.
+        downsample_padding: see `Downsample`.
+        downsample_type: "conv", the only one.
+        upsample_type: "conv", the only one.
+        dropout: see `ResidualBlock`.
+        act_fn: "silu", the only one; "swish" is its other name.
+        attention_head_dim: see `SelfAttentionBlock`.
+        norm_num_groups: groups of each normalisation.
+        attn_norm_num_groups: groups of the normalisation of the middle's attention; None is norm_num_groups.
+        norm_eps: added to the variance by each normalisation.
+        resnet_time_scale_shift: "default", the only one.
+        add_attention: have attention in the middle.
+        class_embed_type: None, the only one.
+        num_class_embeds: number of classes; None: unconditional.
+        num_train_timesteps: T, above every timestep; None: not checked.
+        initialization: "ddpm" or "pytorch"; see `initialize_ddpm`.
+
+    Raises:
+        ValueError: for what the network cannot express, naming the argument.
+    """
+
+    stock_class = "UNet2DModel"
+    extra_fields = ("initialization",)
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ("norm",)  # type: ignore[assignment]
+
+    @register_to_config
+    def __init__(  # noqa: PLR0917  (the signature of UNet2DModel)
+        self,
+        sample_size: int | Sequence[int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: Sequence[str] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: Sequence[int] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        initialization: Literal["ddpm", "pytorch"] = "ddpm",
+    ) -> None:
+        super().__init__()
+        self.sample_size = sample_size
+        self.center_input_sample = center_input_sample
+        self.layers_per_block = layers_per_block
+        channels = block_out_channels[0]
+        time_channels = time_embedding_dim or 4 * channels
+        residual: dict[str, Any] = {"dropout": dropout, "norm_groups": norm_num_groups, "norm_eps": norm_eps}
+        make_block: Callable[..., nn.Module]
+        last = len(block_out_channels) - 1
+
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time_proj = TransformerPositionalEmbedding(channels, flip_sin_to_cos, freq_shift)
+        self.time_embedding = TimeEmbedding(channels, time_channels)
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, time_channels)
+
+        self.down_blocks = nn.ModuleList()
+        skips = [channels]
+        for level, (block_type, out) in enumerate(zip(down_block_types, block_out_channels, strict=True)):
+            has_attention = block_type == "AttnDownBlock2D"
+            make_block = partial(AttentionDownBlock, head_dim=attention_head_dim) if has_attention else ConvDownBlock
+            self.down_blocks.append(
+                make_block(
+                    channels,
+                    out,
+                    time_channels,
+                    num_layers=layers_per_block,
+                    downsample=level != last,
+                    downsample_padding=downsample_padding,
+                    **residual,
+                )
+            )
+            skips += [out] * (layers_per_block + (level != last))
+            channels = out
+
+        self.mid_block = MiddleBlock(
+            channels,
+            time_channels,
+            attention=add_attention,
+            head_dim=attention_head_dim,
+            attention_norm_groups=attn_norm_num_groups or norm_num_groups,
+            **residual,
+        )
+
+        self.up_blocks = nn.ModuleList()
+        for level, (block_type, out) in enumerate(zip(up_block_types, reversed(block_out_channels), strict=True)):
+            has_attention = block_type == "AttnUpBlock2D"
+            make_block = partial(AttentionUpBlock, head_dim=attention_head_dim) if has_attention else ConvUpBlock
+            self.up_blocks.append(
+                make_block(
+                    channels,
+                    out,
+                    time_channels,
+                    skip_channels=[skips.pop() for _ in range(layers_per_block + 1)],
+                    upsample=level != last,
+                    **residual,
+                )
+            )
+            channels = out
+
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels, norm_eps)
+        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        if initialization == "ddpm":
+            initialize_ddpm(self)
+
+    @classmethod
+    def from_stock(cls, unet: UNet2DModel) -> Self:
+        """Make ours of a stock network, around the same parameters: nothing is copied.
+
+        Args:
+            unet: the stock network; training one trains the other.
+        """
+        with torch.device("meta"):
+            network: Self = cls.from_config(unet.config)  # type: ignore[assignment]
+        network.load_state_dict(unet.state_dict(keep_vars=True), assign=True)
+        return network.train(unet.training)
+
+    def forward(
+        self,
+        sample: Float[Tensor, "batch channels height width"],
+        timestep: Real[Tensor, " batch"] | Real[Tensor, ""] | Real[Tensor, " 1"] | float | int,
+        class_labels: Int[Tensor, " batch"] | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Float[Tensor, "batch out_channels height width"]]:
+        """Predict the noise in noisy images: epsilon_theta(x_t, t) of DDPM, eq. 11 (or what it was trained for).
+
+        Args:
+            sample: x_t; sides are multiples of 2 ** (levels - 1).
+            timestep: t, one for all images or one each.
+            class_labels: one each, for a network with classes.
+            return_dict: give `UNet2DOutput`, else a tuple.
+        """
+        if self.center_input_sample:
+            sample = 2 * sample - 1
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+
+        embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(class_labels).to(embedding.dtype)
+        time = F.silu(embedding)
+
+        hidden = self.conv_in(sample)
+        skips = [hidden]
+        for down_block in self.down_blocks:
+            hidden, new_skips = down_block(hidden, time)
+            skips += new_skips
+        hidden = self.mid_block(hidden, time)
+        for up_block in self.up_blocks:
+            hidden = up_block(hidden, [skips.pop() for _ in range(self.layers_per_block + 1)], time)
+        prediction = self.conv_out(F.silu(self.conv_norm_out(hidden)))
+
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
