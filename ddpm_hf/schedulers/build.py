@@ -1,0 +1,44 @@
+"""From the configuration to a scheduler, and whether its process ends in noise."""
+
+from ddpm_hf.config.model import ModelConfig
+from ddpm_hf.schedulers.ddpm import DDPMScheduler
+
+MAX_TERMINAL_SIGNAL = 0.05
+
+
+def build_scheduler(config: ModelConfig) -> DDPMScheduler:
+    """Make the scheduler that a model is trained and sampled with.
+
+    Args:
+        config: the `model_config` section.
+    """
+    return DDPMScheduler(
+        num_train_timesteps=config.time_steps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule=config.beta_schedule,
+        variance_type=config.variance_type,
+        clip_sample=True,
+        prediction_type=config.prediction_type,
+        timestep_spacing="linspace",
+    )
+
+
+def terminal_signal_warning(scheduler: DDPMScheduler) -> str | None:
+    """Say what is wrong with a process that does not end in noise; sampling begins with noise and would be biased.
+
+    Args:
+        scheduler: of the training run that is about to begin.
+
+    Returns:
+        The warning, or None where at most 0.05 of the image is left at the end.
+    """
+    left = scheduler.terminal_signal
+    if left <= MAX_TERMINAL_SIGNAL:
+        return None
+    T = scheduler.config["num_train_timesteps"]
+    return (
+        f"After all {T} steps, {left:.2f} of the image is still there (sqrt(alpha_bar_T); at most"
+        f" {MAX_TERMINAL_SIGNAL} is sound), but sampling begins with pure noise. Set model_config.beta_schedule to"
+        f" 'cosine', or model_config.rescale_betas to true, which multiplies the betas by 1000 / {T}."
+    )
