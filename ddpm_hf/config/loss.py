@@ -1,35 +1,50 @@
 """`loss_config`: what the network is trained to make small."""
 
-from typing import Annotated, Literal
+import math
+from typing import Any, Literal
 
-from annotated_types import Gt
-from pydantic import model_validator
-from typing_extensions import Self
+from pydantic import field_validator
+from pydantic_core import PydanticCustomError
 
-from ddpm_hf.config.section import Float, NonNegativeFloat, PositiveFloat, Section, mistakes
+from ddpm_hf.config.section import NonNegativeFloat, PositiveFloat, Section, mistakes
+
+TimeWeight = Literal["constant", "snr", "linear", "inverse", "min_snr", "p2"]
+TimestepSampling = Literal["uniform", "stratified", "importance"]
+
+# Formulas that run over many orders of magnitude are bounded unless told otherwise; the papers' own are left alone.
+_BOUNDED = ("snr", "linear", "inverse")
 
 
 class TimeWeightParams(Section):
-    """How far the weight of a timestep may go."""
+    """How far the weight of a timestep may go, and the parameters of its formula."""
 
-    min_weight: NonNegativeFloat = 0.1
-    """Smallest weight of any timestep."""
-    max_weight: PositiveFloat = 1.0
-    """Largest weight of any timestep."""
-    gamma: Annotated[Float, Gt(0)] = 5.0
-    """Where `min_snr` clips the signal-to-noise ratio; exponent of `p2`."""
+    min_weight: NonNegativeFloat | None = None
+    """Smallest weight of any timestep; null: 0.1 for snr, linear and inverse, 0 for the others."""
+    max_weight: PositiveFloat | None = None
+    """Largest weight of any timestep; null: 1.0 for snr, linear and inverse, no bound for the others."""
+    gamma: PositiveFloat = 5.0
+    """Signal-to-noise ratio at which `min_snr` clips."""
+    p2_gamma: PositiveFloat = 1.0
+    """Exponent of `p2`: how much the timesteps with little noise are held back."""
+    p2_k: PositiveFloat = 1.0
+    """Added to the signal-to-noise ratio in `p2`, which bounds the weight where there is only noise."""
     normalize: bool = False
-    """Divide by the mean over all timesteps, so that learning rates carry over from unweighted training."""
+    """Divide the bounded weights by their mean over all timesteps, so that learning rates carry over from unweighted
+    training."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_weight > self.max_weight:
-            mistakes(("min_weight", self.min_weight, f"at most max_weight ({self.max_weight})"))
-        return self
+    @field_validator("max_weight")
+    @classmethod
+    def _above_min(cls, max_weight: float | None, info: Any) -> float | None:
+        # A check of a field, not of the section, is reported beside the mistakes of other fields. (`info` is pydantic's
+        # ValidationInfo, a protocol that the tests' run-time type checks cannot look into.)
+        min_weight = info.data.get("min_weight")
+        if min_weight is not None and max_weight is not None and min_weight > max_weight:
+            raise PydanticCustomError("order", "at least min_weight ({min_weight})", {"min_weight": min_weight})
+        return max_weight
 
 
 class LossConfig(Section):
-    """The training loss: terms, and the weight of each timestep."""
+    """The training loss: its terms, the weight of each timestep, and how timesteps are drawn."""
 
     loss_type: Literal["mse", "l1", "huber", "hybrid"] = "mse"
     """One term, or `hybrid`: the sum of all three; each term is multiplied by its own weight."""
@@ -43,10 +58,14 @@ class LossConfig(Section):
     """Error at which the Huber loss turns from quadratic to linear."""
     use_time_weighting: bool = False
     """Weight each timestep by `time_weight_type`; without it every timestep counts the same (DDPM's L_simple)."""
-    time_weight_type: Literal["constant", "snr", "linear", "inverse", "min_snr", "p2"] = "snr"
+    time_weight_type: TimeWeight = "snr"
     """The formula of the weight w(t); see docs/losses.md."""
     time_weight_params: TimeWeightParams = TimeWeightParams()
     """Bounds and parameters of that formula."""
+    timestep_sampling: TimestepSampling = "uniform"
+    """How the timesteps of a batch are drawn: independently and uniformly; one from each of batch_size equal parts of
+    the schedule; or more often where the loss has been large (improved DDPM, section 3.3). The expected loss is the
+    same, its noise is not."""
 
     @property
     def term_weights(self) -> dict[str, float]:
@@ -54,9 +73,42 @@ class LossConfig(Section):
         weights = {"mse": self.mse_weight, "l1": self.l1_weight, "huber": self.huber_weight}
         return weights if self.loss_type == "hybrid" else {self.loss_type: weights[self.loss_type]}
 
-    @model_validator(mode="after")
-    def _something_to_minimise(self) -> Self:
-        if not any(self.term_weights.values()):
-            names = ", ".join(f"{name}_weight" for name in self.term_weights)
-            mistakes(("loss_type", self.loss_type, f"a loss with a term above 0; set one of {names}"))
-        return self
+    @property
+    def weight_bounds(self) -> tuple[float, float]:
+        """Smallest and largest weight of any timestep; infinity where there is no bound."""
+        return _bounds(self.time_weight_type, self.time_weight_params)
+
+    @field_validator("mse_weight", "l1_weight", "huber_weight")
+    @classmethod
+    def _something_to_minimise(cls, weight: float, info: Any) -> float:
+        loss_type, term = info.data.get("loss_type"), str(info.field_name).removesuffix("_weight")
+        if weight == 0 and loss_type == term:
+            raise PydanticCustomError("no_loss", "above 0, since the only term is {term}", {"term": term})
+        # huber_weight is the last of the three: the others are known by then
+        others = [info.data.get("mse_weight", 1), info.data.get("l1_weight", 1)]
+        if weight == 0 and loss_type == "hybrid" and term == "huber" and not any(others):
+            raise PydanticCustomError("no_loss", "above 0, or mse_weight or l1_weight above 0")
+        return weight
+
+    @field_validator("time_weight_params")
+    @classmethod
+    def _bounds_in_order(cls, params: TimeWeightParams, info: Any) -> TimeWeightParams:
+        formula = info.data.get("time_weight_type")
+        low, high = _bounds(formula, params) if formula else (0.0, math.inf)
+        mistakes(
+            ("min_weight", low, f"at most max_weight, which is {high} for {formula} unless it is set")
+            if low > high and params.max_weight is None
+            else None,
+            ("max_weight", high, f"at least min_weight, which is {low} for {formula} unless it is set")
+            if low > high and params.min_weight is None
+            else None,
+        )
+        return params
+
+
+def _bounds(formula: TimeWeight, params: TimeWeightParams) -> tuple[float, float]:
+    low, high = (0.1, 1.0) if formula in _BOUNDED else (0.0, math.inf)
+    return (
+        low if params.min_weight is None else params.min_weight,
+        high if params.max_weight is None else params.max_weight,
+    )
