@@ -6,6 +6,7 @@ and no generator state is ever saved.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 
@@ -24,3 +25,8 @@ def derive_seed(seed: int, *position: int | str) -> int:
 def generator_at(seed: int, *position: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Make the generator that belongs to a position; see `derive_seed`."""
     return torch.Generator(device).manual_seed(derive_seed(seed, *position))
+
+
+def image_seeds(seed: int, indices: Iterable[int]) -> list[int]:
+    """The seed of each image of a sampling run: image i is the same in any batch, process or run of that seed."""
+    return [derive_seed(seed, "image", index) for index in indices]

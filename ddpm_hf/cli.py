@@ -1,0 +1,63 @@
+"""What all programs share: one-line errors, exit codes, quiet libraries."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+
+from ddpm_hf.errors import UserError
+
+
+def run(
+    parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
+) -> None:
+    """Parse the command line and run a program; any error becomes one line on stderr.
+
+    Exit codes: 0 done; 1 failed; 2 something that was given cannot be used; 128 + n stopped by signal n.
+
+    Args:
+        parser: the program's options; `--verbose` is added.
+        main: the program.
+        argv: the command line; None takes the process's own.
+    """
+    parser.add_argument("--verbose", action="store_true", help="show where an error comes from, and what libraries say")
+    arguments = parser.parse_args(argv)
+    _set_up_messages(arguments.verbose)
+    try:
+        main(arguments)
+    except Exception as error:
+        if arguments.verbose:
+            traceback.print_exc()
+        _leave(error, parser.prog)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _leave(error: Exception, program: str) -> None:
+    code = getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
+    text = str(error) or type(error).__name__
+    if code == 1 and not isinstance(error, FloatingPointError):
+        text = f"{type(error).__name__}: {text} (--verbose shows where)"
+    if is_main_process() or code == 1:
+        print(f"{program}: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process that speaks to the person."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _set_up_messages(verbose: bool) -> None:
+    level = logging.WARNING if is_main_process() else logging.ERROR
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
+    logging.captureWarnings(True)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        for library in ("accelerate", "datasets", "diffusers", "transformers"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

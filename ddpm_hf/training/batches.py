@@ -1,0 +1,105 @@
+"""What each process is given at each step: images, noise and timesteps, as functions of (seed, step)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ddpm_hf.config import Config
+from ddpm_hf.data import ImageSet, SampleOrder
+from ddpm_hf.data.images import to_model_range
+from ddpm_hf.losses import TimestepSampler
+from ddpm_hf.randomness import generator_at
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a step.
+
+    Attributes:
+        x_0: images in [-1, 1].
+        noise: the eps to mix in.
+        timesteps: of each image, in 0 … T - 1.
+        sample_weights: what makes the timesteps' draw unbiased.
+        labels: class of each image, num_classes where it is dropped; None for an unconditional model.
+    """
+
+    x_0: Float32[Tensor, "batch channels height width"]
+    noise: Float32[Tensor, "batch channels height width"]
+    timesteps: Int64[Tensor, " batch"]
+    sample_weights: Float32[Tensor, " batch"]
+    labels: Int64[Tensor, " batch"] | None
+
+    def parts(self, count: int) -> list["Batch"]:
+        """Cut into equal parts, for gradient accumulation."""
+        size = len(self.x_0) // count
+        return [self.rows(slice(index * size, (index + 1) * size)) for index in range(count)]
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the images."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Batch(self.x_0[rows], self.noise[rows], self.timesteps[rows], self.sample_weights[rows], labels)
+
+
+class Batches:
+    """Draws the batch of any step.
+
+    Every process draws all that is random in the whole batch and keeps its own rows. So the images, timesteps and noise
+    of a step are the same for any number of processes.
+
+    Args:
+        images: the training images.
+        config: gives seed, batch size, flips and classes.
+        timestep_sampler: draws the timesteps.
+        device: where batches are put, and noise is drawn.
+        process_index: of this process, from 0.
+        num_processes: of the run; a divisor of the batch size.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: Config,
+        timestep_sampler: TimestepSampler,
+        device: torch.device,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        self.images = images
+        self.config = config
+        self.timestep_sampler = timestep_sampler
+        self.device = device
+        self.order = SampleOrder(len(images), config.seed)
+        self.batch_size = config.training.batch_size
+        share = self.batch_size // num_processes
+        self.rows = slice(process_index * share, (process_index + 1) * share)
+
+    def at(self, step: int) -> Batch:
+        """This process's share of step `step`, counted from 0."""
+        seed, rows, device = self.config.seed, self.rows, self.device
+        indices = self.order.indices(step * self.batch_size, self.batch_size)[rows]
+        timesteps, weights = self.timestep_sampler.sample(self.batch_size, generator_at(seed, "timesteps", step))
+        shape = (self.batch_size, *self.images.images.shape[1:])
+        noise = torch.randn(shape, generator=generator_at(seed, "noise", step, device=device), device=device)
+        x_0 = to_model_range(self.images.images[indices].to(device, non_blocking=True))
+        if self.config.dataset.horizontal_flip:
+            flip = self._coins("flip", step, 0.5)[rows].to(device)
+            x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+        return Batch(
+            x_0=x_0,
+            noise=noise[rows],
+            timesteps=timesteps[rows].to(device, non_blocking=True),
+            sample_weights=weights[rows].to(device, non_blocking=True),
+            labels=self._labels(indices, step),
+        )
+
+    def _labels(self, indices: Int64[Tensor, " batch"], step: int) -> Int64[Tensor, " batch"] | None:
+        num_classes = self.config.model.num_classes
+        if num_classes is None or self.images.labels is None:
+            return None
+        dropped = self._coins("label", step, self.config.training.label_dropout)[self.rows]
+        return torch.where(dropped, num_classes, self.images.labels[indices]).to(self.device, non_blocking=True)
+
+    def _coins(self, name: str, step: int, probability: float) -> Tensor:
+        return torch.rand(self.batch_size, generator=generator_at(self.config.seed, name, step)) < probability

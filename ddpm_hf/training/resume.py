@@ -1,0 +1,79 @@
+"""Where a run begins: at the beginning, or at one of its checkpoints."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddpm_hf.checkpoints import find_damage, find_latest
+from ddpm_hf.config import Config
+from ddpm_hf.errors import UserError
+from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.state import STATE, load_progress
+
+logger = logging.getLogger(__name__)
+
+FIXED = (
+    "seed",
+    "dataset",
+    "model_config",
+    "training.batch_size",
+    "training.optimizer",
+    "loss_config.timestep_sampling",
+)
+"""What may not change on the way: the weights or the order of images would not belong to either run."""
+
+
+def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | None:
+    """Find the checkpoint that a run goes on from.
+
+    Args:
+        run: where the run lies, or will lie.
+        config: the configuration to go on with.
+        resume: "latest", the folder of a checkpoint, or None for a new run.
+
+    Returns:
+        The checkpoint, or None for the beginning.
+
+    Raises:
+        UserError: if a new run would overwrite another; if the checkpoint is missing or damaged; if the configuration
+            has changed so that the run cannot go on with it.
+    """
+    if resume is None:
+        run.check_free()
+        return None
+    if resume == "latest":
+        if not run.holds_a_run:
+            raise UserError(f"--resume latest: there is no run in {run.path}; leave --resume out to start one")
+        checkpoint = find_latest(run.checkpoints)
+        if checkpoint is None:
+            logger.warning("%s has no complete checkpoint yet: starting at the beginning", run.path)
+            return None
+    else:
+        checkpoint = Path(resume)
+        damage = find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+        if damage is not None:
+            raise UserError(f"--resume {resume}: {damage}; allowed: latest, or the folder of a complete checkpoint")
+        if checkpoint.resolve().parent != run.checkpoints.resolve():
+            run.check_free()
+    _compare(checkpoint, load_progress(checkpoint / STATE).config, config)
+    return checkpoint
+
+
+def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
+    """List what has changed since a checkpoint; refuse what may not."""
+    changes = {name: f"{name}: {old!r} → {new!r}" for name, old, new in _differences(before, config.to_dict())}
+    refused = [text for name, text in changes.items() if name.startswith(FIXED)]
+    if refused:
+        raise UserError(f"{checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
+    changes.pop("output_dir", None)
+    if changes:
+        logger.warning("the configuration has changed since %s: %s", checkpoint, "; ".join(changes.values()))
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path, before, now

@@ -1,0 +1,107 @@
+"""The folder that a run writes to: what lies where, and that only one run writes there at a time."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from ddpm_hf.errors import UserError
+
+
+class RunFolder:
+    """The layout of a run folder.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.previews = self.path / "previews"
+        self.samples = self.path / "samples.png"
+        self.denoising = self.path / "denoising.png"
+        self.loss = self.path / "loss.png"
+        self._lock: IO[str] | None = None
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the finished pipeline lies here."""
+        return (self.path / "model_index.json").exists()
+
+    def check_free(self) -> None:
+        """Refuse a folder that a new run would overwrite.
+
+        Raises:
+            UserError: if it is a file or holds anything.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir: {self.path} is a file; choose another with output_dir=FOLDER")
+        if self.holds_a_run:
+            raise UserError(
+                f"output_dir: {self.path} holds another run; continue it with --resume latest, or choose another "
+                "folder with output_dir=FOLDER"
+            )
+        if self.path.exists() and any(file.name != ".lock" for file in self.path.iterdir()):
+            raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
+
+    def lock(self) -> None:
+        """Keep every other run out until this process ends, however it ends.
+
+        Raises:
+            UserError: if another process holds the folder, or it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip()
+            raise UserError(
+                f"output_dir: {self.path} is in use by another run (process {holder}); wait for it, stop it, or choose "
+                "another folder with output_dir=FOLDER"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def free_bytes(self) -> int:
+        """Free space of the disk that the folder lies on, or will lie on."""
+        existing = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        return shutil.disk_usage(existing).free
+
+    def publish(self, save: Callable[[Path], object]) -> None:
+        """Put a pipeline at the top of the run folder; what is there stays whole until the new one is.
+
+        Args:
+            save: writes the pipeline into the folder that it is given.
+        """
+        staged = self.path / ".tmp-pipeline"
+        shutil.rmtree(staged, ignore_errors=True)
+        save(staged)
+        # the index last: whoever finds it finds what it names
+        for new in sorted(staged.iterdir(), key=lambda path: path.name == "model_index.json"):
+            old = self.path / new.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            new.replace(old)
+        staged.rmdir()

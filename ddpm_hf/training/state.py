@@ -1,0 +1,88 @@
+"""What a resumed run needs beside the pipeline, as safetensors and JSON: nothing in it can run code."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddpm_hf.losses import TimestepSampler
+
+STATE = "training_state"
+"""The folder of a checkpoint that holds what the pipeline beside it does not need."""
+
+NETWORK = "network.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+SAMPLER = "timestep_sampler.safetensors"
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: updates done.
+        seconds: spent on them.
+        sums: what the next line of metrics.jsonl has gathered so far.
+        scaler: state of fp16's loss scaling; empty otherwise.
+        config: of the run, as plain values.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    timestep_sampler: TimestepSampler,
+    progress: Progress,
+) -> None:
+    """Write the training state into a folder that is made for it.
+
+    Args:
+        folder: does not exist yet.
+        network: the trained weights, not their average.
+        optimizer: whose moments are kept; its settings come from the configuration.
+        timestep_sampler: what it has learnt of the losses.
+        progress: how far the run is.
+    """
+    folder.mkdir(parents=True)
+    _save(network.state_dict(), folder / NETWORK)
+    per_parameter = optimizer.state_dict()["state"]
+    _save(
+        {f"{index}.{name}": value for index, of in per_parameter.items() for name, value in of.items()},
+        folder / OPTIMIZER,
+    )
+    _save(timestep_sampler.state_dict(), folder / SAMPLER)
+    (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=2))
+
+
+def load_progress(folder: Path) -> Progress:
+    """Read how far the run was."""
+    return Progress(**json.loads((folder / PROGRESS).read_text()))
+
+
+def load_state(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, timestep_sampler: TimestepSampler
+) -> None:
+    """Put the saved state into objects made from the same configuration."""
+    network.load_state_dict(load_file(folder / NETWORK))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / OPTIMIZER).items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    timestep_sampler.load_state_dict(load_file(folder / SAMPLER))
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)

@@ -1,0 +1,45 @@
+"""Train a diffusion model: accelerate launch training/train.py --config configs/digits.yaml [section.key=value …]"""
+
+import argparse
+
+from ddpm_hf import cli
+from ddpm_hf.config import load_config
+from ddpm_hf.errors import UserError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
+    parser.add_argument("--model_type", choices=["ddpm"], help="kind of model; the same as model_type=…")
+    parser.add_argument(
+        "--resume", metavar="latest|FOLDER", help="go on from the newest complete checkpoint, or from one"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="check everything, say what would be done, take no step")
+    parser.add_argument("--eval_only", action="store_true", help="evaluate the model of the run instead of training it")
+    parser.add_argument("--benchmark", action="store_true", help="compute the figures of the benchmark section")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train as the configuration says."""
+    model_type = [f"model_type={arguments.model_type}"] if arguments.model_type else []
+    config = load_config(arguments.config, [*model_type, *arguments.overrides])
+    if arguments.eval_only or arguments.benchmark:
+        raise UserError(
+            "--eval_only, --benchmark: this version trains and samples, it cannot evaluate yet; leave them out"
+        )
+
+    from ddpm_hf.training import Trainer  # seconds to import: a wrong file is reported before
+
+    trainer = Trainer(config, arguments.resume)
+    if not arguments.dry_run:
+        trainer.train()
+    elif trainer.accelerator.is_main_process:
+        print(config.to_yaml())
+        print(trainer.describe())
+
+
+if __name__ == "__main__":
+    cli.run(make_parser(), main)
