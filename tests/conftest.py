@@ -6,4 +6,6 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_DATASETS_
 
 from jaxtyping import install_import_hook
 
-install_import_hook("ddpm_hf", "beartype.beartype")
+# where tensors are; the configuration is checked by pydantic
+PACKAGES = ("data", "losses", "models", "pipelines", "schedulers", "training")
+install_import_hook([f"ddpm_hf.{package}" for package in PACKAGES], "beartype.beartype")

@@ -107,15 +107,15 @@ def _read_file(path: Path) -> tuple[dict[str, Any], _Places, list[str]]:
         raise UserError(f"{path}: {error.strerror or error}; YAML files in that folder: {others}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}:1: given {_shown(values)}; allowed: sections such as `training:` with keys below them")
     found = list(_walk(node, (), path, places)) if node is not None else []

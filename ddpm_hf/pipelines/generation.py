@@ -65,9 +65,8 @@ def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folde
     missing = [index for index in range(num_samples) if not _file(folder, index).exists()]
     own = missing[state.process_index :: state.num_processes]
     pipeline.set_progress_bar_config(disable=True)
-    with tqdm(
-        total=len(own), desc="sampling", unit="img", disable=not state.is_main_process, dynamic_ncols=True
-    ) as bar:
+    quiet = not state.is_main_process or not own
+    with tqdm(total=len(own), desc="sampling", unit="img", disable=quiet, dynamic_ncols=True) as bar:
         for start in range(0, len(own), batch_size):
             indices = own[start : start + batch_size]
             output: Any = pipeline(

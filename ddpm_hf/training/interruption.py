@@ -4,8 +4,6 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from typing_extensions import Self
-
 
 class Interrupted(Exception):  # noqa: N818  (an order, not an error)
     """A run has stopped as asked, with a checkpoint; exit code 128 + signal, as shells expect.
@@ -35,7 +33,7 @@ class StopSignals:
         self.received = signal_number
         self._restore()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignals":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
         return self

@@ -1,0 +1,48 @@
+# Everything a newcomer needs: `make demo` and `make test` set up a .venv of their own and run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Pinned versions of everything; an unpinned torch would bring several GB of CUDA to a machine without a GPU.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/one_process.yaml
+RUN := runs/digits
+
+.PHONY: demo test test-slow style quality schema clean
+
+demo: $(VENV)/.installed  ## train on the digits and sample them, in about five minutes on two cores
+	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
+	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16
+
+test: $(VENV)/.installed-test  ## every fast test, offline
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test  ## the end-to-end tests
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+style: $(VENV)/.installed-test  ## mend formatting and what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(VENV)/.installed-test  ## check formatting, lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+schema: $(VENV)/.installed  ## write the JSON schema that editors check the YAML files with
+	$(BIN)/python -m ddpm_hf.config > configs/schema.json
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch by itself first: its pin decides which build is taken
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) --editable ".[test,quality]"
+	touch $@
+
+clean:  ## remove what make made, but no runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

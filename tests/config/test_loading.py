@@ -1,0 +1,229 @@
+"""Reading a configuration: the user's document verbatim, and every mistake at its place."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ddpm_hf.config import Config, load_config
+from ddpm_hf.config.root import json_schema
+from ddpm_hf.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+DOCUMENT = """
+training:
+  num_epochs: 2000
+  batch_size: 128
+  learning_rate: 2e-4
+  beta1: 0.9
+  beta2: 0.999
+  ema_decay: 0.9999
+  scheduler:
+    type: "cosine"
+    warmup_steps: 1000
+    min_lr: 1e-6
+model_config:
+  time_steps: 1000
+  beta_start: 0.0001
+  beta_end: 0.02
+  image_size: 32
+  image_channels: 3
+  hidden_channels: 128
+  num_res_blocks: 3
+  dropout: 0.1
+loss_config:
+  loss_type: "mse"
+  mse_weight: 1.0
+  use_time_weighting: true
+  time_weight_type: "snr"
+  time_weight_params:
+    min_weight: 0.1
+    max_weight: 1.0
+benchmark:
+  n_samples: 50000
+  batch_size: 128
+  metrics:
+    fid: true
+    inception_score: true
+    ssim: true
+    psnr: true
+  save_samples: true
+  save_metrics: true
+"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Load a configuration from text and overrides."""
+
+    def read(text: str, *overrides: str) -> Config:
+        file = tmp_path / "run.yaml"
+        file.write_text(text)
+        return load_config(file, overrides)
+
+    return read
+
+
+def mistakes(read, text: str, *overrides: str) -> list[str]:
+    """The lines of the error, without the first and without the file's folder."""
+    with pytest.raises(UserError) as caught:
+        read(text, *overrides)
+    return [line.strip().split("/")[-1] for line in str(caught.value).splitlines()[1:]]
+
+
+def given_in(document: dict, config: dict) -> dict:
+    """The part of a configuration that a document speaks of."""
+    return {
+        key: given_in(value, config[key]) if isinstance(value, dict) else config[key] for key, value in document.items()
+    }
+
+
+def test_the_users_document_loads_verbatim_with_its_values(read):
+    document = yaml.safe_load(DOCUMENT.replace("2e-4", "0.0002").replace("1e-6", "0.000001"))
+    assert given_in(document, read(DOCUMENT).to_dict()) == document
+
+
+@pytest.mark.parametrize("section", ["training", "model_config", "loss_config", "benchmark"])
+def test_each_section_of_the_document_loads_alone(read, section):
+    document = yaml.safe_load(DOCUMENT.replace("2e-4", "0.0002").replace("1e-6", "0.000001"))[section]
+    assert given_in(document, read(yaml.safe_dump({section: document})).to_dict()[section]) == document
+
+
+@pytest.mark.parametrize("text", ["", "training:", "training: {}", "# nothing"])
+def test_what_is_left_out_is_the_default(read, text):
+    assert read(text).model_copy(update={"output_dir": None}) == Config()
+
+
+def test_the_run_folder_is_named_after_the_file(read):
+    assert read("").output_dir == str(Path("runs") / "run")
+    assert read("output_dir: elsewhere").output_dir == "elsewhere"
+
+
+@pytest.mark.parametrize("number", ["2e-4", "2E-4", "2.0e-4", ".2e-3", "+2e-4", "0.0002"])
+def test_numbers_in_every_notation_arrive_as_numbers(read, number):
+    assert read(f"training: {{learning_rate: {number}}}").training.learning_rate == pytest.approx(2e-4)
+
+
+def test_overrides_win_over_the_file(read):
+    config = read(DOCUMENT, "training.batch_size=64", "training.scheduler.min_lr=2e-6", "dataset.name=some/images")
+    assert (config.training.batch_size, config.training.scheduler.min_lr) == (64, 2e-6)
+    assert (config.dataset.name, config.training.beta2) == ("some/images", 0.999)
+
+
+def test_the_resolved_configuration_loads_to_itself(read):
+    config = read(DOCUMENT, "training.num_steps=7", "model_config.attention_levels=[]")
+    assert read(config.to_yaml()) == config
+
+
+def test_all_mistakes_are_reported_at_once_each_at_its_place(read):
+    text = """training:
+  learning_rat: 2e-4
+  batch_size: -3
+  scheduler:
+    type: cosin
+model_config:
+  image_size: 33
+  dropout: 0.2
+  dropout: 1.5
+  hidden_channels: 100
+learning_rate: 1
+"""
+    assert mistakes(read, text, "training.beta1=yes", "nonsense", "training.batch=3") == [
+        "run.yaml:2: training.learning_rat: unknown key (given 0.0002); did you mean learning_rate?",
+        "run.yaml:3: training.batch_size: given -3; allowed: at least 1",
+        "run.yaml:5: training.scheduler.type: given 'cosin'; allowed: 'cosine', 'linear', 'step', 'exponential' or "
+        "'constant'",
+        "run.yaml:7: model_config.image_size: given 33; allowed: a multiple of 16, which 5 levels halve 4 times; or "
+        "fewer channel_multipliers",
+        "run.yaml:9: model_config.dropout: given twice, first in line 8; allowed: once",
+        "run.yaml:9: model_config.dropout: given 1.5; allowed: at most 1",
+        "run.yaml:10: model_config.hidden_channels: given 100; allowed: a multiple of norm_groups (32); or other "
+        "norm_groups",
+        "run.yaml:11: learning_rate: unknown key (given 1); did you mean training.learning_rate?",
+        "command line: given 'nonsense'; allowed: section.key=value, e.g. training.batch_size=64",
+        "command line: training.beta1: given True; allowed: a number, not true or false",
+        "command line: training.batch: unknown key (given 3); did you mean batch_size?",
+    ]
+
+
+def test_a_mistake_does_not_make_others_out_of_defaults(read):
+    # with the default of five levels, 20 would not be a multiple of 16
+    text = "model_config:\n  image_size: 20\n  channel_multipliers: [1, x]\n  attention_levels: []\n"
+    assert [line.split(":")[1] for line in mistakes(read, text)] == ["3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model_config: {norm_groups: 48}",
+        "model_config: {attention_levels: [5]}",
+        "model_config: {attention_head_dim: 48}",
+        "model_config: {beta_end: 0.00001}",
+        "model_config: {channel_multipliers: []}",
+        "training: {batch_size: 10, gradient_accumulation_steps: 3}",
+        "training: {learning_rate: 1e-7}",
+        "training: {ema_decay: 1.0}",
+        "training: {num_steps: 1.5}",
+        "training: {learning_rate: .nan}",
+        "training: {max_grad_norm: .inf}",
+        "training: 3",
+        "seed: -1",
+        "hub: {repo_id: 'a b'}",
+    ],
+)
+def test_what_cannot_work_is_one_mistake(read, text):
+    assert len(mistakes(read, text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "- 1", "just words", "a: !!python/object/apply:os.system ['touch hacked']", "a: &a [*a]", "\x00"],
+)
+def test_what_is_no_configuration_is_refused_and_runs_nothing(read, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        read(text)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_missing_file_is_told_with_its_neighbours(tmp_path):
+    (tmp_path / "there.yaml").touch()
+    with pytest.raises(UserError, match=r"nope\.yaml: No such file.*there\.yaml"):
+        load_config(tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(recipe):
+    assert load_config(recipe).output_dir == str(Path("runs") / recipe.stem)
+
+
+def test_the_default_network_has_the_five_levels_of_the_document():
+    model = load_config(REPOSITORY / "configs" / "ddpm_config.yaml").model
+    assert model.block_out_channels == (128, 128, 256, 256, 512)
+    assert model.attention_levels == (3,)
+    assert model == Config().model
+
+
+def test_the_schema_for_editors_is_current():
+    assert (REPOSITORY / "configs" / "schema.json").read_text() == json_schema(), "run: make schema"
+
+
+def test_every_field_is_documented():
+    def undocumented(schema: dict, path: str = "") -> list[str]:
+        here = [
+            f"{path}.{name}"
+            for name, field in schema.get("properties", {}).items()
+            if "description" not in field and "$ref" not in field
+        ]
+        return here + [each for name, part in schema.get("$defs", {}).items() for each in undocumented(part, name)]
+
+    assert undocumented(Config.model_json_schema()) == []
+
+
+def test_reading_a_configuration_loads_no_torch():
+    code = "import sys, ddpm_hf.config; assert not {'torch', 'diffusers', 'datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
