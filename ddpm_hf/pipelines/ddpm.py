@@ -25,8 +25,12 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
+from .editing import Editing
 from .images import check_output_type, to_output
+from .inpainting import Inpainting
+from .samplers import make_sampler, set_num_steps
 
 Generators = torch.Generator | list[torch.Generator] | None
 Labels = int | Sequence[int] | torch.Tensor | None
@@ -45,7 +49,7 @@ class Intermediate:
         x_0: the image that it predicted then, in the same form.
     """
 
-    timestep: float
+    timestep: int | float  # between two of them in some samplers
     x_t: torch.Tensor
     x_0: torch.Tensor
 
@@ -59,10 +63,11 @@ class DDPMPipelineOutput(ImagePipelineOutput):
         intermediates: the steps that `return_intermediates` asked for, from noise to image.
     """
 
+    images: list[Image.Image] | np.ndarray | torch.Tensor  # type: ignore[assignment]  # the parent's type leaves "pt" out
     intermediates: list[Intermediate] | None = None
 
 
-class DDPMPipeline(StockDDPMPipeline):
+class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
     """Unconditional and class-conditional sampling (DDPM, algorithm 2, or the pipeline's own scheduler).
 
     Saved folders name only diffusers' classes. Images and noise are float32 whatever the network's dtype.
@@ -90,6 +95,7 @@ class DDPMPipeline(StockDDPMPipeline):
         seeds: Sequence[int] | None = None,
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
+        sampler: str | None = None,
         callback_on_step_end: Callback | None = None,
         return_intermediates: int = 0,
     ) -> DDPMPipelineOutput | tuple[Any, ...]:
@@ -99,13 +105,13 @@ class DDPMPipeline(StockDDPMPipeline):
             batch_size: number of images; None is one for each seed, generator or label given, else 1.
             generator: one for all images, or a list of one for each; then an image does not depend on its batch.
             num_inference_steps: in [1, T]; None is 1000, or T if that is less.
-            output_type: "pil"; or, in [0, 1], "np" for (batch, height, width, channels), "pt" for (batch, channels, height,
-                width).
+            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
             return_dict: False for a plain tuple.
             seeds: one for each image, instead of generators; the noise is then the same on every device.
             class_labels: one for all images or one for each; for a class-conditional network.
             guidance_scale: w of classifier-free guidance, eps_none + w (eps_label - eps_none); 1 is no guidance. The
                 network's last class is the one that stands for no label.
+            sampler: one of `samplers.SAMPLERS` instead of the pipeline's own scheduler.
             callback_on_step_end: called with the pipeline, the step's index, its timestep, and `sample` (what the step
                 made) and `pred_original_sample` in a dictionary; a `sample` in what it returns takes its place.
             return_intermediates: number of evenly spaced steps to return besides, the first and the last among them.
@@ -116,16 +122,19 @@ class DDPMPipeline(StockDDPMPipeline):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        batch_size, generator = _check_batch(batch_size, generator, seeds, class_labels)
+        batch_size, generator = self._check_batch(batch_size, generator, seeds, class_labels)
         channels, *size = self._image_shape
         check_output_type(output_type, channels)
+        if return_intermediates < 0:
+            raise ValueError(f"return_intermediates is {return_intermediates}; possible is 0 or more")
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
-        self._set_timesteps(self.scheduler, num_inference_steps)
+        scheduler = self.scheduler if sampler is None else self._sampler(sampler)
+        T = scheduler.config.num_train_timesteps
+        set_num_steps(scheduler, min(DEFAULT_NUM_STEPS, T) if num_inference_steps is None else num_inference_steps)
         noise = randn_tensor((batch_size, channels, *size), generator, self._execution_device, torch.float32)
         x_0, intermediates = self._denoise(
-            noise * self.scheduler.init_noise_sigma,
-            self.scheduler,
-            self.scheduler.timesteps,
+            noise,
+            scheduler,
             generator=generator,
             labels=labels,
             guidance_scale=guidance_scale,
@@ -134,14 +143,13 @@ class DDPMPipeline(StockDDPMPipeline):
         )
         images = to_output(x_0, output_type)
         if return_dict:
-            return DDPMPipelineOutput(images=images, intermediates=intermediates)  # type: ignore[arg-type]  # or a tensor
+            return DDPMPipelineOutput(images=images, intermediates=intermediates)
         return (images,) if intermediates is None else (images, intermediates)
 
     def _denoise(
         self,
         x_t: torch.Tensor,
         scheduler: Any,
-        timesteps: torch.Tensor,
         *,
         generator: Generators,
         labels: torch.Tensor | None,
@@ -149,7 +157,9 @@ class DDPMPipeline(StockDDPMPipeline):
         callback: Callback | None = None,
         num_intermediates: int = 0,
     ) -> tuple[torch.Tensor, list[Intermediate] | None]:
-        """Step x_t down the timesteps."""
+        """Step x_t, as eq. 4 has it at the first of the scheduler's timesteps, down all of them."""
+        timesteps = scheduler.timesteps
+        x_t = x_t / scheduler.scale_model_input(torch.ones(1, device=x_t.device), timesteps[0])  # as it scales its x_t
         arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         shown = set(np.linspace(0, len(timesteps) - 1, num_intermediates).round().astype(int).tolist())
         intermediates = []
@@ -206,12 +216,31 @@ class DDPMPipeline(StockDDPMPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
-    def _set_timesteps(self, scheduler: Any, num_inference_steps: int | None) -> None:
-        T = scheduler.config.num_train_timesteps
-        num_steps = min(DEFAULT_NUM_STEPS, T) if num_inference_steps is None else num_inference_steps
-        if not 1 <= num_steps <= T:
-            raise ValueError(f"num_inference_steps is {num_steps}; possible are 1 to {T}, the steps it was trained for")
-        scheduler.set_timesteps(num_steps)
+    def _sampler(self, name: str) -> Any:
+        return _our_scheduler(make_sampler(name, self.scheduler))
+
+    @staticmethod
+    def _check_batch(
+        batch_size: int | None, generator: Generators, seeds: Sequence[int] | None, class_labels: Labels
+    ) -> tuple[int, Generators]:
+        """The number of images that all arguments agree on, and their generators."""
+        if seeds is not None:
+            if generator is not None:
+                raise ValueError("both seeds and generator were given; give one of them")
+            generator = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+        counts = {"generator" if seeds is None else "seeds": len(generator)} if isinstance(generator, list) else {}
+        if class_labels is not None and not isinstance(class_labels, int):
+            counts["class_labels"] = len(class_labels)
+        if batch_size is None:
+            batch_size = next(iter(counts.values()), 1)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; possible is 1 or more")
+        for name, count in counts.items():
+            if count != batch_size:
+                raise ValueError(
+                    f"{count} {name} for {batch_size} images; give one for each image, or change batch_size"
+                )
+        return batch_size, generator
 
     def _check_labels(self, class_labels: Labels, batch_size: int, guidance_scale: float) -> torch.Tensor | None:
         """Labels as a tensor of one for each image."""
@@ -277,27 +306,6 @@ def _find(module: str) -> Any:
         return importlib.import_module(module) if importlib.util.find_spec("ddpm_hf") else None
     except ModuleNotFoundError:
         return None
-
-
-def _check_batch(
-    batch_size: int | None, generator: Generators, seeds: Sequence[int] | None, class_labels: Labels
-) -> tuple[int, Generators]:
-    """The number of images that all arguments agree on, and their generators."""
-    if seeds is not None:
-        if generator is not None:
-            raise ValueError("both seeds and generator were given; give one of them")
-        generator = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-    counts = {"generator" if seeds is None else "seeds": len(generator)} if isinstance(generator, list) else {}
-    if class_labels is not None and not isinstance(class_labels, int):
-        counts["class_labels"] = len(class_labels)
-    if batch_size is None:
-        batch_size = next(iter(counts.values()), 1)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; possible is 1 or more")
-    for name, count in counts.items():
-        if count != batch_size:
-            raise ValueError(f"{count} {name} for {batch_size} images; give one for each image, or change batch_size")
-    return batch_size, generator
 
 
 def _predicted_x_0(scheduler: Any, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

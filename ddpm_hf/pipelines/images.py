@@ -50,7 +50,7 @@ def to_output(x_0: torch.Tensor, output_type: str | None) -> list[Image.Image] |
     return [Image.fromarray(image[:, :, 0] if mode == "L" else image) for image in levels]
 
 
-def to_input(images: Images, channels: int, size: tuple[int, int]) -> torch.Tensor:
+def to_input(images: Images, channels: int, size: tuple[int, int], what: str = "images") -> torch.Tensor:
     """Turn images that a person gives into what a model of this shape was trained on.
 
     Args:
@@ -58,6 +58,7 @@ def to_input(images: Images, channels: int, size: tuple[int, int]) -> torch.Tens
             uint8, "pt" in [0, 1]).
         channels: of the model.
         size: height and width of the model's images, in pixels.
+        what: what to call them in an error.
 
     Returns:
         (batch, channels, height, width) in [-1, 1].
@@ -72,27 +73,31 @@ def to_input(images: Images, channels: int, size: tuple[int, int]) -> torch.Tens
     elif isinstance(images, np.ndarray):
         scale = 255 if images.dtype == np.uint8 else 1
         if images.ndim != 4:
-            raise ValueError(f"images have shape {images.shape}; possible is (batch, height, width, channels)")
+            raise ValueError(f"{what}: shape {images.shape}; possible is (batch, height, width, channels)")
         pixels = torch.from_numpy(images.astype(np.float32) / scale).permute(0, 3, 1, 2)
     else:
-        pixels = torch.stack([_pixels(image, channels) for image in images])
-    shape = (channels, *size)
-    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
-        given = tuple(pixels.shape[1:]) if pixels.ndim == 4 else f"{pixels.ndim} dimensions"
+        pixels = torch.stack([_pixels(image, channels, size, what) for image in images])
+    if tuple(pixels.shape[1:]) != (channels, *size):
         raise ValueError(
-            f"images have {given}; the model's are {shape} (channels, height, width): resize or crop them first"
+            f"{what}: shape {tuple(pixels.shape)}; possible is (batch, {channels}, {size[0]}, {size[1]}), the model's"
+            " (batch, channels, height, width): resize or crop first"
         )
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images range from {low:g} to {high:g}; possible is 0 to 1, or uint8 arrays, or PIL images")
+        raise ValueError(f"{what}: values from {low:g} to {high:g}; possible is 0 to 1, or uint8 arrays, or PIL images")
     return pixels * 2 - 1
 
 
-def _pixels(image: Image.Image, channels: int) -> torch.Tensor:
+def _pixels(image: Image.Image, channels: int, size: tuple[int, int], what: str) -> torch.Tensor:
     mode = PIL_MODES.get(channels)
     if image.mode != mode:
         raise ValueError(
-            f"an image has mode {image.mode!r}; the model's is {mode!r}: image.convert({mode!r}) makes it so"
+            f"{what}: mode {image.mode!r}; possible is {mode!r}, the model's: image.convert({mode!r}) makes it so"
         )
-    array = np.array(image, dtype=np.float32).reshape(image.height, image.width, channels)
+    if (image.height, image.width) != size:
+        raise ValueError(
+            f"{what}: {image.width} x {image.height} pixels; possible is {size[1]} x {size[0]}, the model's:"
+            f" image.resize({size[::-1]}) makes it so"
+        )
+    array = np.array(image, dtype=np.float32).reshape(*size, channels)
     return torch.from_numpy(array / 255).permute(2, 0, 1)

@@ -1,0 +1,288 @@
+"""What a trained model does to images: encode, reconstruct, interpolate and vary them.
+
+Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from .images import Images, check_output_type, to_input, to_output
+from .samplers import timesteps_down
+
+INVERSION_ROUNDS = 3
+"""Network evaluations for a step of DDIM's inverse: the equation for x_t is implicit and solved by fixed point."""
+
+
+class Editing:
+    """Operations on images for a pipeline with `unet`, `scheduler` and `_denoise`."""
+
+    @torch.no_grad()
+    def encode(
+        self: Any,
+        images: Images,
+        num_inference_steps: int | None = None,
+        timestep: int | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Find the x_t from which DDIM makes these images: its inverse (Song et al., section 4.3).
+
+        Args:
+            images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
+            num_inference_steps: in [1, timestep + 1]; None is all of them.
+            timestep: t, in [0, T); None is T - 1.
+            class_labels: one for all images or one for each; for a class-conditional network.
+
+        Returns:
+            x_t, (batch, channels, height, width); `decode` with the same arguments makes the images of it.
+
+        Raises:
+            ValueError: an argument is not possible for this model.
+        """
+        x_t = self._input(images)
+        labels = self._check_labels(class_labels, len(x_t), guidance_scale=1)
+        ddim = self._ddim(timestep, num_inference_steps)
+        with self._sampling():
+            for t in self.progress_bar(ddim.timesteps.flip(0)):
+                x_s = x_t
+                for _ in range(INVERSION_ROUNDS):
+                    x_t = ddim.inverse_step(self._predict(x_t, t, labels, 1.0, ddim), t, x_s, guess=x_t)
+        return x_t
+
+    @torch.no_grad()
+    def decode(
+        self: Any,
+        latents: torch.Tensor,
+        num_inference_steps: int | None = None,
+        timestep: int | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        output_type: str | None = "pil",
+    ) -> Any:
+        """Make images of x_t by DDIM, without clipping x_0, so that `encode` is its inverse.
+
+        Args:
+            latents: x_t, as `encode` returns it, or noise.
+            num_inference_steps: in [1, timestep + 1]; None is all of them.
+            timestep: t, in [0, T); None is T - 1.
+            class_labels: one for all images or one for each; for a class-conditional network.
+            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+
+        Raises:
+            ValueError: an argument is not possible for this model.
+        """
+        check_output_type(output_type, self._image_shape[0])
+        if tuple(latents.shape[1:]) != self._image_shape:
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)}; the model's are (batch, *{self._image_shape})"
+            )
+        labels = self._check_labels(class_labels, len(latents), guidance_scale=1)
+        x_t = latents.to(self._execution_device, torch.float32)
+        ddim = self._ddim(timestep, num_inference_steps)
+        return to_output(self._denoise(x_t, ddim, generator=None, labels=labels, guidance_scale=1.0)[0], output_type)
+
+    @torch.no_grad()
+    def reconstruct(
+        self: Any,
+        images: Images,
+        timestep: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str | None = "pil",
+        *,
+        seeds: Sequence[int] | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Any:
+        """Noise images to x_t and denoise them again by ancestral sampling, from that same t (DDPM, section 4.3).
+
+        Args:
+            images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
+            timestep: t, in [0, T).
+            generator: one for all images, or a list of one for each.
+            num_inference_steps: in [1, timestep + 1]; None is all of them.
+            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+            seeds: one for each image, instead of generators.
+            class_labels: one for all images or one for each; for a class-conditional network.
+            guidance_scale: of classifier-free guidance; 1 is none.
+
+        Raises:
+            ValueError: an argument is not possible for this model.
+        """
+        check_output_type(output_type, self._image_shape[0])
+        x_0 = self._input(images)
+        _, generator = self._check_batch(len(x_0), generator, seeds, class_labels)
+        labels = self._check_labels(class_labels, len(x_0), guidance_scale)
+        ancestral = self._ancestral(timestep, num_inference_steps)
+        eps = randn_tensor(x_0.shape, generator, x_0.device, torch.float32)
+        x_t = ancestral.add_noise(x_0, eps, torch.tensor([timestep], device=x_0.device))
+        x_0, _ = self._denoise(x_t, ancestral, generator=generator, labels=labels, guidance_scale=guidance_scale)
+        return to_output(x_0, output_type)
+
+    def img2img(
+        self: Any,
+        images: Images,
+        strength: float = 0.5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str | None = "pil",
+        *,
+        seeds: Sequence[int] | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Any:
+        """Vary images, or make real ones of sketches (SDEdit, Meng et al., algorithm 1).
+
+        Args:
+            images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
+            strength: share of the T steps that is done again, in (0, 1]; at 1 nothing of the images is left.
+            generator: one for all images, or a list of one for each.
+            num_inference_steps: in [1, strength * T]; None is all of them.
+            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+            seeds: one for each image, instead of generators.
+            class_labels: one for all images or one for each; for a class-conditional network.
+            guidance_scale: of classifier-free guidance; 1 is none.
+
+        Raises:
+            ValueError: an argument is not possible for this model.
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}; possible is more than 0, up to 1")
+        timestep = max(round(strength * self.scheduler.config.num_train_timesteps), 1) - 1
+        return self.reconstruct(
+            images,
+            timestep,
+            generator,
+            num_inference_steps,
+            output_type,
+            seeds=seeds,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+        )
+
+    @torch.no_grad()
+    def interpolate(
+        self: Any,
+        a: Images | int,
+        b: Images | int,
+        num_steps: int = 8,
+        timestep: int | None = None,
+        method: Literal["ddpm", "ddim"] = "ddim",
+        *,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        output_type: str | None = "pil",
+    ) -> Any:
+        """Lead from one image to another over images that the model finds likely.
+
+        "ddpm" mixes the two x_t linearly and denoises the mixture by ancestral sampling (DDPM, section 4.3). Both x_t,
+        and all reverse steps, have the noise of one seed, so that a mixture has the variance that eq. 4 gives x_t.
+        "ddim" mixes the two encoded x_t spherically and decodes the mixture (Song et al., section 5.3).
+
+        Args:
+            a: where lambda is 0: one image, or (with "ddim") a seed.
+            b: where lambda is 1: the same kind.
+            num_steps: number of images, a's and b's reconstructions among them; at least 2.
+            timestep: t, in [0, T): the higher, the further from a and b; None is T // 2 for "ddpm", T - 1 for "ddim".
+            method: "ddpm" or "ddim".
+            seed: of the noise of "ddpm".
+            num_inference_steps: in [1, timestep + 1]; None is all of them.
+            class_labels: one for all images or one for each; for a class-conditional network.
+            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+
+        Raises:
+            ValueError: an argument is not possible for this model.
+        """
+        if num_steps < 2:
+            raise ValueError(f"num_steps is {num_steps}; possible is 2 or more, for the two ends")
+        if method not in ("ddpm", "ddim"):
+            raise ValueError(f"method is {method!r}; possible are 'ddpm' and 'ddim'")
+        seeds = [end for end in (a, b) if isinstance(end, int)]
+        if len(seeds) == 1 or (seeds and (method == "ddpm" or timestep is not None)):
+            raise ValueError("give two images, or two seeds with method 'ddim' and no timestep")
+        weights = torch.linspace(0, 1, num_steps, device=self._execution_device).reshape(-1, 1, 1, 1)
+        if method == "ddpm":
+            mixed = (1 - weights) * self._one(a) + weights * self._one(b)
+            t = self.scheduler.config.num_train_timesteps // 2 if timestep is None else timestep
+            return self.reconstruct(
+                ((mixed + 1) / 2).clamp(0, 1),
+                t,
+                None,
+                num_inference_steps,
+                output_type,
+                seeds=[seed] * num_steps,
+                class_labels=class_labels,
+            )
+        if seeds:
+            ends = torch.cat([self._noise(1, [torch.Generator("cpu").manual_seed(end)]) for end in seeds])
+        else:
+            both = (torch.cat([self._one(a), self._one(b)]) + 1) / 2
+            of_ends = (
+                class_labels
+                if class_labels is None or isinstance(class_labels, int)
+                else class_labels[:: num_steps - 1]
+            )
+            ends = self.encode(both, num_inference_steps, timestep, of_ends)
+        mixed = slerp(ends[:1], ends[1:], weights)
+        return self.decode(mixed, num_inference_steps, timestep, class_labels, output_type)
+
+    def _input(self: Any, images: Images) -> torch.Tensor:
+        channels, height, width = self._image_shape
+        return to_input(images, channels, (height, width)).to(self._execution_device)
+
+    def _one(self: Any, image: Images) -> torch.Tensor:
+        x_0 = self._input(image)
+        if len(x_0) != 1:
+            raise ValueError(f"interpolation is between two images; {len(x_0)} were given for one of them")
+        return x_0
+
+    def _noise(self: Any, batch_size: int, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+        return randn_tensor((batch_size, *self._image_shape), generator, self._execution_device, torch.float32)
+
+    def _ddim(self: Any, timestep: int | None, num_steps: int | None) -> Any:
+        start, num_steps = self._check_start(timestep, num_steps)
+        ddim = self._sampler("ddim")
+        ddim.register_to_config(clip_sample=False, thresholding=False)
+        ddim.set_timesteps(timesteps=timesteps_down(start, num_steps))
+        return ddim
+
+    def _ancestral(self: Any, timestep: int, num_steps: int | None) -> Any:
+        start, num_steps = self._check_start(timestep, num_steps)
+        ancestral = self._sampler("ddpm")
+        # Down to 0, not beyond: diffusers' own scheduler adds noise in a last step from above 0.
+        steps = np.linspace(start, 0, num_steps).round().astype(int).tolist()
+        ancestral.set_timesteps(timesteps=steps)
+        return ancestral
+
+    def _check_start(self: Any, timestep: int | None, num_steps: int | None) -> tuple[int, int]:
+        T = self.scheduler.config.num_train_timesteps
+        start = T - 1 if timestep is None else timestep
+        if not 0 <= start < T:
+            raise ValueError(f"timestep is {start}; possible are 0 to {T - 1}")
+        num_steps = start + 1 if num_steps is None else num_steps
+        if not 1 <= num_steps <= start + 1:
+            raise ValueError(f"num_inference_steps is {num_steps}; possible are 1 to {start + 1} from timestep {start}")
+        return start, num_steps
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Interpolate along the arc between two vectors (Shoemake, "Animating Rotation with Quaternion Curves").
+
+    Args:
+        a: where the weight is 0; (1, channels, height, width).
+        b: where the weight is 1.
+        weights: in [0, 1], (steps, 1, 1, 1).
+
+    Returns:
+        (steps, channels, height, width); the ends are a and b to the bit.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).clamp(-1, 1)
+    angle = torch.arccos(cosine).to(torch.float32)
+    if angle < 1e-4 or angle > torch.pi - 1e-4:  # no arc between them, or no single one
+        mixed = (1 - weights) * a + weights * b
+    else:
+        mixed = (torch.sin((1 - weights) * angle) * a + torch.sin(weights * angle) * b) / torch.sin(angle)
+    return torch.where(weights == 0, a, torch.where(weights == 1, b, mixed))

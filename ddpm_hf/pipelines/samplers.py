@@ -1,0 +1,195 @@
+"""Samplers by name: diffusers' schedulers, set up to run the same diffusion process as the model's own.
+
+Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
+"""
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler as StockDDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+
+def timesteps_down(start: int, num_steps: int) -> list[int]:
+    """Spread timesteps evenly from a start (the first of them) down to the clean image (after the last).
+
+    Args:
+        start: in [0, T).
+        num_steps: in [1, start + 1].
+    """
+    return [int(t) for t in np.linspace(start, -1, num_steps + 1).round()[:-1]]
+
+
+class DDIMScheduler(StockDDIMScheduler):
+    """DDIM with eta = 0 (Song et al., "Denoising Diffusion Implicit Models", eq. 12), and its inverse.
+
+    Each step leads to the next timestep that is visited. diffusers' own leads to t - T // steps, which is beside it
+    unless the number of steps divides T: 600 steps of 1000 would end far from the image.
+    """
+
+    stock_class = "DDIMScheduler"
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Choose the timesteps to visit.
+
+        Args:
+            num_inference_steps: so many, evenly from T - 1 down; in [1, T].
+            device: where the timesteps shall lie.
+            timesteps: these instead, falling.
+        """
+        T = self.config["num_train_timesteps"]
+        chosen = timesteps_down(T - 1, num_inference_steps or T) if timesteps is None else timesteps
+        self.num_inference_steps = len(chosen)  # type: ignore[assignment]  # the parent begins with None
+        self.timesteps = torch.tensor(chosen, device=device)
+
+    def step(  # type: ignore[override]  # nothing of eta, which is 0
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
+    ) -> SchedulerOutput:
+        """Go from x_t to x_s, s being the next timestep.
+
+        Args:
+            model_output: the network's prediction at x_t.
+            timestep: t.
+            sample: x_t.
+        """
+        (signal, noise), (next_signal, next_noise) = self._move(int(timestep))
+        x_0, eps = self._x_0_and_eps(model_output, sample, signal, noise)
+        return SchedulerOutput(prev_sample=next_signal * x_0 + next_noise * eps)
+
+    def inverse_step(
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, guess: torch.Tensor
+    ) -> torch.Tensor:
+        """Go from x_s back to the x_t whose step leads to it.
+
+        Args:
+            model_output: the network's prediction at the guess.
+            timestep: t.
+            sample: x_s.
+            guess: of x_t; where it is right, it is what is returned.
+        """
+        (signal, noise), (next_signal, next_noise) = self._move(int(timestep))
+        _, eps = self._x_0_and_eps(model_output, guess, signal, noise)
+        return signal * ((sample - next_noise * eps) / next_signal) + noise * eps
+
+    def _move(self, t: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Signal and noise, sqrt(alpha_bar) and sqrt(1 - alpha_bar), at t and at the next timestep."""
+        index = int((self.timesteps == t).nonzero()[0, 0])
+        alpha_bar = torch.cumprod(1 - self.betas.double(), dim=0)
+        here = float(alpha_bar[t])
+        there = float(alpha_bar[self.timesteps[index + 1]]) if index + 1 < len(self.timesteps) else 1.0
+        return (here**0.5, (1 - here) ** 0.5), (there**0.5, (1 - there) ** 0.5)
+
+    def _x_0_and_eps(
+        self, output: torch.Tensor, x_t: torch.Tensor, signal: float, noise: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        prediction_type = self.config["prediction_type"]
+        if prediction_type == "epsilon":
+            x_0 = (x_t - noise * output) / signal
+        elif prediction_type == "v_prediction":
+            x_0 = signal * x_t - noise * output
+        else:
+            x_0 = output
+        if self.config["thresholding"]:
+            x_0 = self._threshold_sample(x_0)
+        elif self.config["clip_sample"]:
+            x_0 = x_0.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
+        return x_0, (x_t - signal * x_0) / max(noise, 1e-12)  # so that they still make x_t where x_0 was clipped
+
+
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddpm": (DDPMScheduler, {"timestep_spacing": "linspace"}),
+    "ddim": (DDIMScheduler, {"set_alpha_to_one": True}),
+    "dpmsolver++": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"},
+    ),
+    "unipc": (UniPCMultistepScheduler, {"final_sigmas_type": "zero", "timestep_spacing": "linspace"}),
+    "heun": (HeunDiscreteScheduler, {"timestep_spacing": "trailing"}),
+    "euler": (EulerDiscreteScheduler, {"final_sigmas_type": "zero", "timestep_spacing": "trailing"}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}),
+}
+"""Every one begins at T - 1 and ends at the clean image."""
+
+
+def make_sampler(name: str, scheduler: Any) -> Any:
+    """Make a sampler of the process that another scheduler has: the same betas, prediction type and clipping of x_0.
+
+    Args:
+        name: a key of `SAMPLERS`.
+        scheduler: one of diffusers', such as the model was trained with.
+
+    Warns:
+        UserWarning: the sampler cannot clip x_0 as the scheduler does.
+
+    Raises:
+        ValueError: the sampler is unknown, or has nothing for the scheduler's prediction type or betas.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler is {name!r}; possible are {', '.join(SAMPLERS)}")
+    sampler_class, settings = SAMPLERS[name]
+    # A value that the scheduler took from its defaults is as much its own: without this mark, the sampler would put its
+    # own default in that place (0.00085 for beta_start, in the case of heun).
+    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    knows = inspect.signature(sampler_class).parameters
+    if config["prediction_type"] == "sample" and sampler_class in (
+        HeunDiscreteScheduler,
+        EulerDiscreteScheduler,
+        PNDMScheduler,
+    ):
+        raise ValueError(
+            f"sampler {name!r} cannot use a model that predicts x_0; ddpm, ddim, dpmsolver++ and unipc can"
+        )
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in knows:
+        raise ValueError(f"sampler {name!r} cannot begin without any signal; ddpm, ddim, dpmsolver++, unipc, euler can")
+
+    limit = config.get("clip_sample_range", 1.0)
+    if config.get("clip_sample") and not config.get("thresholding") and "clip_sample" not in knows:
+        if "thresholding" in knows and limit == 1:
+            settings = settings | {"thresholding": True, "sample_max_value": 1.0}  # clips, and scales by 1 / 1
+        else:
+            warnings.warn(f"sampler {name!r} does not clip the predicted x_0 to [-{limit}, {limit}]", stacklevel=2)
+    elif config.get("thresholding") and "thresholding" not in knows:
+        warnings.warn(f"sampler {name!r} does not threshold the predicted x_0", stacklevel=2)
+    if "variance_type" in knows and sampler_class is not DDPMScheduler:
+        settings = settings | {"variance_type": None}  # it never sees a learned variance
+    return sampler_class.from_config(config, **settings)
+
+
+def set_num_steps(scheduler: Any, num_inference_steps: int) -> None:
+    """Set the number of steps of any scheduler, exactly.
+
+    Args:
+        scheduler: one of diffusers'.
+        num_inference_steps: in [1, T].
+
+    Raises:
+        ValueError: the number is not possible, for any scheduler or for this one.
+    """
+    T = scheduler.config["num_train_timesteps"]
+    if not 1 <= num_inference_steps <= T:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}; possible are 1 to {T}, the steps it was trained for"
+        )
+    scheduler.set_timesteps(num_inference_steps)
+    even_only = isinstance(scheduler, PNDMScheduler) and scheduler.config["timestep_spacing"] != "leading"
+    # Where T / steps is not whole, diffusers' "trailing" may round itself a step below 0.
+    if (even_only and T % num_inference_steps) or int(scheduler.timesteps.min()) < 0:
+        possible = sorted((n for n in range(1, T + 1) if T % n == 0), key=lambda n: abs(n - num_inference_steps))
+        raise ValueError(
+            f"{type(scheduler).__name__} cannot take {num_inference_steps} even steps over T = {T};"
+            f" possible are {possible[0]} and {possible[1]}, or sampler 'ddim' with any number"
+        )
