@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
-from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
-from typing_extensions import Self
 
+from ddpm_hf.models.checks import check_config, check_input
 from ddpm_hf.models.initialization import initialize_ddpm
+from ddpm_hf.models.layers.attention import AttentionFunction, SelfAttentionBlock
+from ddpm_hf.models.layers.checkpointing import checkpoint_layer
+from ddpm_hf.models.layers.elementwise import NormSiLU
 from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
 from ddpm_hf.models.layers.residual import (
     AttentionDownBlock,
@@ -69,10 +71,12 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
     stock_class = "UNet2DModel"
     extra_fields = ("initialization",)
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ("ResidualBlock", "SelfAttentionBlock")  # type: ignore[assignment]
+    _no_split_modules = ("ResidualBlock", "SelfAttentionBlock")  # type: ignore[assignment]
     _skip_layerwise_casting_patterns = ("norm",)  # type: ignore[assignment]
 
     @register_to_config
-    def __init__(  # noqa: PLR0917  (the signature of UNet2DModel)
+    def __init__(
         self,
         sample_size: int | Sequence[int] | None = None,
         in_channels: int = 3,
@@ -105,9 +109,12 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         initialization: Literal["ddpm", "pytorch"] = "ddpm",
     ) -> None:
         super().__init__()
+        check_config(self.config)
         self.sample_size = sample_size
         self.center_input_sample = center_input_sample
         self.layers_per_block = layers_per_block
+        self.side_factor = 2 ** (len(block_out_channels) - 1)
+        self.num_train_timesteps = num_train_timesteps
         channels = block_out_channels[0]
         time_channels = time_embedding_dim or 4 * channels
         residual: dict[str, Any] = {"dropout": dropout, "norm_groups": norm_num_groups, "norm_eps": norm_eps}
@@ -122,7 +129,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         self.down_blocks = nn.ModuleList()
         skips = [channels]
         for level, (block_type, out) in enumerate(zip(down_block_types, block_out_channels, strict=True)):
-            has_attention = block_type == "AttnDownBlock2D"
+            has_attention = block_type.removeprefix("UNetRes") == "AttnDownBlock2D"
             make_block = partial(AttentionDownBlock, head_dim=attention_head_dim) if has_attention else ConvDownBlock
             self.down_blocks.append(
                 make_block(
@@ -149,7 +156,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
 
         self.up_blocks = nn.ModuleList()
         for level, (block_type, out) in enumerate(zip(up_block_types, reversed(block_out_channels), strict=True)):
-            has_attention = block_type == "AttnUpBlock2D"
+            has_attention = block_type.removeprefix("UNetRes") == "AttnUpBlock2D"
             make_block = partial(AttentionUpBlock, head_dim=attention_head_dim) if has_attention else ConvUpBlock
             self.up_blocks.append(
                 make_block(
@@ -163,46 +170,94 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
             )
             channels = out
 
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels, norm_eps)
+        self.conv_norm_out = NormSiLU(norm_num_groups, channels, norm_eps)
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
         if initialization == "ddpm":
             initialize_ddpm(self)
 
     @classmethod
-    def from_stock(cls, unet: UNet2DModel) -> Self:
+    def from_stock(cls, unet: UNet2DModel) -> "DDPMUNet":
         """Make ours of a stock network, around the same parameters: nothing is copied.
 
         Args:
-            unet: the stock network; training one trains the other.
+            unet: the stock network; what trains one trains the other.
         """
         with torch.device("meta"):
-            network: Self = cls.from_config(unet.config)  # type: ignore[assignment]
+            network: DDPMUNet = cls.from_config(unet.config)
+        for name, parameter in unet.named_parameters():
+            network.get_parameter(name).requires_grad_(parameter.requires_grad)
         network.load_state_dict(unet.state_dict(keep_vars=True), assign=True)
         return network.train(unet.training)
 
-    def forward(
-        self,
-        sample: Float[Tensor, "batch channels height width"],
-        timestep: Real[Tensor, " batch"] | Real[Tensor, ""] | Real[Tensor, " 1"] | float | int,
-        class_labels: Int[Tensor, " batch"] | None = None,
-        return_dict: bool = True,
-    ) -> UNet2DOutput | tuple[Float[Tensor, "batch out_channels height width"]]:
-        """Predict the noise in noisy images: epsilon_theta(x_t, t) of DDPM, eq. 11 (or what it was trained for).
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Tensor] | None = None) -> None:
+        """Keep only the inputs of every residual and attention block, and compute these again in the backward pass.
 
         Args:
-            sample: x_t; sides are multiples of 2 ** (levels - 1).
-            timestep: t, one for all images or one each.
-            class_labels: one each, for a network with classes.
-            return_dict: give `UNet2DOutput`, else a tuple.
+            gradient_checkpointing_func: called with a layer and its inputs; None is `checkpoint_layer`.
         """
+        # diffusers' own default is a local function, with which no model can be pickled
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or checkpoint_layer)
+
+    def set_attn_processor(self, processor: AttentionFunction) -> None:
+        """Choose the function that attends, in every attention block: this stands for diffusers' method of this name.
+
+        Args:
+            processor: takes query, key and value, each (batch, heads, positions, head_dim); gives the same shape. The
+                default is `ddpm_hf.models.layers.attention.attend`.
+
+        Raises:
+            ValueError: for one of diffusers' processors, which work on diffusers' own attention layers.
+        """
+        if type(processor).__module__.startswith("diffusers."):
+            raise ValueError(
+                f"{type(processor).__name__} is made for diffusers' attention layers: give a function of query, key "
+                "and value, or choose a kernel with torch.nn.attention.sdpa_kernel"
+            )
+        for module in self.modules():
+            if isinstance(module, SelfAttentionBlock):
+                module.processor = processor
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predict the noise in noisy images: epsilon_theta(x_t, t) of DDPM, eq. 11 (or what it was trained for).
+
+        The shapes are told below and not in the signature, since `check_input` says what is wrong with them.
+
+        Args:
+            sample: x_t, (batch, in_channels, height, width); sides are multiples of 2 ** (levels - 1).
+            timestep: t, in [0, T): one for all images, or (batch,).
+            class_labels: (batch,), for a network with classes.
+            return_dict: give `UNet2DOutput`, else a tuple.
+
+        Returns:
+            The prediction, (batch, out_channels, height, width).
+
+        Raises:
+            ValueError: for input of the wrong shape or out of range; values that lie on a GPU are not looked at.
+        """
+        timesteps = torch.as_tensor(timestep)
+        check_input(
+            sample,
+            timesteps,
+            class_labels,
+            in_channels=self.conv_in.in_channels,
+            side_factor=self.side_factor,
+            num_timesteps=self.num_train_timesteps,
+            num_classes=None if self.class_embedding is None else self.class_embedding.num_embeddings,
+        )
         if self.center_input_sample:
             sample = 2 * sample - 1
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
 
-        embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        timesteps = timesteps.to(sample.device).expand(sample.shape[0])
+        time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(class_labels).to(embedding.dtype)
-        time = F.silu(embedding)
+            time = time + self.class_embedding(class_labels).to(time.dtype)
+        time = F.silu(time)  # which every residual block begins with
 
         hidden = self.conv_in(sample)
         skips = [hidden]
@@ -212,6 +267,6 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         hidden = self.mid_block(hidden, time)
         for up_block in self.up_blocks:
             hidden = up_block(hidden, [skips.pop() for _ in range(self.layers_per_block + 1)], time)
-        prediction = self.conv_out(F.silu(self.conv_norm_out(hidden)))
+        prediction = self.conv_out(self.conv_norm_out(hidden))
 
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

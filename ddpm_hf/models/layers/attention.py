@@ -1,8 +1,37 @@
 """Self-attention over the positions of a feature map."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Map = Float[Tensor, "batch channels height width"]
+Heads = Float[Tensor, "batch heads positions head_dim"]
+AttentionFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# up to 32x32 positions the scores of all pairs may stand in memory; beyond that they never do
+MAX_POSITIONS_OF_EXPLICIT_SCORES = 1024
+
+
+def attend(query: Heads, key: Heads, value: Heads) -> Heads:
+    """softmax(Q K^T / sqrt(d)) V (Attention Is All You Need, eq. 1), without the matrix of scores for large images.
+
+    Args:
+        query: what each position asks for.
+        key: what each position offers.
+        value: what each position gives.
+    """
+    few = key.shape[2] <= MAX_POSITIONS_OF_EXPLICIT_SCORES
+    if few and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # PyTorch's CPU kernel takes twice as long in bfloat16; scores and softmax stay in float32, as they do there
+        with torch.autocast("cpu", enabled=False):
+            scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().mT
+            return scores.softmax(-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class SelfAttentionBlock(nn.Module):
@@ -13,14 +42,18 @@ class SelfAttentionBlock(nn.Module):
         head_dim: channels of one head, a divisor of channels; None is a single head, as in the paper.
         norm_groups: groups of the normalisation.
         norm_eps: added to its variance.
+
+    Attributes:
+        processor: the function that attends, `attend` at first; see `DDPMUNet.set_attn_processor`.
     """
 
-    _from_deprecated_attn_block = True  # lets ModelMixin read the key names of 2022: query, key, value, proj_attn
+    _from_deprecated_attn_block = True  # lets ModelMixin translate OLD_NAMES in the files that it reads
 
     def __init__(
         self, channels: int, head_dim: int | None = None, norm_groups: int = 32, norm_eps: float = 1e-6
     ) -> None:
         super().__init__()
+        self.processor: AttentionFunction = attend
         self.head_dim = channels if head_dim is None else head_dim
         self.group_norm = nn.GroupNorm(norm_groups, channels, norm_eps)
         self.to_q = nn.Linear(channels, channels)
@@ -28,15 +61,19 @@ class SelfAttentionBlock(nn.Module):
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(
-        self, hidden: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    def forward(self, hidden: Map) -> Map:
         height, width = hidden.shape[-2:]
         tokens = self.group_norm(hidden).flatten(2).transpose(1, 2)  # batch, positions, channels
         query, key, value = (
-            projection(tokens).unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # batch, heads, positions, head_dim
-            for projection in (self.to_q, self.to_k, self.to_v)
+            projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # batch, heads, positions, head_dim
+            for projected in (self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
-        out = self.to_out[0](attended.transpose(1, 2).flatten(2))
-        return hidden + out.transpose(1, 2).unflatten(2, (height, width))
+        attended = self.processor(query, key, value).transpose(1, 2).flatten(2)  # batch, positions, channels
+        return hidden + self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for old, new in OLD_NAMES.items():
+            for kind in ("weight", "bias"):
+                if f"{prefix}{old}.{kind}" in state_dict:
+                    state_dict[f"{prefix}{new}.{kind}"] = state_dict.pop(f"{prefix}{old}.{kind}")
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddpm_hf.models.layers.attention import SelfAttentionBlock
+from ddpm_hf.models.layers.checkpointing import CheckpointedBlock
+from ddpm_hf.models.layers.elementwise import Dropout, NormSiLU
 from ddpm_hf.models.layers.resampling import Downsample, Upsample
 
 Map = Float[Tensor, "batch in_channels height width"]
@@ -38,24 +39,32 @@ class ResidualBlock(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, norm_eps)
+        self.norm1 = NormSiLU(norm_groups, in_channels, norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_channels, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = NormSiLU(norm_groups, out_channels, norm_eps)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, hidden: Map, time: Time) -> MapOut:
-        """Args: hidden: the features. time: SiLU of the time embedding, the same for all blocks."""
-        residual = self.conv1(F.silu(self.norm1(hidden)))
-        residual = residual + self.time_emb_proj(time)[:, :, None, None]
-        residual = self.conv2(self.dropout(F.silu(self.norm2(residual))))
-        shortcut = hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)
-        return shortcut + residual
+    def forward(self, hidden: Tensor, time: Time, skip: Tensor | None = None) -> MapOut:
+        """Compute the block.
+
+        Args:
+            hidden: the features.
+            time: SiLU of the time embedding, the same for all blocks.
+            skip: further channels of input, from the way down.
+        """
+        # joined here, inside the block, so that gradient checkpointing need not keep the joined copy
+        joined: Map = hidden if skip is None else torch.cat((hidden, skip), dim=1)
+        residual = self.conv1(self.norm1(joined))
+        # in place: what a convolution gave is needed by nobody's backward pass
+        residual = self.norm2(residual.add_(self.time_emb_proj(time)[:, :, None, None]))
+        residual = self.conv2(self.dropout(residual))
+        return residual.add_(joined if self.conv_shortcut is None else self.conv_shortcut(joined))
 
 
-class ConvDownBlock(nn.Module):
+class ConvDownBlock(CheckpointedBlock):
     """Residual blocks of one level on the way down, then half the resolution.
 
     Args:
@@ -82,7 +91,6 @@ class ConvDownBlock(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         self.resnets = nn.ModuleList(
             ResidualBlock(
                 in_channels if layer == 0 else out_channels,
@@ -100,7 +108,7 @@ class ConvDownBlock(nn.Module):
         """Returns the features for the next level, and those of every layer for the way up."""
         skips = []
         for resnet in self.resnets:
-            hidden = resnet(hidden, time)
+            hidden = self.run(resnet, hidden, time)
             skips.append(hidden)
         for downsampler in self.downsamplers:
             hidden = downsampler(hidden)
@@ -148,7 +156,8 @@ class AttentionDownBlock(ConvDownBlock):
     def forward(self, hidden: Map, time: Time) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            hidden = attention(resnet(hidden, time))
+            hidden = self.run(resnet, hidden, time)
+            hidden = self.run(attention, hidden)
             skips.append(hidden)
         for downsampler in self.downsamplers:
             hidden = downsampler(hidden)
@@ -156,7 +165,7 @@ class AttentionDownBlock(ConvDownBlock):
         return hidden, skips
 
 
-class MiddleBlock(nn.Module):
+class MiddleBlock(CheckpointedBlock):
     """Residual block, self-attention, residual block, at the coarsest resolution (DDPM, appendix B).
 
     Args:
@@ -181,7 +190,6 @@ class MiddleBlock(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         self.resnets = nn.ModuleList(
             ResidualBlock(
                 channels, channels, time_channels, dropout=dropout, norm_groups=norm_groups, norm_eps=norm_eps
@@ -193,13 +201,13 @@ class MiddleBlock(nn.Module):
         )
 
     def forward(self, hidden: Map, time: Time) -> Map:
-        hidden = self.resnets[0](hidden, time)
+        hidden = self.run(self.resnets[0], hidden, time)
         for attention in self.attentions:
-            hidden = attention(hidden)
-        return self.resnets[1](hidden, time)
+            hidden = self.run(attention, hidden)
+        return self.run(self.resnets[1], hidden, time)
 
 
-class ConvUpBlock(nn.Module):
+class ConvUpBlock(CheckpointedBlock):
     """Residual blocks of one level on the way up, each fed one skip connection, then twice the resolution.
 
     Args:
@@ -224,7 +232,6 @@ class ConvUpBlock(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         self.resnets = nn.ModuleList(
             ResidualBlock(
                 (in_channels if layer == 0 else out_channels) + skip,
@@ -241,7 +248,7 @@ class ConvUpBlock(nn.Module):
     def forward(self, hidden: Map, skips: list[Tensor], time: Time) -> Tensor:
         """Args: hidden: the features. skips: one per residual block, in the order of use. time: as in ResidualBlock."""
         for resnet, skip in zip(self.resnets, skips, strict=True):
-            hidden = resnet(torch.cat((hidden, skip), dim=1), time)
+            hidden = self.run(resnet, hidden, time, skip)
         for upsampler in self.upsamplers:
             hidden = upsampler(hidden)
         return hidden
@@ -284,7 +291,8 @@ class AttentionUpBlock(ConvUpBlock):
 
     def forward(self, hidden: Map, skips: list[Tensor], time: Time) -> Tensor:
         for resnet, attention, skip in zip(self.resnets, self.attentions, skips, strict=True):
-            hidden = attention(resnet(torch.cat((hidden, skip), dim=1), time))
+            hidden = self.run(resnet, hidden, time, skip)
+            hidden = self.run(attention, hidden)
         for upsampler in self.upsamplers:
             hidden = upsampler(hidden)
         return hidden
