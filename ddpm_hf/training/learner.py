@@ -41,7 +41,7 @@ class Learner:
         self.config, self.num_steps, self.accelerator = config, num_steps, accelerator
         model, training, device = config.model, config.training, accelerator.device
         self.scheduler = build_scheduler(model)
-        self.loss = DiffusionLoss(config.loss, self.scheduler.alphas_cumprod, model.prediction_type).to(device)
+        self.loss = DiffusionLoss(config.loss, self.scheduler.process.tables["alpha_bar"], model.prediction_type).to(device)
         self.timestep_sampler = make_timestep_sampler(config.loss.timestep_sampling, model.time_steps)
         self.batches = Batches(
             images, config, self.timestep_sampler, device, accelerator.process_index, accelerator.num_processes
@@ -64,7 +64,8 @@ class Learner:
             step: updates done before.
 
         Returns:
-            Figures of the update: loss (of this process), grad_norm (before clipping), learning_rate.
+            Figures of the update: loss and its terms (of this process's images; the terms unweighted), grad_norm (before
+            clipping), learning_rate.
 
         Raises:
             FloatingPointError: if the gradient is not finite; nothing is updated then.
@@ -94,7 +95,7 @@ class Learner:
         if self.timestep_sampler.needs_losses:
             per_sample = torch.cat([part.per_sample for part in losses])
             self.timestep_sampler.update(accelerator.gather(batch.timesteps), accelerator.gather(per_sample))
-        return {"loss": mean_loss, "grad_norm": grad_norm, "learning_rate": rate}
+        return {"loss": mean_loss, **_mean_terms(losses), "grad_norm": grad_norm, "learning_rate": rate}
 
     def _check_finite(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
         # the loss scaling of fp16 skips updates with an infinite gradient by itself; a loss that is not finite stays so
@@ -115,6 +116,12 @@ class Learner:
         self.pipeline.save_pretrained(folder)
         network = self.accelerator.unwrap_model(self.network)
         save_state(folder / STATE, network, self.optimizer.optimizer, self.timestep_sampler, progress)
+
+
+def _mean_terms(parts: list[LossOutput]) -> dict[str, Tensor]:
+    """The terms of a loss that has several, over the accumulated parts."""
+    names = list(parts[0].terms) if len(parts[0].terms) > 1 else []
+    return {f"loss/{name}": torch.stack([part.terms[name] for part in parts]).mean() for name in names}
 
 
 def _build_optimizer(parameters: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:

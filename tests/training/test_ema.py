@@ -1,0 +1,43 @@
+"""The average of the weights is the one of its formula."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_hf.training.ema import ExponentialMovingAverage
+
+
+def moved(network: nn.Linear, amount: float) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(amount)
+
+
+def test_it_is_the_weighted_sum_of_all_weights():
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    ema = ExponentialMovingAverage(network, decay=0.9, warmup=False)
+    expected = network.weight.detach().double()
+    for step in range(20):
+        moved(network, 0.1 * step)
+        ema.update(step)
+        expected = 0.9 * expected + 0.1 * network.weight.detach().double()
+    torch.testing.assert_close(ema.network.weight.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_warm_up_forgets_the_first_weights():
+    ema = ExponentialMovingAverage(nn.Linear(1, 1), decay=0.999)
+    assert ema.decay_at(0) == pytest.approx(0.1)
+    assert ema.decay_at(90) == pytest.approx(0.91)
+    assert ema.decay_at(10**6) == 0.999
+
+
+def test_the_average_is_a_network_apart_in_eval_mode_without_gradients():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    ema = ExponentialMovingAverage(network, decay=0.5)
+    before = network[0].weight.clone()
+    moved(ema.network[0], 1.0)
+    torch.testing.assert_close(network[0].weight, before, rtol=0, atol=0)
+    assert network.training
+    assert not ema.network.training
+    assert not any(parameter.requires_grad for parameter in ema.network.parameters())

@@ -1,0 +1,64 @@
+"""Nothing is overwritten, and one run at a time writes to a folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.training.run_folder import RunFolder
+
+
+def test_a_new_or_empty_folder_is_free(tmp_path):
+    RunFolder(tmp_path / "new").check_free()
+    RunFolder(tmp_path).check_free()
+
+
+def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        RunFolder(tmp_path).check_free()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"holds another run; continue it with --resume latest"):
+        RunFolder(tmp_path).check_free()
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "thesis.tex").check_free()
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_another_process_is_kept_out_until_this_one_lets_go(tmp_path):
+    code = f"from ddpm_hf.training.run_folder import RunFolder; RunFolder({str(tmp_path)!r}).lock()"
+    run = RunFolder(tmp_path)
+    run.lock()
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is in use by another run (process" in refused.stderr
+    run.unlock()
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written to"):
+        RunFolder(tmp_path / "file" / "run").lock()
+
+
+def test_publishing_replaces_a_pipeline_and_nothing_else(tmp_path):
+    def save(version):
+        def write(folder):
+            (folder / "unet").mkdir(parents=True)
+            (folder / "unet" / version).touch()
+            (folder / "model_index.json").write_text(version)
+
+        return write
+
+    run = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    run.publish(save("one"))
+    assert run.is_finished
+    run.publish(save("two"))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "metrics.jsonl",
+        "model_index.json",
+        "unet",
+        "unet/two",
+    ]

@@ -1,0 +1,258 @@
+"""A run from its configuration to its pictures, and every way to stop and go on."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline as StockPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_hf.config import load_config
+from ddpm_hf.errors import UserError
+from ddpm_hf.training import Trainer
+from ddpm_hf.training.interruption import Interrupted
+from ddpm_hf.training.learner import Learner
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint or pipeline, by file and name."""
+    return {
+        f"{file.relative_to(folder)}:{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def figures(run: Path) -> list[dict]:
+    """metrics.jsonl without what the clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines
+    ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit by bit the same weights, average, moments and figures."""
+    last = "checkpoints/step-6"
+    torch.testing.assert_close(tensors(one / last), tensors(other / last), rtol=0, atol=0)
+    torch.testing.assert_close(tensors(one / "unet"), tensors(other / "unet"), rtol=0, atol=0)
+    assert figures(one) == figures(other)
+
+
+def break_before(monkeypatch, step: int, action) -> None:
+    """Let something happen before an update, once."""
+    update = Learner.update
+
+    def breaking(self, at):
+        if at == step:
+            monkeypatch.setattr(Learner, "update", update)
+            action()
+        return update(self, at)
+
+    monkeypatch.setattr(Learner, "update", breaking)
+
+
+@pytest.fixture
+def whole_run(tiny, tmp_path) -> Path:
+    """A run that nothing disturbed."""
+    Trainer(tiny(f"output_dir={tmp_path / 'whole'}")).train()
+    return tmp_path / "whole"
+
+
+def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys):
+    config = tiny()
+    Trainer(config).train()
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "denoising.png",
+        "loss.png",
+        "metrics.jsonl",
+        "model_index.json",
+        "previews",
+        "samples.png",
+        "scheduler",
+        "unet",
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-4", "step-6"}
+    assert {path.name for path in (run / "previews").iterdir()} == {"step-4.png"}
+    assert load_config(run / "config.yaml") == config
+    assert [line["step"] for line in figures(run)] == [3, 6]
+    assert Image.open(run / "samples.png").mode == "L"
+    said = capsys.readouterr().out
+    assert f"python pipelines/generate.py --model {run}" in said
+    assert f"--config {run}/config.yaml --resume latest" in said
+    assert "from diffusers import DiffusionPipeline" in said
+
+
+def test_what_is_saved_for_use_is_the_average(whole_run):
+    checkpoint = whole_run / "checkpoints" / "step-6"
+    average = load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
+    raw = load_file(checkpoint / "training_state" / "network.safetensors")
+    assert average.keys() == raw.keys()
+    assert any(not torch.equal(average[name], raw[name]) for name in raw)
+    torch.testing.assert_close(tensors(whole_run / "unet"), tensors(checkpoint / "unet"), rtol=0, atol=0)
+
+
+def test_every_checkpoint_is_a_stock_pipeline(whole_run):
+    for checkpoint in (whole_run / "checkpoints").iterdir():
+        pipeline = StockPipeline.from_pretrained(checkpoint)
+        assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+
+
+def test_a_crash_and_a_resume_change_nothing(tiny, tmp_path, whole_run, monkeypatch):
+    def crash():
+        raise RuntimeError("power cut")
+
+    break_before(monkeypatch, 5, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        Trainer(tiny()).train()
+    Trainer(tiny(), resume="latest").train()
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(tiny, tmp_path, whole_run, monkeypatch, number):
+    break_before(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match="stopped at step 3 with a checkpoint; go on with") as caught:
+        Trainer(tiny()).train()
+    assert caught.value.exit_code == 128 + number
+    Trainer(tiny(), resume="latest").train()
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+def test_a_run_without_a_checkpoint_yet_starts_at_the_beginning(tiny, tmp_path, whole_run, monkeypatch, caplog):
+    def crash():
+        raise RuntimeError
+
+    break_before(monkeypatch, 1, crash)
+    with pytest.raises(RuntimeError):
+        Trainer(tiny()).train()
+    with caplog.at_level(logging.WARNING):
+        Trainer(tiny(), resume="latest").train()
+    assert "no complete checkpoint yet" in caplog.text
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+def test_a_finished_run_can_be_trained_on(tiny, tmp_path, whole_run):
+    Trainer(tiny(f"output_dir={whole_run}", "training.num_steps=8"), resume="latest").train()
+    assert [line["step"] for line in figures(whole_run)] == [3, 6, 8]
+
+
+def test_a_checkpoint_starts_a_run_elsewhere(tiny, tmp_path, whole_run):
+    Trainer(tiny(), resume=str(whole_run / "checkpoints" / "step-4")).train()
+    torch.testing.assert_close(tensors(tmp_path / "run" / "unet"), tensors(whole_run / "unet"), rtol=0, atol=0)
+
+
+def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, whole_run):
+    # dropout draws one mask for the whole part, so only without it are the parts those of one batch
+    runs = []
+    for parts in (1, 2, 4):
+        run = tmp_path / f"parts-{parts}"
+        options = ("model_config.dropout=0", f"training.gradient_accumulation_steps={parts}", f"output_dir={run}")
+        Trainer(tiny(*options)).train()
+        runs.append([line["loss"] for line in figures(run)])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert runs[2] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny, tmp_path, monkeypatch):
+    trainer = Trainer(tiny("training.checkpoint_every=3"))
+    before = {}
+
+    def poison():
+        learner = trainer.learner
+        before.update({name: tensor.clone() for name, tensor in learner.network.state_dict().items()})
+        learner.batches.images.images.data = learner.batches.images.images.float() * float("nan")
+
+    monkeypatch.setattr("ddpm_hf.training.batches.to_model_range", lambda images: images.float())
+    break_before(monkeypatch, 4, poison)
+    with pytest.raises(FloatingPointError, match="step 4.*weights are left as they were"):
+        trainer.train()
+    torch.testing.assert_close(trainer.learner.network.state_dict(), before, rtol=0, atol=0)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_a_full_disk_is_told_and_does_not_end_the_run(tiny, tmp_path, monkeypatch, caplog):
+    save = Learner.save
+
+    def full(self, folder, progress):
+        if progress.step == 4:
+            raise OSError("No space left on device")
+        save(self, folder, progress)
+
+    monkeypatch.setattr(Learner, "save", full)
+    Trainer(tiny("training.checkpoints_to_keep=1")).train()
+    assert "no checkpoint at step 4: No space left on device" in caplog.text
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-6"]
+
+
+def test_a_class_conditional_run(tiny, tmp_path):
+    Trainer(tiny("model_config.num_classes=10")).train()
+    config = json.loads((tmp_path / "run" / "unet" / "config.json").read_text())
+    assert config["num_class_embeds"] == 11  # the last one stands for no class
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("training.optimizer=adamw", "training.weight_decay=0.1"),
+        ("training.mixed_precision=bf16",),
+        ("training.max_grad_norm=null", "training.preview_every=null", "training.checkpoint_every=null"),
+        ("loss_config.timestep_sampling=importance",),
+        ("loss_config.loss_type=hybrid", "loss_config.use_time_weighting=true", "model_config.prediction_type=sample"),
+        ("training.num_steps=null", "training.num_epochs=1", "training.batch_size=1000"),
+        ("training.preview_inference_steps=3", "logging.tracker=tensorboard"),
+    ],
+    ids=lambda options: options[0],
+)
+def test_options_run(tiny, tmp_path, options):
+    Trainer(tiny(*options)).train()
+    assert (tmp_path / "run" / "samples.png").exists()
+    assert all(0 < line["loss"] < 10 for line in figures(tmp_path / "run"))
+
+
+def test_a_dry_run_writes_nothing_and_tells_the_cost(tiny, tmp_path):
+    said = Trainer(tiny()).describe()
+    assert not (tmp_path / "run").exists()
+    for part in ("parameters:", "1,797 images", "6 of 8 images", "memory:", "disk:", str(tmp_path / "run")):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resume", "message"),
+    [
+        (("training.batch_size=1798",), None, "training.batch_size: given 1798; allowed: at most 1797"),
+        (("dataset.name=/nowhere",), None, "the folder '/nowhere' does not exist"),
+        (("training.mixed_precision=fp16",), None, "given 'fp16', which needs a GPU"),
+        ((), "latest", "there is no run in"),
+        ((), "/nowhere/step-3", "there is no such folder"),
+        (("model_config.num_classes=5",), None, "at least 10 classes"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tiny, tmp_path, overrides, resume, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny(*overrides), resume)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten(tiny, whole_run):
+    before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
+    with pytest.raises(UserError, match="holds another run"):
+        Trainer(tiny(f"output_dir={whole_run}"))
+    assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")} == before
+
+
+def test_another_model_cannot_go_on_from_a_run(tiny, whole_run, caplog):
+    with pytest.raises(UserError, match=r"model_config.num_res_blocks: 1 → 2; seed: 0 → 3|seed.*num_res_blocks"):
+        Trainer(tiny(f"output_dir={whole_run}", "model_config.num_res_blocks=2", "seed=3"), "latest")
+    with caplog.at_level(logging.WARNING):
+        Trainer(tiny(f"output_dir={whole_run}", "training.learning_rate=1e-4"), "latest")
+    assert "training.learning_rate: 0.001 → 0.0001" in caplog.text
