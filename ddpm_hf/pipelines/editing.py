@@ -4,7 +4,7 @@ Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Editing:
             ValueError: an argument is not possible for this model.
         """
         x_t = self._input(images)
-        labels = self._check_labels(class_labels, len(x_t), guidance_scale=1)
+        labels = self._check_labels(class_labels, len(x_t), guidance_scale=1.0)
         ddim = self._ddim(timestep, num_inference_steps)
         with self._sampling():
             for t in self.progress_bar(ddim.timesteps.flip(0)):
@@ -78,7 +78,7 @@ class Editing:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; the model's are (batch, *{self._image_shape})"
             )
-        labels = self._check_labels(class_labels, len(latents), guidance_scale=1)
+        labels = self._check_labels(class_labels, len(latents), guidance_scale=1.0)
         x_t = latents.to(self._execution_device, torch.float32)
         ddim = self._ddim(timestep, num_inference_steps)
         return to_output(self._denoise(x_t, ddim, generator=None, labels=labels, guidance_scale=1.0)[0], output_type)
@@ -169,7 +169,7 @@ class Editing:
         b: Images | int,
         num_steps: int = 8,
         timestep: int | None = None,
-        method: Literal["ddpm", "ddim"] = "ddim",
+        method: str = "ddim",
         *,
         seed: int = 0,
         num_inference_steps: int | None = None,

@@ -51,7 +51,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
     stock_class: ClassVar[str] = "DDPMScheduler"
 
     @register_to_config
-    def __init__(  # noqa: PLR0917  (the signature of its parent)
+    def __init__(
         self,
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,

@@ -122,7 +122,9 @@ def test_predicted_x_0_is_the_networks_own(gaussian_pipeline, sampler):
     for each in output.intermediates:
         signal = alpha_bar[int(each.timestep)]
         shrink = signal.sqrt() * 0.04 / (signal * 0.04 + 1 - signal)
-        assert_close(each.x_0.double(), 0.25 + shrink * (each.x_t.double() - signal.sqrt() * 0.25), rtol=1e-3, atol=2e-3)
+        assert_close(
+            each.x_0.double(), 0.25 + shrink * (each.x_t.double() - signal.sqrt() * 0.25), rtol=1e-3, atol=2e-3
+        )
 
 
 def test_callback_sees_and_changes_each_step(gaussian_pipeline):

@@ -1,0 +1,197 @@
+"""Folders that name only diffusers' classes, and a pipeline file that travels."""
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ddpm_hf.pipelines.ddpm
+from ddpm_hf.models import DDPMUNet
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.schedulers import DDPMScheduler
+
+HIDE = """
+    import importlib.abc, sys, warnings
+    class Hide(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "ddpm_hf":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    sys.meta_path.insert(0, Hide())
+    folder = sys.argv[1]
+    import diffusers, torch
+    diffusers.utils.logging.disable_progress_bar()
+"""
+
+
+def run_hidden(program: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a program in a process of its own where ddpm_hf cannot be imported, and warnings are errors."""
+    code = textwrap.dedent(HIDE) + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-W", "error::FutureWarning", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def saved(tiny_pipeline, tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    return pipeline, tmp_path / "model"
+
+
+def test_only_stock_names_are_written(saved):
+    _, folder = saved
+    index = json.loads((folder / "model_index.json").read_text())
+    version = index.pop("_diffusers_version")
+    assert version == diffusers.__version__
+    assert index == {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    assert json.loads((folder / "unet" / "config.json").read_text())["_class_name"] == "UNet2DModel"
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"] == "DDPMScheduler"
+
+
+def test_weights_are_readable_by_all(saved):
+    weights = saved[1] / "unet" / "diffusion_pytorch_model.safetensors"
+    assert stat.S_IMODE(weights.stat().st_mode) == 0o644
+
+
+def test_no_path_of_the_savers_disk_is_written(saved, tmp_path):
+    for load in (DDPMPipeline, diffusers.DiffusionPipeline):
+        again = DDPMPipeline(**load.from_pretrained(saved[1]).components)
+        again.save_pretrained(tmp_path / "again")
+        text = "".join(file.read_text() for file in (tmp_path / "again").rglob("*.json"))
+        assert "_name_or_path" not in text
+        assert str(tmp_path) not in text
+
+
+def test_a_stock_network_that_stays_stock_is_saved_without_its_path(tmp_path):
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "ResnetDownsampleBlock2D"),
+        up_block_types=("ResnetUpsampleBlock2D", "UpBlock2D"),
+    )
+    unet.save_pretrained(tmp_path / "unet")
+    pipeline = DDPMPipeline(diffusers.UNet2DModel.from_pretrained(tmp_path / "unet"), DDPMScheduler())
+    assert type(pipeline.unet) is diffusers.UNet2DModel
+    pipeline.save_pretrained(tmp_path / "model")
+    assert "_name_or_path" not in (tmp_path / "model" / "unet" / "config.json").read_text()
+    assert type(DDPMPipeline.from_pretrained(tmp_path / "model").unet) is diffusers.UNet2DModel
+
+
+def test_loading_gives_our_classes_and_the_same_images(saved):
+    pipeline, folder = saved
+    again = DDPMPipeline.from_pretrained(folder)
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is DDPMPipeline
+    assert type(again.unet) is DDPMUNet
+    assert type(again.scheduler) is DDPMScheduler
+    weights = pipeline.unet.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in again.unet.state_dict().items())
+    images = [each(seeds=[1, 2], output_type="pt").images for each in (pipeline, again)]
+    assert_close(images[0], images[1], rtol=0, atol=1e-5)
+
+
+def test_dtype_and_passed_components(saved):
+    pipeline, folder = saved
+    half = DDPMPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    assert half.unet.dtype == torch.bfloat16
+    assert type(half.unet) is DDPMUNet
+    ours = DDPMPipeline.from_pretrained(folder, unet=pipeline.unet)
+    assert ours.unet is pipeline.unet
+
+
+def test_another_sampler_is_saved_under_its_own_name(saved, tmp_path):
+    pipeline, _ = saved
+    pipeline.scheduler = pipeline._sampler("ddim")
+    pipeline.save_pretrained(tmp_path / "ddim")
+    stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ddim")
+    assert type(stock.scheduler) is diffusers.DDIMScheduler
+
+
+def test_stock_diffusers_loads_it_without_us(saved):
+    result = run_hidden(
+        """
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+        assert type(pipeline) is diffusers.DDPMPipeline, type(pipeline)
+        assert type(pipeline.unet) is diffusers.UNet2DModel
+        assert type(pipeline.scheduler) is diffusers.DDPMScheduler
+        pipeline.set_progress_bar_config(disable=True)
+        image = pipeline(num_inference_steps=10, generator=torch.Generator().manual_seed(3)).images[0]
+        print(image.mode, image.tobytes().hex())
+        assert "ddpm_hf" not in sys.modules
+        """,
+        str(saved[1]),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # diffusers' logger warns here
+    mode, pixels = result.stdout.split()
+    assert mode == "L"
+    here = saved[0](generator=torch.Generator().manual_seed(3)).images[0].tobytes()
+    assert max(abs(a - b) for a, b in zip(here, bytes.fromhex(pixels), strict=True)) <= 1
+
+
+def test_the_pipeline_file_travels(saved, tmp_path):
+    """Beside the weights, as pipeline.py and the files it imports, it works where ddpm_hf is not installed."""
+    pipeline, folder = saved
+    source = Path(ddpm_hf.pipelines.ddpm.__file__)
+    shutil.copy(source, folder / "pipeline.py")
+    for sibling in ("images", "samplers", "editing", "inpainting"):
+        shutil.copy(source.with_name(f"{sibling}.py"), folder)
+    result = run_hidden(
+        """
+        import os
+        os.environ["HF_MODULES_CACHE"] = sys.argv[2]
+        import diffusers.utils.constants, diffusers.utils.dynamic_modules_utils as modules
+        modules.HF_MODULES_CACHE = sys.argv[2]
+        import logging
+        lines = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())
+        diffusers.utils.logging.get_logger("diffusers").addHandler(handler)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+        pipeline.set_progress_bar_config(disable=True)
+        assert type(pipeline.unet) is diffusers.UNet2DModel
+        assert not [line for line in lines if "trust_remote_code" not in line], lines
+        out = pipeline(seeds=[1, 2], output_type="pt", return_intermediates=2, sampler="ddim", num_inference_steps=7)
+        images = pipeline(seeds=[1, 2], output_type="pt").images
+        z = pipeline.encode(images, 10)
+        pipeline.interpolate(1, 2, 3, num_inference_steps=4)
+        pipeline.reconstruct(images, 5, seeds=[1, 2])
+        pipeline.inpaint(images, torch.ones(1, 1, 8, 8), seeds=[1, 2], num_inference_steps=3)
+        pipeline.save_pretrained(sys.argv[3])
+        torch.save(images, sys.argv[3] + "/images.pt")
+        """,
+        str(folder),
+        str(tmp_path / "modules"),
+        str(tmp_path / "out"),
+    )
+    assert result.returncode == 0, result.stderr
+    images = torch.load(tmp_path / "out" / "images.pt", weights_only=True)
+    assert_close(images, pipeline(seeds=[1, 2], output_type="pt").images, rtol=0, atol=1e-3)
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    assert "_name_or_path" not in (tmp_path / "out" / "unet" / "config.json").read_text()
+
+
+def test_the_pipeline_file_imports_nothing_of_ours():
+    folder = Path(ddpm_hf.pipelines.ddpm.__file__).parent
+    for name in ("ddpm", "images", "samplers", "editing", "inpainting"):
+        for line in (folder / f"{name}.py").read_text().splitlines():
+            if line.lstrip().startswith(("import ", "from ")) and " import " in f" {line}":
+                package = line.split()[1].split(".")[0]
+                assert package in ("", "diffusers", "torch", "numpy", "PIL") or package in sys.stdlib_module_names, line
