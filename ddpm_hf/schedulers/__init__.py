@@ -2,6 +2,16 @@
 
 from ddpm_hf.schedulers.build import build_scheduler, terminal_signal_warning
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.schedulers.likelihood import Bound, bound_terms, variational_bound
 from ddpm_hf.schedulers.process import Gaussian, GaussianProcess
 
-__all__ = ["DDPMScheduler", "Gaussian", "GaussianProcess", "build_scheduler", "terminal_signal_warning"]
+__all__ = [
+    "Bound",
+    "DDPMScheduler",
+    "Gaussian",
+    "GaussianProcess",
+    "bound_terms",
+    "build_scheduler",
+    "terminal_signal_warning",
+    "variational_bound",
+]
