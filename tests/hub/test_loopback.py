@@ -1,5 +1,7 @@
 """The loopback Hub itself: what it keeps, what it refuses, and how it fails, seen through the real client."""
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -26,7 +28,7 @@ def test_what_is_uploaded_comes_back(hub, api, transfer, tmp_path):
     assert {file.rfilename for file in info.siblings} == {".gitattributes", *FILES}
     for path, data in FILES.items():
         got = api.hf_hub_download("ada/digits", path, revision=sha, cache_dir=tmp_path / "other")
-        assert open(got, "rb").read() == data  # noqa: PTH123, SIM115
+        assert Path(got).read_bytes() == data
     assert bool(hub.requests("xet-token")) == (transfer == "xet")
     assert bool(hub.requests("lfs-put")) == (transfer == "lfs")
     assert not hub.requests("unknown")
