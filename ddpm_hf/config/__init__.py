@@ -1,10 +1,11 @@
 """The schema of the YAML files: one place for the name, default, unit, range and meaning of every option."""
 
+from ddpm_hf.config.benchmark import BenchmarkConfig
 from ddpm_hf.config.dataset import DatasetConfig
 from ddpm_hf.config.loading import load_config
 from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.config.model import ModelConfig
-from ddpm_hf.config.outputs import BenchmarkConfig, HubConfig, LoggingConfig
+from ddpm_hf.config.outputs import HubConfig, LoggingConfig
 from ddpm_hf.config.root import Config
 from ddpm_hf.config.training import LearningRateConfig, TrainingConfig
 

@@ -1,39 +1,10 @@
-"""`benchmark`, `logging` and `hub`: how a model is measured, watched and shared."""
+"""`logging` and `hub`: how a model is watched and shared."""
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge
 from pydantic import Field
 
 from ddpm_hf.config.section import PositiveInt, Section
-
-
-class BenchmarkMetrics(Section):
-    """Which figures an evaluation computes."""
-
-    fid: bool = True
-    """Fréchet Inception distance."""
-    inception_score: bool = True
-    """Inception score."""
-    ssim: bool = True
-    """Structural similarity of reconstructions of held-out images."""
-    psnr: bool = True
-    """Peak signal-to-noise ratio of reconstructions of held-out images."""
-
-
-class BenchmarkConfig(Section):
-    """What `--eval_only --benchmark` measures."""
-
-    n_samples: Annotated[PositiveInt, Ge(2)] = 50_000
-    """Samples drawn for the evaluation."""
-    batch_size: PositiveInt = 128
-    """Samples drawn at a time."""
-    metrics: BenchmarkMetrics = BenchmarkMetrics()
-    """Which figures to compute."""
-    save_samples: bool = True
-    """Keep the samples as images."""
-    save_metrics: bool = True
-    """Write the figures to metrics.json."""
 
 
 class LoggingConfig(Section):

@@ -1,0 +1,80 @@
+"""`benchmark`: what an evaluation measures, on how many samples, in which features."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Len, Lt
+from pydantic import model_validator
+from typing_extensions import Self
+
+from ddpm_hf.config.section import Float, PositiveInt, Section, mistakes
+
+
+class BenchmarkMetrics(Section):
+    """Which figures an evaluation computes."""
+
+    fid: bool = True
+    """Fréchet distance between samples and reference; FID in Inception's features, FD in any others."""
+    inception_score: bool = True
+    """Inception score, or the same score of another classifier; features without classes have none."""
+    kid: bool = True
+    """Kernel distance; unbiased at any number of samples."""
+    precision_recall: bool = True
+    """Share of samples within the reference, and of the reference within the samples."""
+    memorization: bool = True
+    """Share of samples that are far closer to one training image than to all others."""
+    ssim: bool = True
+    """Structural similarity of reconstructions of held-out images."""
+    psnr: bool = True
+    """Peak signal-to-noise ratio of reconstructions of held-out images."""
+    bits_per_dim: bool = True
+    """Variational bound on the negative log-likelihood of held-out images."""
+
+
+class BenchmarkConfig(Section):
+    """What `training/eval.py` and `--eval_only --benchmark` measure."""
+
+    n_samples: Annotated[PositiveInt, Ge(2)] = 50_000
+    """Samples drawn for the evaluation."""
+    batch_size: PositiveInt = 128
+    """Samples drawn at a time; samples 0 to batch_size - 1 are drawn together, whatever the number of processes."""
+    metrics: BenchmarkMetrics = BenchmarkMetrics()
+    """Which figures to compute."""
+    save_samples: bool = True
+    """Keep the samples as images."""
+    save_metrics: bool = True
+    """Write the figures to metrics.json."""
+    features: str = "inception"
+    """What looks at the images: `inception`, `digits` (a small classifier of handwritten digits, nothing to download),
+    the Hub id or folder of a transformers vision model, or FILE.py:NAME for a module of one's own."""
+    inception_weights: str | None = None
+    """A file with Inception's weights; null: torch-fidelity's, downloaded once."""
+    inception_resize: Literal["tensorflow", "antialias"] = "tensorflow"
+    """How images are resized for Inception: as in the literature, without anti-aliasing, or with it."""
+    sampler: str | None = None
+    """A sampler of `pipelines.samplers`; null: the scheduler that the model was saved with."""
+    num_inference_steps: PositiveInt | None = None
+    """Denoising steps of a sample; null: as many as the model has time steps."""
+    num_seeds: PositiveInt = 1
+    """Times that n_samples are drawn, each from a seed of its own; with 2 or more, figures have a deviation."""
+    reference_split: str | None = None
+    """Split that samples are compared with; null: dataset.split, the training images."""
+    held_out_split: str | None = None
+    """Split whose images are reconstructed and whose likelihood is measured; null: the training images, for want of
+    others, and the report says so."""
+    num_held_out: PositiveInt = 64
+    """Held-out images that are reconstructed, and whose likelihood is measured."""
+    reconstruction_levels: Annotated[tuple[Annotated[Float, Gt(0), Lt(1)], ...], Len(min_length=1)] = (0.1, 0.25, 0.5)
+    """Shares of the time steps up to which held-out images are noised before they are denoised again."""
+    likelihood_timesteps: Annotated[PositiveInt, Ge(3)] | None = 100
+    """Time steps of the bound that are evaluated for each image, drawn evenly; null: all of them."""
+    allow_few_samples: bool = False
+    """Compute a Fréchet distance from no more images than the features have dimensions, though it means little."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        levels = self.reconstruction_levels
+        if list(levels) != sorted(set(levels)):
+            mistakes(("reconstruction_levels", list(levels), "shares that grow, each once"))
+        if self.inception_weights is not None and self.features != "inception":
+            mistakes(("inception_weights", self.inception_weights, "only with features: inception"))
+        return self
