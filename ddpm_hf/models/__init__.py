@@ -29,6 +29,8 @@ def build_network(config: ModelConfig) -> DDPMUNet:
         downsample_padding=0,
         freq_shift=1,
         flip_sin_to_cos=False,
+        # one more than there are classes: the last stands for no class, which classifier-free guidance needs
+        num_class_embeds=None if config.num_classes is None else config.num_classes + 1,
         num_train_timesteps=config.time_steps,
         initialization=config.initialization,
     )

@@ -240,7 +240,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         Raises:
             ValueError: for input of the wrong shape or out of range; values that lie on a GPU are not looked at.
         """
-        timesteps = torch.as_tensor(timestep)
+        timesteps = timestep if isinstance(timestep, Tensor) else torch.full((1,), timestep)
         check_input(
             sample,
             timesteps,

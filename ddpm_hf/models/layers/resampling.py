@@ -53,7 +53,7 @@ class DoublingConv(nn.Conv2d):
     Args: as of `nn.Conv2d`; kernel_size is 3 and padding 1.
     """
 
-    def forward(self, input: Map) -> Map:
+    def forward(self, input: Map) -> Float[Tensor, "batch features 2*height 2*width"]:
         batch, _, height, width = input.shape
         # the size of the batch is a symbol to the compiler, and a question about it would make it compile twice
         positions = height * width * (16 if torch.compiler.is_compiling() else batch)
