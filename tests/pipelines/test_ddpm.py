@@ -163,6 +163,30 @@ def test_learned_variance(tiny_pipeline):
     pipeline.scheduler = DDPMScheduler(num_train_timesteps=10, beta_schedule="cosine", variance_type="learned_range")
     for sampler in (None, "ddpm", "ddim", "dpmsolver++", "unipc"):
         assert pipeline(2, sampler=sampler)[0][0].mode == "RGB"
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=10, beta_schedule="cosine", variance_type="fixed_large")
+    assert pipeline(2)[0][0].mode == "RGB"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_and_offloaded_from_it(tiny_pipeline):
+    on_cpu = tiny_pipeline()(seeds=[1, 2], output_type="pt", return_intermediates=1)
+    moved, offloaded = tiny_pipeline().to("cuda"), tiny_pipeline()
+    offloaded.enable_model_cpu_offload()
+    for pipeline in (moved, offloaded):
+        on_gpu = pipeline(seeds=[1, 2], output_type="pt", return_intermediates=1)
+        assert torch.equal(on_gpu.intermediates[0].x_t, on_cpu.intermediates[0].x_t)
+        assert_close(on_gpu.images.cpu(), on_cpu.images, rtol=0, atol=1e-2)
+        assert pipeline(seeds=[1])[0][0].mode == "L"
+        images = pipeline.reconstruct(on_cpu.images, 5, seeds=[1, 2], output_type="pt")
+        assert pipeline.inpaint(images, torch.ones(1, 1, 8, 8), num_inference_steps=2, output_type="np").shape == (
+            2,
+            8,
+            8,
+            1,
+        )
+        assert len(pipeline.interpolate(1, 2, 3)) == 3
+    assert offloaded.unet.device.type == "cpu"
 
 
 def snapshot(network):
