@@ -107,6 +107,7 @@ TOKEN = "hf_loopbackTokenOfAda00000000000000"
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
     hub: LoopbackHub
 
     def log_message(self, *_: object) -> None:  # the test reads hub.log instead
