@@ -192,7 +192,7 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
             output = without + guidance_scale * (with_label - without)
             output[:, x_t.shape[1] :] = with_label[:, x_t.shape[1] :]  # a learned variance is not guided
         # Only ancestral sampling has a use for a learned variance.
-        takes_variance = str(getattr(scheduler, "variance_type", "fixed")).startswith("learned")
+        takes_variance = isinstance(scheduler, StockDDPMScheduler) and scheduler.variance_type.startswith("learned")
         return output if takes_variance else output[:, : x_t.shape[1]]
 
     @contextmanager

@@ -86,6 +86,15 @@ def _tiny_pipeline(time_steps=10, **config):
     return pipeline
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks so small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def gaussian_pipeline():
     """A function that makes a pipeline around `GaussianNetwork`, whose samples are known: N(MEAN, STD^2)."""
