@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ddpm_hf.models import DDPMUNet
     from ddpm_hf.pipelines import DDPMPipeline
     from ddpm_hf.schedulers import DDPMScheduler
-    from ddpm_hf.training import Trainer
+    from ddpm_hf.training.trainer import Trainer
 
 _HOMES = {
     "Config": "ddpm_hf.config",
@@ -22,7 +22,7 @@ _HOMES = {
     "DDPMScheduler": "ddpm_hf.schedulers",
     "DDPMUNet": "ddpm_hf.models",
     "DiffusionLoss": "ddpm_hf.losses",
-    "Trainer": "ddpm_hf.training",
+    "Trainer": "ddpm_hf.training.trainer",
     "load_config": "ddpm_hf.config",
 }
 

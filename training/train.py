@@ -31,7 +31,7 @@ def main(arguments: argparse.Namespace) -> None:
             "--eval_only, --benchmark: this version trains and samples, it cannot evaluate yet; leave them out"
         )
 
-    from ddpm_hf.training import Trainer  # seconds to import: a wrong file is reported before
+    from ddpm_hf.training.trainer import Trainer  # seconds to import: a wrong file is reported before
 
     trainer = Trainer(config, arguments.resume)
     if not arguments.dry_run:

@@ -78,7 +78,7 @@ def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folde
     state.wait_for_everyone()
     if state.is_main_process:
         shown = min(num_samples, MAX_GRID_IMAGES)
-        _write(image_grid([Image.open(_file(folder, index)) for index in range(shown)]), folder / GRID)
+        _write(image_grid([_read(_file(folder, index)) for index in range(shown)]), folder / GRID)
     return len(own)
 
 
@@ -111,6 +111,12 @@ def _claim(folder: Path, settings: Settings) -> None:
 
 def _file(folder: Path, index: int) -> Path:
     return folder / f"{index:06}.png"
+
+
+def _read(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        image.load()
+        return image
 
 
 def _write(image: Image.Image, file: Path) -> None:

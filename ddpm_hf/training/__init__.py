@@ -1,5 +1,1 @@
-"""Training: the loop, and all that keeps a run safe."""
-
-from ddpm_hf.training.trainer import Trainer
-
-__all__ = ["Trainer"]
+"""Training: the loop, and all that keeps a run safe. `ddpm_hf.Trainer` is its door."""

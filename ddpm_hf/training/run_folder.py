@@ -3,9 +3,9 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from ddpm_hf.errors import UserError
 
@@ -26,7 +26,6 @@ class RunFolder:
         self.samples = self.path / "samples.png"
         self.denoising = self.path / "denoising.png"
         self.loss = self.path / "loss.png"
-        self._lock: IO[str] | None = None
 
     @property
     def holds_a_run(self) -> bool:
@@ -54,35 +53,31 @@ class RunFolder:
         if self.path.exists() and any(file.name != ".lock" for file in self.path.iterdir()):
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
-    def lock(self) -> None:
-        """Keep every other run out until this process ends, however it ends.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other run out within the block; a process that dies lets go as well.
 
         Raises:
             UserError: if another process holds the folder, or it cannot be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a+")
+            lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
-            raise UserError(
-                f"output_dir: {self.path} is in use by another run (process {holder}); wait for it, stop it, or choose "
-                "another folder with output_dir=FOLDER"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-
-    def unlock(self) -> None:
-        """Let others in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(
+                    f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, or "
+                    "choose another folder with output_dir=FOLDER"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
 
     def free_bytes(self) -> int:
         """Free space of the disk that the folder lies on, or will lie on."""

@@ -55,9 +55,8 @@ class Trainer:
             Interrupted: after a checkpoint, when SIGTERM or SIGINT asks for an end.
             FloatingPointError: when a gradient is no longer finite; the weights are as they were before it.
         """
-        if self.accelerator.is_main_process:
-            self.run_folder.lock()
-        with self.signals:
+        lock = self.run_folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext()
+        with lock, self.signals:
             self._set_up()
             with tqdm(
                 desc="training",

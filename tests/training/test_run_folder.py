@@ -1,5 +1,6 @@
 """Nothing is overwritten, and one run at a time writes to a folder."""
 
+import os
 import subprocess
 import sys
 
@@ -27,19 +28,21 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):
 
 
 def test_another_process_is_kept_out_until_this_one_lets_go(tmp_path):
-    code = f"from ddpm_hf.training.run_folder import RunFolder; RunFolder({str(tmp_path)!r}).lock()"
-    run = RunFolder(tmp_path)
-    run.lock()
-    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "is in use by another run (process" in refused.stderr
-    run.unlock()
+    code = f"""
+from ddpm_hf.training.run_folder import RunFolder
+with RunFolder({str(tmp_path)!r}).locked():
+    pass
+"""
+    with RunFolder(tmp_path).locked():
+        refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert f"is in use by another run (process {os.getpid()})" in refused.stderr
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written to"):
-        RunFolder(tmp_path / "file" / "run").lock()
+    with pytest.raises(UserError, match="cannot be written to"), RunFolder(tmp_path / "file" / "run").locked():
+        pass
 
 
 def test_publishing_replaces_a_pipeline_and_nothing_else(tmp_path):

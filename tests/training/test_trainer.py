@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
-from ddpm_hf.training import Trainer
+from ddpm_hf.training.trainer import Trainer
 from ddpm_hf.training.interruption import Interrupted
 from ddpm_hf.training.learner import Learner
 
@@ -85,7 +85,8 @@ def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys):
     assert {path.name for path in (run / "previews").iterdir()} == {"step-4.png"}
     assert load_config(run / "config.yaml") == config
     assert [line["step"] for line in figures(run)] == [3, 6]
-    assert Image.open(run / "samples.png").mode == "L"
+    with Image.open(run / "samples.png") as picture:
+        assert picture.mode == "L"
     said = capsys.readouterr().out
     assert f"python pipelines/generate.py --model {run}" in said
     assert f"--config {run}/config.yaml --resume latest" in said
