@@ -1,0 +1,1 @@
+"""How good a model is: features, distances, likelihood, and the report."""

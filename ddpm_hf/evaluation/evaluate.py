@@ -1,0 +1,208 @@
+"""An evaluation from its plan to its report."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ddpm_hf.config import Config
+from ddpm_hf.evaluation.features import FeatureExtractor
+from ddpm_hf.evaluation.held_out import (
+    HeldOut,
+    measure_likelihood,
+    measure_reconstructions,
+    reconstructions_of,
+)
+from ddpm_hf.evaluation.neighbors import Neighbors, nearest
+from ddpm_hf.evaluation.pictures import NUM_NEIGHBORS_SHOWN, NUM_PAIRS, draw_pictures
+from ddpm_hf.evaluation.plan import SETTINGS, Plan, make_plan
+from ddpm_hf.evaluation.reference import Reference, load_reference
+from ddpm_hf.evaluation.rendering import write_report
+from ddpm_hf.evaluation.report import build_report
+from ddpm_hf.evaluation.sampling import draw_samples
+from ddpm_hf.evaluation.scoring import FeatureSet, Figure, combine, kept_figures, score_set
+from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.randomness import generator_at
+
+
+def evaluate(
+    model: str | Path,
+    config: Config,
+    *,
+    output: Path | None = None,
+    pipeline: DDPMPipeline | None = None,
+    extractor: FeatureExtractor | None = None,
+    label: str | None = None,
+    pictures: bool = True,
+) -> dict[str, Any] | None:
+    """Measure a model as `config.benchmark` says, and write the report.
+
+    All processes call this together. What an earlier call finished in the same folder is not done again.
+
+    Args:
+        model: a saved pipeline, a run folder, or an id on the Hub.
+        config: whose dataset, model and benchmark sections say what is measured, and whose seed samples follow from.
+        output: the folder of the evaluation; None makes one of its own in `evaluation/` below the model's.
+        pipeline: the model itself, where it is loaded already.
+        extractor: what looks at the images, instead of `benchmark.features`.
+        label: what the report says of itself, such as that it is a quick look.
+        pictures: whether the report has pictures.
+
+    Returns:
+        The report, as in metrics.json, in the main process; None in the others.
+
+    Raises:
+        UserError: naming everything that does not fit, before a sample is drawn.
+    """
+    return carry_out(make_plan(model, config, output, pipeline, extractor), label, pictures)
+
+
+def quick_look(
+    pipeline: DDPMPipeline, config: Config, step: int, num_samples: int, extractor: FeatureExtractor | None = None
+) -> dict[str, float] | None:
+    """Measure a model that is still being trained, on fewer samples than its evaluation will draw.
+
+    All processes call this together. No pictures, no pairs, no likelihood: what needs samples only. The report lies
+    in `evaluation/step-N` of the run folder and says of itself that it is a quick look.
+
+    Args:
+        pipeline: around the weights to measure.
+        config: of the run.
+        step: updates done.
+        num_samples: to draw, at least 2.
+        extractor: what looks at the images, kept from the last call; None loads it.
+
+    Returns:
+        The figures by name in the main process; None in the others.
+    """
+    metrics = config.benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
+    benchmark = config.benchmark.model_copy(
+        update={"n_samples": num_samples, "num_seeds": 1, "metrics": metrics, "save_samples": False}
+    )
+    folder = Path(config.output_dir or "runs/run") / "evaluation" / f"step-{step}"
+    report = evaluate(
+        config.output_dir or "runs/run",
+        config.model_copy(update={"benchmark": benchmark}),
+        output=folder,
+        pipeline=pipeline,
+        extractor=extractor,
+        label=f"quick look at step {step:,} of training",
+        pictures=False,
+    )
+    if report is None:
+        return None
+    return {name: each["value"] for name, each in report["metrics"].items() if each["value"] is not None}
+
+
+def carry_out(plan: Plan, label: str | None = None, pictures: bool = True) -> dict[str, Any] | None:
+    """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
+    state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
+    if state.is_main_process:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        (plan.folder / SETTINGS).write_text(json.dumps(plan.settings, indent=2) + "\n")
+    state.wait_for_everyone()
+    references = _references(plan)
+    seeds = [plan.drawing.seed + repeat for repeat in range(benchmark.num_seeds)]
+    num_drawn, sampling_started = 0, time.perf_counter()
+    stores = {seed: FeatureStore(plan.folder / "features" / f"seed-{seed}", _layout(plan)) for seed in seeds}
+    for seed, store in stores.items():
+        num_drawn += draw_samples(
+            plan.pipeline,
+            plan.drawing_of(seed),
+            plan.extractor,
+            store,
+            plan.folder / "samples" / f"seed-{seed}",
+            benchmark.n_samples,
+            benchmark.save_samples,
+        )
+    report = None
+    if state.is_main_process:
+        seconds = {"samples": time.perf_counter() - sampling_started, "drawn_by_main_process": num_drawn}
+        report = _report(plan, references, stores, label, pictures)
+        report["seconds"] = seconds | {"total": time.perf_counter() - started}
+        write_report(plan.folder, report, benchmark.save_metrics)
+    state.wait_for_everyone()
+    return report
+
+
+def _report(
+    plan: Plan,
+    references: dict[str, Reference],
+    stores: dict[int, FeatureStore],
+    label: str | None,
+    pictures: bool,
+) -> dict[str, Any]:
+    """Everything that follows the samples, by the main process."""
+    benchmark, count = plan.benchmark, plan.benchmark.n_samples
+    wanted = benchmark.metrics
+    sets = {split: _set(reference) for split, reference in references.items()}
+    real, training = sets[plan.reference_split], sets[plan.training_split]
+    asked = {"metrics": wanted.model_dump(), "allow_few_samples": benchmark.allow_few_samples, "n": count}
+
+    def score(name: str, candidates: FeatureSet, real: FeatureSet, training: FeatureSet) -> dict[str, Figure]:
+        def compute() -> dict[str, Figure]:
+            few, device = benchmark.allow_few_samples, _metric_device(plan)
+            return score_set(candidates, real, training, wanted, plan.extractor, device, few)
+
+        return kept_figures(plan.folder / "scores" / f"{name}.json", asked, compute)
+
+    drawn = {seed: FeatureSet.of(store.table(count), store.logits(count)) for seed, store in stores.items()}
+    figures = combine([score(f"seed-{seed}", each, real, training) for seed, each in drawn.items()])
+    floor_candidates, floor_real, floor_training, floor_text = _floor_sets(plan, sets, count)
+    floor = score("real-vs-real", floor_candidates, floor_real, floor_training)
+
+    conditional = plan.drawing.num_classes is not None
+    held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, conditional)
+    reconstructions = reconstructions_of(plan, held_out) if wanted.ssim or wanted.psnr else []
+    rows = measure_reconstructions(reconstructions, held_out, plan, wanted)
+    if wanted.bits_per_dim:
+        figures["bits_per_dim"] = measure_likelihood(plan, held_out)
+    neighbors: Neighbors | None = None
+    if wanted.memorization and len(training) > 1:
+        shown = drawn[plan.drawing.seed].table.select(range(min(NUM_PAIRS, count)))
+        neighbors = nearest(shown, training.table, min(NUM_NEIGHBORS_SHOWN, len(training)), _metric_device(plan))
+    captions = draw_pictures(plan, held_out, reconstructions, neighbors) if pictures else {}
+    return build_report(plan, figures, floor, floor_text, rows, len(held_out.images), captions, label)
+
+
+def _references(plan: Plan) -> dict[str, Reference]:
+    """The real images that samples are compared with, in this or that way."""
+    device = plan.pipeline.device
+    return {
+        split: load_reference(plan.config.dataset.model_copy(update={"split": split}), images, plan.extractor, device)
+        for split, images in plan.splits.items()
+    }
+
+
+def _set(reference: Reference) -> FeatureSet:
+    return FeatureSet(reference.table, reference.logits, reference.moments)
+
+
+def _floor_sets(plan: Plan, sets: dict[str, FeatureSet], count: int) -> tuple[FeatureSet, FeatureSet, FeatureSet, str]:
+    """Real images in the place of samples: held-out ones if there are any, or else half of the reference."""
+    real = sets[plan.reference_split]
+    if plan.held_out_split not in (plan.reference_split, plan.training_split):
+        held_out = sets[plan.held_out_split]
+        order = torch.randperm(len(held_out), generator=generator_at(0, "real-vs-real"))[:count].sort().values
+        text = f"{len(order):,} images of {plan.held_out_split!r} against {len(real):,} of {plan.reference_split!r}"
+        return held_out.select(order.tolist()), real, sets[plan.training_split], text
+    order = torch.randperm(len(real), generator=generator_at(0, "real-vs-real"))
+    half = min(count, len(real) // 2)
+    one, other = order[:half].sort().values.tolist(), order[half:].sort().values.tolist()
+    text = f"{len(one):,} images of {plan.reference_split!r} against its {len(other):,} others"
+    rest = real.select(other)
+    return real.select(one), rest, rest, text
+
+
+def _layout(plan: Plan) -> Layout:
+    return Layout(plan.benchmark.batch_size, plan.extractor.num_features, plan.extractor.num_classes)
+
+
+def _metric_device(plan: Plan) -> torch.device:
+    """Where float64 is to be had."""
+    device = plan.pipeline.device
+    return device if device.type == "cuda" else torch.device("cpu")

@@ -1,0 +1,217 @@
+"""From images to features: what every extractor is, and how one is found by name."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from ddpm_hf.config import BenchmarkConfig
+from ddpm_hf.errors import UserError
+from ddpm_hf.pipelines.generation import weights_hash
+
+Images = UInt8[Tensor, "batch channels height width"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in a batch.
+
+    Attributes:
+        values: one row per image.
+        logits: of the extractor's own classes, or None if it is no classifier.
+    """
+
+    values: Float32[Tensor, "batch features"]
+    logits: Float32[Tensor, "batch classes"] | None
+
+
+class FeatureExtractor(nn.Module):
+    """A frozen network that looks at uint8 images; subclasses implement `forward`.
+
+    Args:
+        name: as given in `benchmark.features`.
+        label: how the report names the features.
+        description: what they are, in one sentence.
+        resize: how images come to the network's size.
+        num_features: length of a row.
+        num_classes: of its logits; 0 if it is no classifier.
+        channels: of the images that it takes; an extractor of 3 takes gray ones too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        label: str,
+        description: str,
+        resize: str,
+        num_features: int,
+        num_classes: int = 0,
+        channels: tuple[int, ...] = (1, 3),
+    ) -> None:
+        super().__init__()
+        self.name, self.label, self.description, self.resize = name, label, description, resize
+        self.num_features, self.num_classes, self.channels = num_features, num_classes, channels
+
+    def forward(self, images: Images) -> Features:
+        """Look at images.
+
+        Args:
+            images: 0 to 255, of any size.
+        """
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of name, weights and resizing: features of different fingerprints are not comparable."""
+        return f"{self.name}|{self.resize}|{weights_hash(self)}"
+
+
+def as_uint8(
+    images: UInt8[Tensor, "..."] | Float[Tensor, "..."], value_range: tuple[float, float] | None = None
+) -> UInt8[Tensor, "..."]:
+    """Round images to 256 levels, the form in which all features are taken.
+
+    Args:
+        images: uint8, or of floating point.
+        value_range: what black and white are, such as (0, 1) or (-1, 1); it is never guessed, since a batch in [-1, 1]
+            without a dark pixel looks like one in [0, 1].
+
+    Raises:
+        ValueError: if the range of floating-point images is not given, or an image reaches out of it.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images of {images.dtype}; possible are uint8, or floating point with its value_range")
+    if value_range is None:
+        raise ValueError("floating-point images without value_range; give (0, 1) or (-1, 1), as they are")
+    low, high = value_range
+    least, most = float(images.min()), float(images.max())
+    slack = 1e-4 * (high - low)
+    if not (least >= low - slack and most <= high + slack):  # also where one of them is NaN
+        raise ValueError(f"images reach from {least:g} to {most:g}; possible with value_range {value_range} is {low:g}"
+                         f" to {high:g}: clip them, or give the range that they have")  # fmt: skip
+    return ((images.double() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_network_size(
+    images: Images, size: tuple[int, int], channels: int, mode: str
+) -> Float32[Tensor, "batch channels height width"]:
+    """Resize images to what a network takes, and repeat a gray channel for one that takes colours.
+
+    Args:
+        images: 0 to 255.
+        size: height and width.
+        channels: 1 or 3.
+        mode: of torch's interpolation, with anti-aliasing.
+
+    Returns:
+        In [0, 1].
+    """
+    pixels = images.float() / 255
+    if pixels.shape[1] == 1 and channels == 3:
+        pixels = pixels.expand(-1, 3, -1, -1)
+    if tuple(pixels.shape[2:]) != size:
+        pixels = F.interpolate(pixels, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+    return pixels
+
+
+def load_extractor(config: BenchmarkConfig, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """Find the extractor that a configuration names, with its weights, ready to use.
+
+    Raises:
+        UserError: if it is unknown, or a package or its weights are missing; with the command that mends it.
+    """
+    name = config.features
+    if name == "inception":
+        from ddpm_hf.evaluation.inception import load_inception
+
+        extractor: FeatureExtractor = load_inception(config.inception_weights, config.inception_resize)
+    elif name == "digits":
+        from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
+
+        extractor = load_digits_classifier()
+    elif ".py:" in name:
+        extractor = UserExtractor(name, load_user_module(name))
+    else:
+        from ddpm_hf.evaluation.vision_models import load_vision_model
+
+        extractor = load_vision_model(name)
+    return extractor.eval().requires_grad_(False).to(device)
+
+
+class UserExtractor(FeatureExtractor):
+    """A module of the user's, from uint8 images to one row of features each.
+
+    Args:
+        name: how the report names the features.
+        module: takes (batch, channels, height, width), 0 to 255.
+        channels: of the images that it takes.
+
+    Raises:
+        UserError: if it does not return one row per image.
+    """
+
+    def __init__(self, name: str, module: nn.Module, channels: tuple[int, ...] = (1, 3)) -> None:
+        super().__init__(name, name, "a module of the user's", "the module's own", 0, channels=channels)
+        self.module = module.eval()
+
+    def probe(self, image_shape: tuple[int, int, int]) -> None:
+        """Learn the number of features from one black image.
+
+        Args:
+            image_shape: channels, height, width.
+
+        Raises:
+            UserError: if the module fails on it, or returns anything but one row.
+        """
+        device = next((tensor.device for tensor in self.module.state_dict().values()), torch.device("cpu"))
+        try:
+            row = self.module(torch.zeros(1, *image_shape, dtype=torch.uint8, device=device))
+        except Exception as error:
+            raise UserError(f"benchmark.features: {self.name} fails on uint8 images {image_shape}: {error}") from error
+        if not isinstance(row, Tensor) or row.ndim != 2 or len(row) != 1:
+            shape = tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__
+            raise UserError(
+                f"benchmark.features: {self.name} returns {shape} for one image; allowed: a tensor (batch, features)"
+            )
+        self.num_features = row.shape[1]
+
+    def forward(self, images: Images) -> Features:
+        """Look at images.
+
+        Args:
+            images: 0 to 255.
+        """
+        return Features(self.module(images).float(), None)
+
+
+def load_user_module(name: str) -> nn.Module:
+    """Import FILE.py:NAME, a module or a function that makes one.
+
+    Raises:
+        UserError: if there is no such file or name, or it is no module.
+    """
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"benchmark.features: given {name!r}, but there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_ddpm_hf_features_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"benchmark.features: {path} is no Python file")
+    source = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = source
+    try:
+        spec.loader.exec_module(source)
+        found = getattr(source, attribute)
+        module = found if isinstance(found, nn.Module) else found()
+    except Exception as error:
+        raise UserError(f"benchmark.features: {name} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"benchmark.features: {name} is {type(module).__name__}; allowed: a torch module")
+    return module

@@ -1,0 +1,134 @@
+"""What an evaluation measures on held-out images: reconstructions pair by pair, and bits per dimension."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpm_hf.config.benchmark import BenchmarkMetrics
+from ddpm_hf.data import ImageSet
+from ddpm_hf.evaluation.likelihood import bits_per_dim
+from ddpm_hf.evaluation.plan import Plan
+from ddpm_hf.evaluation.reconstruction import MIN_SSIM_SIDE, Reconstructions, noised, psnr, reconstruct_all, ssim
+from ddpm_hf.evaluation.scoring import Figure, kept
+from ddpm_hf.randomness import generator_at
+
+Images = UInt8[Tensor, "batch channels height width"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out images of an evaluation, the same ones for every model.
+
+    Attributes:
+        images: some of the split, in a fixed random order.
+        labels: their classes, for a class-conditional model.
+    """
+
+    images: Images
+    labels: list[int] | None
+
+    @classmethod
+    def choose(cls, images: ImageSet, count: int, conditional: bool) -> "HeldOut":
+        """Take some images of a split.
+
+        Args:
+            images: the split.
+            count: at most so many.
+            conditional: whether the model wants to know their classes.
+        """
+        order = torch.randperm(len(images), generator=generator_at(0, "held-out images"))[:count]
+        labels = images.labels[order].tolist() if conditional and images.labels is not None else None
+        return cls(images.images[order], labels)
+
+
+def reconstructions_of(plan: Plan, held_out: HeldOut) -> list[Reconstructions]:
+    """Reconstruct the held-out images, or read what an earlier call left in the folder of the evaluation."""
+    file = plan.folder / "reconstructions.safetensors"
+    try:
+        with safe_open(file, framework="pt") as stored:
+            ways = json.loads(stored.metadata()["ways"])
+            return [Reconstructions(**way, images=stored.get_tensor(str(at))) for at, way in enumerate(ways)]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        pass
+    benchmark = plan.benchmark
+    found = reconstruct_all(
+        plan.pipeline,
+        held_out.images,
+        held_out.labels,
+        benchmark.reconstruction_levels,
+        plan.drawing.num_inference_steps,
+        plan.drawing.seed,
+        benchmark.batch_size,
+    )
+    ways = [{name: value for name, value in vars(each).items() if name != "images"} for each in found]
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"ways": json.dumps(ways)})
+    aside.replace(file)
+    return found
+
+
+def measure_reconstructions(
+    found: list[Reconstructions], held_out: HeldOut, plan: Plan, wanted: BenchmarkMetrics
+) -> list[dict[str, Any]]:
+    """SSIM and PSNR of each way, and of the noised images that it started from, as rows of the report."""
+    rows = []
+    for each in found:
+        start = None
+        if each.timestep < plan.pipeline.scheduler.config.num_train_timesteps - 1:
+            start = noised(plan.pipeline, held_out.images, each.timestep, plan.drawing.seed)
+        row: dict[str, Any] = {
+            "way": each.way,
+            "timestep": each.timestep,
+            "num_inference_steps": each.num_inference_steps,
+            "num_images": len(held_out.images),
+        }
+        for name, is_wanted in (("ssim", wanted.ssim), ("psnr", wanted.psnr)):
+            if is_wanted:
+                row[name] = asdict(_paired(name, each.images, held_out.images))
+                row[f"{name}_without_network"] = None if start is None else _paired(name, start, held_out.images).value
+        rows.append(row)
+    return rows
+
+
+def measure_likelihood(plan: Plan, held_out: HeldOut) -> Figure:
+    """Mean bits per dimension of the held-out images, and the standard deviation over them."""
+    T = plan.pipeline.scheduler.config.num_train_timesteps
+    if T < 3:
+        return Figure(None, None, f"not computed: the bound needs 3 time steps, the model has {T}")
+    asked = plan.benchmark.likelihood_timesteps
+    count = T if asked is None else min(asked, T)
+
+    def compute() -> dict[str, Any]:
+        labels, batch_size = held_out.labels, plan.benchmark.batch_size
+        bits = bits_per_dim(plan.pipeline, held_out.images, labels, count, plan.drawing.seed, batch_size)
+        return asdict(_mean(bits, "the network's output is not finite", "bits"))
+
+    key = {"num_timesteps": count, "num_images": len(held_out.images)}
+    return Figure(**kept(plan.folder / "scores" / "likelihood.json", key, compute))
+
+
+def _paired(name: str, images: Images, originals: Images) -> Figure:
+    side = min(images.shape[2:])
+    if name == "ssim" and side < MIN_SSIM_SIDE:
+        return Figure(None, None, f"not computed: SSIM's window needs {MIN_SSIM_SIDE} pixels a side, there are {side}")
+    values = (ssim if name == "ssim" else psnr)(images, originals)
+    exact = int(values.isinf().sum())
+    return _mean(values, f"{exact} of {len(values)} images are reproduced to the bit", "dB")
+
+
+def _mean(values: Float[Tensor, " images"], cause: str, unit: str) -> Figure:
+    values = values.double()
+    lost = int(values.isnan().sum())
+    if lost:
+        return Figure(None, None, f"NaN: {lost} of {len(values)} images have no {unit}; {cause}")
+    if not bool(values.isfinite().all()):
+        return Figure(None, None, f"infinite: {cause}")
+    deviation = float(values.std()) if len(values) > 1 else None
+    return Figure(float(values.mean()), deviation)

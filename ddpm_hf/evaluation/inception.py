@@ -1,0 +1,112 @@
+"""Inception-v3 of the FID paper, as torch-fidelity converted it and torchmetrics wraps it."""
+
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images
+
+PACKAGES = {"torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "torchvision": "torchvision"}
+"""Modules that must be there, and what pip calls them."""
+
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+HASH = "6726825d"
+
+RESIZES = {
+    "tensorflow": "bilinear without anti-aliasing to 299x299, as TensorFlow 1 (the literature's)",
+    "antialias": "bilinear with anti-aliasing to 299x299",
+}
+
+
+class Inception(FeatureExtractor):
+    """Pool3's 2,048 features and the 1,008 unbiased logits (Heusel et al. 2017; Salimans et al. 2016).
+
+    Args:
+        network: torchmetrics' NoTrainInceptionV3.
+        resize: a key of `RESIZES`.
+    """
+
+    def __init__(self, network: Any, resize: str) -> None:
+        super().__init__(
+            name="inception",
+            label="Inception",
+            description="2,048 features of Inception-v3 of 2015-12-05, the network of FID and Inception score",
+            resize=RESIZES[resize],
+            num_features=2048,
+            num_classes=1008,
+        )
+        self.network = network
+
+    def forward(self, images: Images) -> Features:
+        """Look at images.
+
+        Args:
+            images: gray or RGB, 0 to 255, of any size.
+        """
+        # forward() gives the first of the features only
+        values, logits = self.network._torch_fidelity_forward(images.expand(-1, 3, -1, -1))
+        return Features(values.float(), logits.float())
+
+
+def load_inception(weights: str | None, resize: str) -> Inception:
+    """Load the network.
+
+    Args:
+        weights: a local file; None takes torch-fidelity's own, downloaded once into torch's cache.
+        resize: a key of `RESIZES`.
+
+    Raises:
+        UserError: naming every package that is missing, and the weights, with the commands that get them.
+    """
+    problems = []
+    if missing := [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]:
+        problems.append(
+            f"features 'inception' needs packages that are not installed: pip install {' '.join(missing)}"
+            " (or choose other features, such as 'digits' for handwritten digits or a transformers vision model)"
+        )
+    try:
+        file = _find_weights(weights)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network = NoTrainInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], str(file), antialias=resize == "antialias"
+        )
+    except (ImportError, RuntimeError) as error:  # also a torchvision that does not fit torch
+        raise UserError(f"features 'inception' cannot be loaded: {error}") from error
+    return Inception(network, resize)
+
+
+def _find_weights(weights: str | None) -> Path:
+    """The file of weights, safe to load: torch-fidelity unpickles whatever it is given."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    file = Path(weights).expanduser() if weights else cached
+    if weights and not file.is_file():
+        raise UserError(f"benchmark.inception_weights: there is no file {file}; get it with: {_command(file)}")
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(file), HASH, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"Inception's weights cannot be downloaded ({error}); where there is a network: {_command(WEIGHTS)},"
+                f" then benchmark.inception_weights={WEIGHTS}"
+            ) from error
+    try:
+        torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{file} holds no weights that can be loaded safely: {str(error).splitlines()[0]}") from error
+    return file
+
+
+def _command(file: str | Path) -> str:
+    return f"curl -L -o {file} {URL}"

@@ -1,0 +1,59 @@
+"""Bits per dimension of held-out images, by the variational bound."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_hf import cli
+from ddpm_hf.data.images import to_model_range
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.randomness import derive_seed
+from ddpm_hf.schedulers import DDPMScheduler
+from ddpm_hf.schedulers.likelihood import variational_bound
+
+
+def bits_per_dim(
+    pipeline: DDPMPipeline,
+    images: UInt8[Tensor, "num_images channels height width"],
+    class_labels: Sequence[int] | None,
+    num_timesteps: int | None,
+    seed: int,
+    batch_size: int,
+) -> Float32[Tensor, " num_images"]:
+    """The bound on the negative log-likelihood of each image, in bits per dimension (DDPM, eq. 5).
+
+    Args:
+        pipeline: of the model; whatever its scheduler, the bound is that of DDPM with the same betas.
+        images: held-out images.
+        class_labels: theirs, for a class-conditional model.
+        num_timesteps: evaluations of the network per image, 3 to T; None is T.
+        seed: of timesteps and noise.
+        batch_size: images at a time.
+    """
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    device, network = pipeline.device, pipeline.unet
+    labels = None if class_labels is None else torch.tensor(class_labels, device=device)
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    bits = []
+    try:
+        with tqdm(total=len(images), desc="likelihood", unit="img", disable=not cli.is_main_process()) as bar:
+            for start in range(0, len(images), batch_size):
+                part = slice(start, start + batch_size)
+                x_0 = to_model_range(images[part]).to(device)
+                some = None if labels is None else labels[part]
+
+                def predict(x_t: Tensor, t: Tensor, some: Tensor | None = some) -> Tensor:
+                    arguments = {} if some is None else {"class_labels": some}
+                    return network(x_t.to(network.dtype), t, **arguments).sample.float()
+
+                seeds = [derive_seed(seed, "bits per dim", index) for index in range(start, start + len(x_0))]
+                bits.append(variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu())
+                bar.update(len(x_0))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.cat(bits)

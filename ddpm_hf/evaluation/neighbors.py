@@ -1,0 +1,131 @@
+"""Nearest neighbours in feature space: precision and recall, and whether samples are copies of training images."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from ddpm_hf.evaluation.store import FeatureTable
+
+QUERY_ROWS = 512
+"""Rows that are compared with all others at a time."""
+
+PRECISION_RECALL_K = 3
+
+MEMORIZED_RATIO = 1 / 3
+"""A sample is memorised if its nearest training image is less than this times as far as the second nearest."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest rows of another table.
+
+    Attributes:
+        distances: Euclidean, rising.
+        indices: positions in the other table.
+    """
+
+    distances: Float64[Tensor, "queries k"]
+    indices: Int64[Tensor, "queries k"]
+
+
+def nearest(
+    queries: FeatureTable, references: FeatureTable, k: int, device: torch.device | str = "cpu", same: bool = False
+) -> Neighbors:
+    """Find the k nearest references of each query, exactly.
+
+    Args:
+        queries: the rows to find neighbours for.
+        references: the rows to find them among; at least k, or k + 1 if they are the same.
+        k: at least 1.
+        device: where distances are computed; it must know float64.
+        same: the two tables are one, and no row is its own neighbour.
+    """
+    distances, indices = [], []
+    start = 0
+    for block in queries.blocks(QUERY_ROWS):
+        best = torch.full((len(block), k), math.inf, dtype=torch.float64, device=device)
+        where = torch.zeros(len(block), k, dtype=torch.int64, device=device)
+        offset = 0
+        for others in references.blocks():
+            squared = _squared_distances(block.to(device), others.to(device))
+            positions = torch.arange(offset, offset + len(others), device=device)
+            if same:
+                squared[positions == torch.arange(start, start + len(block), device=device)[:, None]] = math.inf
+            candidates = torch.cat([best, squared], dim=1)
+            best, chosen = candidates.topk(k, dim=1, largest=False)
+            where = torch.cat([where, positions.expand(len(block), -1)], dim=1).gather(1, chosen)
+            offset += len(others)
+        exact = _exact_distances(block, references, where.cpu())
+        order = exact.argsort(dim=1, stable=True)
+        distances.append(exact.gather(1, order))
+        indices.append(where.cpu().gather(1, order))
+        start += len(block)
+    return Neighbors(torch.cat(distances), torch.cat(indices))
+
+
+def _exact_distances(
+    queries: Float64[Tensor, "rows features"], references: FeatureTable, indices: Int64[Tensor, "rows k"]
+) -> Float64[Tensor, "rows k"]:
+    """Distances without the cancellation of `_squared_distances`: 0 for a copy, and not its rounding."""
+    others = torch.stack([references.read(column.tolist()) for column in indices.T], dim=1)
+    return (queries[:, None] - others).square().sum(2).sqrt()
+
+
+def _within(
+    queries: FeatureTable,
+    references: FeatureTable,
+    radii: Float64[Tensor, " references"],
+    device: torch.device | str,
+) -> Bool[Tensor, " queries"]:
+    """Whether each query lies in the ball of any reference."""
+    found = []
+    for block in queries.blocks(QUERY_ROWS):
+        inside = torch.zeros(len(block), dtype=torch.bool, device=device)
+        offset = 0
+        for others in references.blocks():
+            limits = radii[offset : offset + len(others)].to(device)
+            inside |= (_squared_distances(block.to(device), others.to(device)).sqrt() <= limits).any(1)
+            offset += len(others)
+        found.append(inside.cpu())
+    return torch.cat(found)
+
+
+def precision_recall(real: FeatureTable, fake: FeatureTable, device: torch.device | str = "cpu") -> tuple[float, float]:
+    """Improved precision and recall with k = 3 (Kynkäänniemi et al. 2019, eq. 1 and 2).
+
+    Args:
+        real: more than 3 rows.
+        fake: likewise, of the same features.
+        device: where distances are computed; it must know float64.
+
+    Returns:
+        Precision, the share of samples within the real images' neighbourhoods; recall, the other way round.
+    """
+    k = PRECISION_RECALL_K
+    real_radii = nearest(real, real, k, device, same=True).distances[:, -1]
+    fake_radii = nearest(fake, fake, k, device, same=True).distances[:, -1]
+    precision = _within(fake, real, real_radii, device).double().mean()
+    recall = _within(real, fake, fake_radii, device).double().mean()
+    return float(precision), float(recall)
+
+
+def memorized(neighbors: Neighbors) -> Bool[Tensor, " queries"]:
+    """Which samples are copies: far closer to one training image than to the next (Yoon et al. 2023).
+
+    A sample on top of a training image is one, also where that image is in the data twice.
+
+    Args:
+        neighbors: the two nearest training images of each sample, or more.
+    """
+    first, second = neighbors.distances[:, 0], neighbors.distances[:, 1]
+    return (first < MEMORIZED_RATIO * second) | (first == 0)
+
+
+def _squared_distances(
+    one: Float64[Tensor, "rows features"], other: Float64[Tensor, "columns features"]
+) -> Float64[Tensor, "rows columns"]:
+    squares = one.square().sum(1)[:, None] + other.square().sum(1)
+    return torch.addmm(squares, one, other.T, alpha=-2).clamp_(min=0)

@@ -1,0 +1,140 @@
+"""The pictures of a report, beside its numbers: each drawn once, by the main process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ddpm_hf.evaluation.held_out import HeldOut
+from ddpm_hf.evaluation.neighbors import Neighbors, memorized
+from ddpm_hf.evaluation.plan import Plan
+from ddpm_hf.evaluation.reconstruction import MAX_DDIM_STEPS, Reconstructions
+from ddpm_hf.evaluation.sampling import NUM_SHOWN, read_images, sample_file, to_pil
+from ddpm_hf.pipelines.images import to_output
+from ddpm_hf.plotting import image_grid
+from ddpm_hf.randomness import image_seeds
+
+FOLDER = "pictures"
+NUM_STRIPS, NUM_STAGES = 6, 10
+NUM_PAIRS = 8
+NUM_NEIGHBORS_SHOWN = 3
+NUM_INTERPOLATION_STEPS = 9
+
+
+def draw_pictures(
+    plan: Plan, held_out: HeldOut, reconstructions: list[Reconstructions], neighbors: Neighbors | None
+) -> dict[str, str]:
+    """Draw what is not there yet.
+
+    Args:
+        plan: of the evaluation, whose samples are there.
+        held_out: what was reconstructed.
+        reconstructions: their ways; none, if they were not asked for.
+        neighbors: the nearest training images of the first samples, or None if they were not asked for.
+
+    Returns:
+        For each picture its file, relative to the folder of the evaluation, and what it shows.
+    """
+    shown = min(NUM_SHOWN, plan.benchmark.n_samples)
+    samples = plan.folder / "samples" / f"seed-{plan.drawing.seed}"
+    images = [to_pil(image) for image in read_images([sample_file(samples, index) for index in range(shown)])]
+    captions: dict[str, str] = {}
+
+    def picture(name: str, caption: str, draw: Callable[[], Image.Image], again: bool = False) -> None:
+        file = plan.folder / FOLDER / f"{name}.png"
+        captions[file.relative_to(plan.folder).as_posix()] = caption
+        if again or not file.exists():
+            save_whole(draw(), file)
+
+    picture("samples", f"Samples 0 to {shown - 1}, not chosen.", lambda: image_grid(images), again=True)
+    strips = _Strips(plan)
+    how = f"{NUM_STAGES} of the steps from noise to image"
+    picture("denoising", f"x_t of samples 0 to {strips.count - 1} at {how}, then the image.", lambda: strips.x_t)
+    picture("predicted_x0", f"The image that the network predicted at the same {how}.", lambda: strips.x_0)
+    if reconstructions:
+        ways = "; ".join(each.way for each in reconstructions)
+        picture("reconstructions", f"Left to right: original; {ways}.", lambda: _pairs(held_out, reconstructions))
+    if len(held_out.images) > 1:
+        picture(
+            "interpolation",
+            "Between two held-out images: both encoded by DDIM, mixed spherically, decoded.",
+            lambda: _interpolation(plan, held_out),
+        )
+    if neighbors is not None:
+        copies = memorized(neighbors)[:NUM_PAIRS].nonzero().flatten().tolist()
+        marked = f"Memorised: {', '.join(map(str, copies))}." if copies else "None of them is memorised."
+        caption = f"Samples (left) and their {NUM_NEIGHBORS_SHOWN} nearest training images in feature space. {marked}"
+        picture("nearest", caption, lambda: _nearest(plan, images, neighbors), again=True)
+    return captions
+
+
+def save_whole(image: Image.Image, file: Path) -> None:
+    """Write a PNG so that a reader finds all of it or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}")
+    image.save(aside, format="PNG")
+    aside.replace(file)
+
+
+class _Strips:
+    """Denoising strips, drawn at the first use."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.count = min(NUM_STRIPS, plan.benchmark.n_samples)
+        self._grids: list[Image.Image] = []
+
+    @property
+    def x_t(self) -> Image.Image:
+        return self._draw()[0]
+
+    @property
+    def x_0(self) -> Image.Image:
+        return self._draw()[1]
+
+    def _draw(self) -> list[Image.Image]:
+        if not self._grids:
+            drawing, indices = self.plan.drawing, range(self.count)
+            output: Any = self.plan.pipeline(
+                seeds=image_seeds(drawing.seed, indices),
+                num_inference_steps=drawing.num_inference_steps,
+                sampler=drawing.sampler,
+                class_labels=drawing.labels(indices),
+                return_intermediates=min(NUM_STAGES, drawing.num_inference_steps),
+            )
+            for form in ("x_t", "x_0"):
+                stages: list[Any] = [to_output(getattr(stage, form), "pil") for stage in output.intermediates]
+                rows = zip(*stages, output.images, strict=True)
+                grid = image_grid([image for row in rows for image in row], columns=len(stages) + 1)
+                self._grids.append(grid)
+        return self._grids
+
+
+def _pairs(held_out: HeldOut, reconstructions: list[Reconstructions]) -> Image.Image:
+    columns = [held_out.images, *(each.images for each in reconstructions)]
+    rows = range(min(NUM_PAIRS, len(held_out.images)))
+    return image_grid([to_pil(column[row]) for row in rows for column in columns], columns=len(columns))
+
+
+def _interpolation(plan: Plan, held_out: HeldOut) -> Image.Image:
+    a, b = (to_pil(image) for image in held_out.images[:2])
+    labels = None
+    if held_out.labels is not None:  # a class at each end, and the change half-way
+        first, second = held_out.labels[:2]
+        half = NUM_INTERPOLATION_STEPS // 2
+        labels = [first] * (NUM_INTERPOLATION_STEPS - half) + [second] * half
+    steps = min(plan.drawing.num_inference_steps, MAX_DDIM_STEPS)
+    images = plan.pipeline.interpolate(a, b, NUM_INTERPOLATION_STEPS, num_inference_steps=steps, class_labels=labels)
+    return image_grid([a, *images, b], columns=NUM_INTERPOLATION_STEPS + 2)
+
+
+def _nearest(plan: Plan, samples: list[Image.Image], neighbors: Neighbors) -> Image.Image:
+    training = plan.splits[plan.training_split].images
+    cells = []
+    for row in range(min(NUM_PAIRS, len(samples), len(neighbors.indices))):
+        found = neighbors.indices[row, :NUM_NEIGHBORS_SHOWN]
+        found = torch.cat([found, found[-1:].expand(NUM_NEIGHBORS_SHOWN - len(found))])
+        cells += [samples[row], *(to_pil(training[index]) for index in found.tolist())]
+    return image_grid(cells, columns=NUM_NEIGHBORS_SHOWN + 1)

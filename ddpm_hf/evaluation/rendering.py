@@ -1,0 +1,158 @@
+"""The forms of a report: metrics.json for programs, report.md and report.html for people."""
+
+import base64
+import html
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left }
+.warning { background: #fff3cd; color: #000; padding: .5rem 1rem; border-left: .3rem solid #b58900 }
+img { max-width: 100%; image-rendering: pixelated }
+figure { margin: 2rem 0 }
+"""
+
+
+def write_report(folder: Path, report: dict[str, Any], save_metrics: bool) -> None:
+    """Write the report in its three forms.
+
+    Args:
+        folder: of the evaluation; pictures lie there.
+        report: as `build_report` makes it.
+        save_metrics: whether metrics.json is written.
+    """
+    if save_metrics:
+        write_whole(folder / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(folder / "report.md", to_markdown(report))
+    write_whole(folder / "report.html", to_html(report, folder))
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown, with its pictures beside it."""
+    lines = [f"# {title(report)}", ""]
+    lines += [f"> **{warning}**\n" for warning in report["warnings"]]
+    for heading, header, rows in _tables(report):
+        lines += [f"## {heading}", "", table(header, rows), ""]
+    if report["reconstructions"]:
+        lines += [_about_pairs(report), ""]
+    for file, caption in report["pictures"].items():
+        lines += [f"![{caption}]({file})", "", caption, ""]
+    return "\n".join(lines)
+
+
+def to_html(report: dict[str, Any], folder: Path) -> str:
+    """The report as one file of HTML that holds its pictures.
+
+    Args:
+        report: as `build_report` makes it.
+        folder: where the pictures lie.
+    """
+    parts = [f"<h1>{html.escape(title(report))}</h1>"]
+    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report["warnings"]]
+    for heading, header, rows in _tables(report):
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{head}</tr>{body}</table>")
+    if report["reconstructions"]:
+        parts.append(f"<p>{html.escape(_about_pairs(report))}</p>")
+    for file, caption in report["pictures"].items():
+        data = base64.b64encode((folder / file).read_bytes()).decode()
+        text = html.escape(caption)
+        parts.append(
+            f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title(report))}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def title(report: dict[str, Any]) -> str:
+    """What the report is about, in a line."""
+    label = f"{report['label']}: " if report["label"] else ""
+    return f"{label}{report['model']['name']}, {report['sampling']['n_samples']:,} samples"
+
+
+def number(figure: dict[str, Any] | None) -> str:
+    """A figure as people read it: its value and spread, or what is wrong with it."""
+    if figure is None:
+        return ""
+    if figure["value"] is None:
+        return figure["problem"] or ""
+    spread = "" if figure["deviation"] is None else f" ± {figure['deviation']:.2g}"
+    return f"{figure['value']:.4g}{spread}"
+
+
+def _tables(report: dict[str, Any]) -> Iterable[tuple[str, list[str], list[list[str]]]]:
+    """Headings, column names and rows of the report's tables."""
+    yield (
+        "Figures",
+        ["", "samples", "real images", "better", "± over"],
+        [
+            [each["name"], number(each), number(each["real_vs_real"]), each["better"], each["deviation_over"] or ""]
+            for each in report["metrics"].values()
+        ],
+    )
+    if report["reconstructions"]:
+        measures = [name for name in ("ssim", "psnr") if name in report["reconstructions"][0]]
+        header = ["way", "steps"]
+        for name in measures:
+            header += [name.upper() + (" (dB)" if name == "psnr" else ""), "without the network"]
+        rows = []
+        for row in report["reconstructions"]:
+            cells = [row["way"], str(row["num_inference_steps"])]
+            for name in measures:
+                without = row[f"{name}_without_network"]
+                cells += [number(row[name]), "" if without is None else f"{without:.4g}"]
+            rows.append(cells)
+        yield "Reconstructions of held-out images", header, rows
+    sampling, features, reference = report["sampling"], report["features"], report["reference"]
+    facts = {
+        "model": f"{report['model']['name']}, weights {report['model']['weights']}",
+        "averaged weights": report["model"]["ema"],
+        "samples": f"{sampling['n_samples']:,} for each of the seeds {', '.join(map(str, sampling['seeds']))}",
+        "sampler": f"{sampling['sampler']}, {sampling['num_inference_steps']:,} steps, "
+        f"{sampling['network_evaluations']:,} network evaluations a sample, {sampling['batch_size']} at a time",
+        "classes": sampling["classes"],
+        "images": sampling["images"],
+        "features": features["description"],
+        "resize": features["resize"],
+        "extractor": features["fingerprint"],
+        "reference": f"{reference['num_images']:,} images of {reference['dataset']}, split {reference['split']}, "
+        f"fingerprint {reference['fingerprint'][:16]}",
+        "transform": reference["transform"],
+        "real images": f"real-vs-real: {report['real_vs_real']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+    }
+    yield "What they rest on", ["", ""], [[name, text] for name, text in facts.items()]
+
+
+def _about_pairs(report: dict[str, Any]) -> str:
+    held_out = report["held_out"]
+    which = "training images" if held_out["are_training_images"] else f"images of {held_out['split']!r}"
+    return (
+        f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out['num_images']} {which}, "
+        "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without the "
+        "network: the noised image, scaled back."
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown, its columns aligned for those who read it as it is."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that a reader finds all of it or none."""
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)

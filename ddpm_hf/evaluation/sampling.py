@@ -1,0 +1,164 @@
+"""Draw the samples of an evaluation: exactly so many, by any number of processes, and none of them twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_hf.evaluation.features import FeatureExtractor, Features, as_uint8
+from ddpm_hf.evaluation.store import FeatureStore
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.randomness import image_seeds
+
+NUM_SHOWN = 64
+"""First samples that are kept as images in any case, for the pictures of the report."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How samples are drawn; sample i follows from this and i.
+
+    Attributes:
+        seed: of the sampling run.
+        sampler: a key of `samplers.SAMPLERS`; None for the pipeline's own scheduler.
+        num_inference_steps: denoising steps.
+        num_classes: of a class-conditional model, which draws every class in turn; None for an unconditional one.
+    """
+
+    seed: int
+    sampler: str | None
+    num_inference_steps: int
+    num_classes: int | None
+
+    def labels(self, indices: Sequence[int]) -> list[int] | None:
+        """The classes of samples."""
+        return None if self.num_classes is None else [index % self.num_classes for index in indices]
+
+
+def draw_samples(
+    pipeline: DDPMPipeline,
+    drawing: Drawing,
+    extractor: FeatureExtractor,
+    store: FeatureStore,
+    folder: Path,
+    num_samples: int,
+    keep_images: bool,
+) -> int:
+    """Draw samples 0 to num_samples - 1 and take their features, of which one batch is in memory at a time.
+
+    All processes call this together. A batch is drawn as a whole by one of them, so that a sample is the same to the
+    bit on any number of processes. Images that are there already are read instead of drawn.
+
+    Args:
+        pipeline: draws the images.
+        drawing: how.
+        extractor: takes their features.
+        store: where the features go.
+        folder: where the images go.
+        num_samples: at least 1.
+        keep_images: keep all of them, not only the first.
+
+    Returns:
+        The number of samples drawn by this process.
+    """
+    state = PartialState()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = num_samples if keep_images else min(NUM_SHOWN, num_samples)
+    work = _work(store, folder, num_samples, kept)
+    state.wait_for_everyone()  # before anyone writes, so that all divide the same work
+    own = work[state.process_index :: state.num_processes]
+    pipeline.set_progress_bar_config(disable=True)
+    quiet = not state.is_main_process or not own
+    num_drawn, total = 0, sum(map(len, own))
+    with tqdm(total=total, desc="samples", unit="img", disable=quiet, dynamic_ncols=True) as bar:
+        for batch in own:
+            files = [sample_file(folder, index) for index in batch]
+            if all(file.exists() for file in files):
+                images, is_finite = read_images(files), torch.ones(len(batch), dtype=torch.bool)
+            else:
+                images, is_finite = _draw(pipeline, drawing, batch)
+                num_drawn += len(batch)
+                for file, image in zip(files[: max(0, kept - batch.start)], images, strict=False):
+                    _write(image, file)
+            store.write(batch, _features(extractor, images, is_finite, pipeline.device))
+            bar.update(len(batch))
+    state.wait_for_everyone()
+    return num_drawn
+
+
+def sample_file(folder: Path, index: int) -> Path:
+    """Where sample i lies."""
+    return folder / f"{index:06}.png"
+
+
+def read_images(files: Sequence[Path]) -> UInt8[Tensor, "batch channels height width"]:
+    """Read samples back."""
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            pixels = np.asarray(image)
+        images.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()))
+    return torch.stack(images)
+
+
+def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
+    """One image as PIL has it: gray as mode L."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _work(store: FeatureStore, folder: Path, num_samples: int, kept: int) -> list[range]:
+    """The batches without features, or without images that are to be kept."""
+    there = {file.name for file in folder.glob("*.png")}
+    size = store.layout.batch_size
+    without_features = {batch.start for batch in store.missing(num_samples)}
+    batches = [range(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
+    return [
+        batch
+        for batch in batches
+        if batch.start in without_features
+        or any(sample_file(folder, index).name not in there for index in batch if index < kept)
+    ]
+
+
+def _draw(
+    pipeline: DDPMPipeline, drawing: Drawing, batch: range
+) -> tuple[UInt8[Tensor, "batch channels height width"], Tensor]:
+    """The images of a batch, and which of them hold numbers only."""
+    output: Any = pipeline(
+        seeds=image_seeds(drawing.seed, batch),
+        num_inference_steps=drawing.num_inference_steps,
+        sampler=drawing.sampler,
+        class_labels=drawing.labels(batch),
+        output_type="pt",
+    )
+    pixels: Float[Tensor, "batch channels height width"] = output.images
+    is_finite = pixels.isfinite().flatten(1).all(1)
+    return as_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
+
+
+@torch.inference_mode()
+def _features(
+    extractor: FeatureExtractor, images: UInt8[Tensor, "..."], is_finite: Tensor, device: torch.device
+) -> Features:
+    """The features of a batch; NaN for a sample that is not finite, so that no figure hides it."""
+    features = extractor(images.to(device))
+    lost = ~is_finite.to(features.values.device)
+    values = features.values.masked_fill(lost[:, None], torch.nan)
+    logits = None if features.logits is None else features.logits.masked_fill(lost[:, None], torch.nan)
+    return Features(values, logits)
+
+
+def _write(image: UInt8[Tensor, "channels height width"], file: Path) -> None:
+    """Write a PNG that is whole as soon as it can be found."""
+    aside = file.with_name(f".{file.name}")
+    to_pil(image).save(aside, format="PNG")
+    aside.replace(file)

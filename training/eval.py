@@ -1,0 +1,65 @@
+"""Measure a trained model: python training/eval.py --model FOLDER_OR_REPO --config configs/digits.yaml
+
+accelerate launch training/eval.py … spreads the work over processes; the figures are the same.
+python training/eval.py --model M --config C --sweep sampler=ddim,dpmsolver++ num_inference_steps=10,20,50
+python training/eval.py compare A B C      (folders of models, runs or evaluations)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ddpm_hf import cli
+from ddpm_hf.config import load_config
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of an evaluation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
+    parser.add_argument("--config", required=True, metavar="FILE", help="says what is measured, and on which images")
+    parser.add_argument("--output", metavar="DIR", help="where to (default: a folder in evaluation/ below the model's)")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar="OPTION=VALUE,…",
+        help="evaluate every combination of options of the benchmark section, and set quality against cost",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
+    return parser
+
+
+def make_compare_parser() -> argparse.ArgumentParser:
+    """The command line of a comparison."""
+    parser = argparse.ArgumentParser(prog="eval.py compare", description="Put evaluations side by side.")
+    parser.add_argument("evaluations", nargs="+", metavar="FOLDER", help="of a model, a run or an evaluation")
+    parser.add_argument("--output", metavar="DIR", default="comparison", help="where to (default: comparison)")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluate a model, once or at many settings."""
+    config = load_config(arguments.config, arguments.overrides)
+    model = arguments.model or config.output_dir or ""
+    output = Path(arguments.output) if arguments.output else None
+
+    from ddpm_hf.evaluation.programs import evaluate_once, sweep  # seconds to import
+
+    if arguments.sweep:
+        sweep(model, config, arguments.sweep, output)
+    else:
+        evaluate_once(model, config, output)
+
+
+def compare_main(arguments: argparse.Namespace) -> None:
+    """Compare evaluations that are done."""
+    from ddpm_hf.evaluation.comparison import compare
+
+    print(compare([Path(each) for each in arguments.evaluations], Path(arguments.output)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["compare"]:
+        cli.run(make_compare_parser(), compare_main, sys.argv[2:])
+    else:
+        cli.run(make_parser(), main)
