@@ -183,7 +183,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
             unet: the stock network; what trains one trains the other.
         """
         with torch.device("meta"):
-            network: DDPMUNet = cls.from_config(unet.config)
+            network: DDPMUNet = cls.from_config(unet.config)  # type: ignore[assignment]
         for name, parameter in unet.named_parameters():
             network.get_parameter(name).requires_grad_(parameter.requires_grad)
         network.load_state_dict(unet.state_dict(keep_vars=True), assign=True)
