@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     pipeline = load_pipeline(model)
     T = pipeline.scheduler.config.num_train_timesteps
-    steps = arguments.num_inference_steps or T
+    steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps
     if not 1 <= steps <= T:
         raise UserError(f"--num_inference_steps: given {steps}; allowed: 1 to {T}, the model's time steps")
     settings = Settings(str(model), weights_hash(pipeline.unet), arguments.seed, steps)

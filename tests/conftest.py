@@ -1,11 +1,15 @@
-"""What every test relies on: no network, and shapes checked at run time."""
+"""What every test relies on: no network, shapes checked at run time, a run small enough for a test."""
 
 import os
 import sys
 import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_DATASETS_OFFLINE="1", MPLBACKEND="agg")
 
+import pytest
+from accelerate.state import AcceleratorState
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -17,3 +21,56 @@ sys.modules["shape_checker"] = checker
 # where tensors are; the configuration is checked by pydantic
 PACKAGES = ("data", "losses", "models", "pipelines", "schedulers", "training")
 install_import_hook([f"ddpm_hf.{package}" for package in PACKAGES], "shape_checker.check")
+
+from ddpm_hf.config import Config, load_config  # noqa: E402  (the environment above comes first)
+
+# a network of 8 and 16 channels on the digits, 20 time steps
+TINY = """
+model_config:
+  time_steps: 20
+  beta_schedule: cosine
+  image_size: 8
+  image_channels: 1
+  hidden_channels: 8
+  channel_multipliers: [1, 2]
+  attention_levels: [1]
+  num_res_blocks: 1
+  norm_groups: 4
+  dropout: 0.1
+training:
+  num_steps: 6
+  batch_size: 8
+  learning_rate: 1e-3
+  mixed_precision: "no"
+  scheduler: {warmup_steps: 2}
+  checkpoint_every: 2
+  preview_every: 4
+  num_preview_images: 4
+logging:
+  log_every: 3
+"""
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path) -> Path:
+    """The file of a tiny run."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY)
+    return file
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_yaml: Path) -> Callable[..., Config]:
+    """Make the configuration of a tiny run, with overrides."""
+
+    def make(*overrides: str) -> Config:
+        return load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """Let every test make an accelerator of its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -73,7 +73,9 @@ def test_an_image_of_the_right_size_keeps_every_pixel():
     np.testing.assert_array_equal(to_array(Image.fromarray(pixels), 8, 3), pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("damage", [b"hello", b"", file_of(Image.new("RGB", (64, 64)))[:60]], ids=["text", "empty", "cut"])
+@pytest.mark.parametrize(
+    "damage", [b"hello", b"", file_of(Image.new("RGB", (64, 64)))[:60]], ids=["text", "empty", "cut"]
+)
 def test_what_cannot_be_read_is_a_value_error(damage):
     with pytest.raises(ValueError):  # noqa: PT011  (Pillow's words vary)
         open_image(damage)

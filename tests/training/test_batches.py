@@ -29,7 +29,11 @@ def test_steps_need_no_history(batches):
 
 @pytest.mark.parametrize("sampling", ["uniform", "stratified", "importance"])
 def test_two_processes_share_what_one_would_have(batches, sampling):
-    options = (f"loss_config.timestep_sampling={sampling}", "dataset.horizontal_flip=true", "model_config.num_classes=10")
+    options = (
+        f"loss_config.timestep_sampling={sampling}",
+        "dataset.horizontal_flip=true",
+        "model_config.num_classes=10",
+    )
     whole = batches(*options).at(5)
     halves = [batches(*options, process=index, of=2).at(5) for index in range(2)]
     for name, value in vars(whole).items():

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
-from ddpm_hf.training.trainer import Trainer
 from ddpm_hf.training.interruption import Interrupted
 from ddpm_hf.training.learner import Learner
+from ddpm_hf.training.trainer import Trainer
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -175,7 +175,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny
 
     monkeypatch.setattr("ddpm_hf.training.batches.to_model_range", lambda images: images.float())
     break_before(monkeypatch, 4, poison)
-    with pytest.raises(FloatingPointError, match="step 4.*weights are left as they were"):
+    with pytest.raises(FloatingPointError, match=r"step 4.*weights are left as they were"):
         trainer.train()
     torch.testing.assert_close(trainer.learner.network.state_dict(), before, rtol=0, atol=0)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
