@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ddpm_hf.config.section import PositiveInt, Section, mistakes
 
 RepoId = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=96)]
-Branch = Annotated[str, Field(pattern=r"^(?!.*\.\.)(?!.*//)[\w][\w./-]*$")]
+Branch = Annotated[str, Field(pattern=r"^\w[\w-]*([./]\w[\w-]*)*$")]
 Part = Literal["code", "config", "metrics", "samples"]
 
 

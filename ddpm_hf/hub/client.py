@@ -45,6 +45,10 @@ class HubUnreachableError(RuntimeError):
     """The Hub did not do what was asked, however often, for reasons that may pass."""
 
 
+class GivenUp(Exception):  # noqa: N818  (a decision, not an error)
+    """Raised by a pause that shall be the last."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a call goes on in the face of faults that may pass.
@@ -54,7 +58,7 @@ class Patience:
         base: seconds before the second attempt, twice as many before the third and so on.
         longest: seconds of the longest pause, of one that the Hub asks for too.
         answer: seconds without a byte after which an attempt is given up.
-        sleep: makes a pause; may raise to end the call.
+        sleep: makes a pause; may raise GivenUp to end the call.
     """
 
     attempts: int = 7
@@ -81,12 +85,17 @@ class HubClient:
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, patience: Patience | None = None) -> None:
         self.api = HfApi(endpoint=endpoint, token=token, library_name="ddpm-hf", library_version=__version__)
+        self.token = token
         self.patience = patience or Patience()
+
+    def with_patience(self, patience: Patience) -> "HubClient":
+        """The same Hub and token with another patience."""
+        return HubClient(self.api.endpoint, self.token, patience)
 
     @property
     def has_token(self) -> bool:
         """Whether there is a token at all."""
-        return bool(self.api.token or get_token())
+        return bool(self.token or get_token())
 
     def call(self, doing: str, act: Callable[[], T], repo_id: str = "") -> T:
         """Do something on the Hub, again and again while what goes wrong may pass.
@@ -106,7 +115,7 @@ class HubClient:
             self._limit_waiting()
             try:
                 return act()
-            except (UserError, HubUnreachableError):
+            except (UserError, HubUnreachableError, GivenUp):
                 raise
             except Exception as error:
                 cause = root_cause(error)

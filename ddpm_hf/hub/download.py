@@ -130,7 +130,7 @@ def fetch_file(client: HubClient, listing: Listing, path: str, cache: Path | Non
                     cache_dir=cache,
                     force_download=again,
                     endpoint=client.api.endpoint,
-                    token=client.api.token,
+                    token=client.token,
                 )
             ),
             listing.repo_id,

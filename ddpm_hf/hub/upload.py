@@ -39,6 +39,18 @@ class Destination:
     def __str__(self) -> str:
         return self.repo_id if self.revision == "main" else f"{self.repo_id}@{self.revision}"
 
+    def check_privacy(self, private: bool) -> None:
+        """Refuse a repository that everybody sees, where nobody shall.
+
+        Raises:
+            UserError: saying how to mend it.
+        """
+        if self.private and not private:
+            raise UserError(
+                f"hub.private: given true, but {self.repo_id} is public already; make it private on its page on the "
+                "Hub, choose another hub.repo_id, or set hub.private=false"
+            )
+
 
 @dataclass(frozen=True)
 class Package:
@@ -92,11 +104,7 @@ def prepare(client: HubClient, destination: Destination) -> None:
         except RepositoryNotFoundError:
             api.create_repo(repo_id, private=destination.private, exist_ok=True)
             private = bool(api.repo_info(repo_id).private)
-        if destination.private and not private:
-            raise UserError(
-                f"hub.private: given true, but {repo_id} is public already; make it private on its page on the Hub, "
-                "choose another hub.repo_id, or set hub.private=false"
-            )
+        destination.check_privacy(private)
         if destination.revision != "main":
             try:
                 api.repo_info(repo_id, revision=destination.revision)

@@ -1,6 +1,8 @@
 """A loopback Hub, in this process for speed, and programs in processes of their own that know no other Hub."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,10 +13,21 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import diffusers
 import huggingface_hub
+import torch
+import yaml
 from huggingface_hub import constants
 from loopback import LoopbackHub
 from loopback.server import TOKEN
+from PIL import Image
+from safetensors.torch import save_file
+
+from ddpm_hf.checkpoints import write_checkpoint
+from ddpm_hf.hub.client import HubClient, Patience
+from ddpm_hf.hub.environment import record_environment
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.schedulers import DDPMScheduler
 
 HIDE_DDPM_HF = """
 import importlib.abc, sys
@@ -90,3 +103,84 @@ def run_python(environment: dict[str, str], tmp_path: Path) -> Callable[..., sub
         )
 
     return run
+
+
+def _make_run(folder: Path) -> None:
+    """Write what a finished run of 6 updates leaves, two checkpoints included, with paths of this machine in it."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=None,
+    )
+    pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=10, beta_schedule="cosine"))
+    config = {
+        "seed": 3,
+        "output_dir": str(folder),
+        "dataset": {"name": "/home/ada/data/faces", "split": "train"},
+        "training": {"batch_size": 8, "learning_rate": 1e-3, "optimizer": "adam", "ema_decay": 0.999},
+        "hub": {"repo_id": "ada/digits", "license": "apache-2.0"},
+    }
+
+    def write(step: int) -> Callable[[Path], None]:
+        def fill(checkpoint: Path) -> None:
+            pipeline.save_pretrained(checkpoint)
+            state = checkpoint / "training_state"
+            state.mkdir()
+            for name in ("network", "optimizer", "timestep_sampler"):
+                save_file({"x": torch.full((64,), float(step))}, state / f"{name}.safetensors")
+            (state / "progress.json").write_text(json.dumps({"step": step, "seconds": 61.0 * step, "config": config}))
+
+        return fill
+
+    for step in (4, 6):
+        write_checkpoint(folder / "checkpoints", step, write(step), keep=2)
+    pipeline.save_pretrained(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.jsonl").write_text('{"step": 3, "seconds": 3}\n{"step": 6, "loss": 0.5, "seconds": 7384.2}\n')
+    (folder / "previews").mkdir()
+    for name in ("samples", "denoising", "loss", "previews/step-4"):
+        Image.new("L", (8, 8), len(name)).save(folder / f"{name}.png")
+    (folder / "train.log").write_text("/home/ada said hello")
+    (folder / "optimizer.pt").write_bytes(b"pickled")
+    (folder / ".lock").write_text("1")
+    record_environment(folder)
+    figures = {
+        "metrics": {"fid": {"value": 31.5, "std": 0.25}, "inception_score": 2.0, "kid": float("nan")},
+        "protocol": {
+            "n_samples": 2000,
+            "sampler": "ddpm",
+            "num_inference_steps": 10,
+            "seed": 0,
+            "extractor": "digits-classifier",
+            "reference": "train",
+        },
+        "folder": "/home/ada/runs/digits",
+    }
+    (folder / "metrics.json").write_text(json.dumps(figures))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    folder.mkdir()
+    _make_run(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """The folder of a finished run, to do with as a test likes."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def client(hub: LoopbackHub) -> HubClient:
+    """The Hub, with little patience."""
+    return HubClient(hub.url, patience=Patience(attempts=5, base=0.01, longest=0.05, answer=0.2))

@@ -6,16 +6,11 @@ import pytest
 from loopback.server import TOKEN
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub.client import HubClient, HubUnreachableError, Patience
+from ddpm_hf.hub.client import HubUnreachableError, Patience
 from ddpm_hf.hub.upload import Destination, Package, prepare, push
 
 TO = Destination("ada/digits")
 FILES = {"unet/w.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "model_index.json": b"{}"}
-
-
-@pytest.fixture
-def client(hub):
-    return HubClient(hub.url, patience=Patience(attempts=5, base=0.01, longest=0.05, answer=0.2))
 
 
 def package(**changes):

@@ -1,0 +1,169 @@
+"""What of a run folder is pushed: an allow-list, cleaned of what belongs to one machine."""
+
+import ast
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+
+from ddpm_hf.checkpoints import MANIFEST, find_latest
+from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub.card import make_card
+from ddpm_hf.hub.download import INDEX, PROGRESS, STATE
+from ddpm_hf.hub.facts import CONFIG, METRICS, gather_facts, read_config
+from ddpm_hf.hub.hashes import Content, sha256, size_of
+from ddpm_hf.hub.portable import portable, portable_config, refuse_tokens
+from ddpm_hf.hub.upload import CARD, Package
+
+PIPELINE_FILES = (
+    INDEX,
+    "unet/config.json",
+    "unet/diffusion_pytorch_model*.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+    "scheduler/scheduler_config.json",
+)
+"""Of a saved pipeline, what is pushed."""
+
+NEEDED = (INDEX, "unet/config.json", "unet/diffusion_pytorch_model*.safetensors", "scheduler/scheduler_config.json")
+
+STATE_FILES = ("network.safetensors", "optimizer.safetensors", "timestep_sampler.safetensors", "progress.json")
+"""Of a checkpoint's training state, what is pushed."""
+
+PICTURES = ("samples.png", "denoising.png")
+PIPELINE_SOURCE = Path(__file__).parent.parent / "pipelines" / "ddpm.py"
+
+
+def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Path | None = None) -> Package:
+    """What is pushed of a run for others to use.
+
+    Args:
+        run: the run folder.
+        settings: what to include, branch and license.
+        repo_id: user/name, for the card.
+        pipeline: a checkpoint instead of the finished pipeline.
+
+    Raises:
+        UserError: if there is no pipeline, or a file holds a token.
+    """
+    pipeline = pipeline or run
+    files = _pipeline_files(pipeline)
+    if "samples" in settings.include:
+        files |= _pictures(run, pipeline)
+    if "config" in settings.include and (config := read_config(run)):
+        files[CONFIG] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+    if "metrics" in settings.include and pipeline == run and (run / METRICS).is_file():
+        files[METRICS] = _clean_json(run / METRICS)
+    if "code" in settings.include:
+        files |= pipeline_code()
+    refuse_tokens(files.items())
+    facts = gather_facts(run, pipeline, repo_id, settings.revision, files, settings.license)
+
+    def card(old: str | None) -> str:
+        written = make_card(facts, old)
+        refuse_tokens([(CARD, written.encode())])
+        return written
+
+    message = "Upload the pipeline" if pipeline == run else f"Upload the pipeline after {facts.step:,} updates"
+    return Package(files, message, card, is_ours=_is_pushed_weights)
+
+
+def checkpoint_package(checkpoint: Path) -> Package:
+    """What is pushed of a checkpoint for `--resume hub:…`: the pipeline, all training state, and a manifest of both.
+
+    Raises:
+        UserError: if the checkpoint is not complete, or a file holds a token.
+    """
+    files = _pipeline_files(checkpoint)
+    for name in STATE_FILES:
+        if (checkpoint / STATE / name).is_file():
+            files[STATE + name] = checkpoint / STATE / name
+    if PROGRESS not in files:
+        raise UserError(f"{checkpoint} is no checkpoint: {PROGRESS} is missing")
+    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    progress["config"] = portable_config(progress.get("config") or {})
+    files[PROGRESS] = json.dumps(progress, indent=2).encode()
+    hashes = {path: {"size": size_of(content), "sha256": sha256(content)} for path, content in sorted(files.items())}
+    files[MANIFEST] = json.dumps({"files": hashes}, indent=2).encode()
+    refuse_tokens(files.items())
+    return Package(files, f"Checkpoint after {progress['step']:,} updates", is_ours=_is_pushed_state)
+
+
+def find_pipeline(run: Path) -> Path:
+    """The finished pipeline of a run folder, or else its newest complete checkpoint.
+
+    Raises:
+        UserError: if it has neither.
+    """
+    if (run / INDEX).is_file():
+        return run
+    checkpoint = find_latest(run / "checkpoints") if run.is_dir() else None
+    if checkpoint is None:
+        what = (
+            "holds neither a pipeline (model_index.json) nor a complete checkpoint"
+            if run.is_dir()
+            else "does not exist"
+        )
+        raise UserError(f"RUN_FOLDER: {run} {what}; give the output_dir of a run")
+    return checkpoint
+
+
+def pipeline_code() -> dict[str, Content]:
+    """Our pipeline as pipeline.py, and the modules beside it that it needs."""
+    files: dict[str, Content] = {}
+    waiting = [PIPELINE_SOURCE.stem]
+    while waiting:
+        name = waiting.pop()
+        source = PIPELINE_SOURCE.with_name(f"{name}.py")
+        path = "pipeline.py" if source == PIPELINE_SOURCE else source.name
+        files[path] = source.read_bytes()
+        waiting += [each for each in _siblings(files[path]) if f"{each}.py" not in files]
+    return files
+
+
+def _siblings(source: Content) -> list[str]:
+    assert isinstance(source, bytes)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return [node.module for node in nodes if node.level == 1 and node.module]
+
+
+def _pipeline_files(folder: Path) -> dict[str, Content]:
+    found = _matching(folder, PIPELINE_FILES)
+    missing = [pattern for pattern in NEEDED if not any(fnmatchcase(path, pattern) for path in found)]
+    if missing:
+        raise UserError(f"{folder} holds no complete pipeline: {', '.join(missing)} missing; give the folder of a run")
+    return {path: _clean_json(file) if path.endswith(".json") else file for path, file in found.items()}
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()]
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def _clean_json(file: Path) -> bytes:
+    """A JSON file without paths of this machine; as it is, if it has none."""
+    raw = file.read_bytes()
+    try:
+        found = json.loads(raw)
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); it is damaged, or not of this run") from None
+    clean = portable(found)
+    return raw if clean == found else (json.dumps(clean, indent=2) + "\n").encode()
+
+
+def _pictures(run: Path, pipeline: Path) -> dict[str, Content]:
+    """The pictures of the finished run; of one that goes on, the newest preview."""
+    if pipeline == run:
+        return {name: run / name for name in PICTURES if (run / name).is_file()}
+    previews = [file for file in (run / "previews").glob("step-*.png") if file.stem[len("step-") :].isdigit()]
+    newest = max(previews, key=lambda file: int(file.stem[len("step-") :]), default=None)
+    return {} if newest is None else {PICTURES[0]: newest}
+
+
+def _is_pushed_weights(path: str) -> bool:
+    return fnmatchcase(path, PIPELINE_FILES[2]) or path == PIPELINE_FILES[3]
+
+
+def _is_pushed_state(path: str) -> bool:
+    return _is_pushed_weights(path) or path in [STATE + name for name in STATE_FILES]

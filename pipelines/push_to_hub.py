@@ -1,0 +1,83 @@
+"""Share a run on the Hub: python pipelines/push_to_hub.py RUN_FOLDER --repo_id USER/NAME
+
+What is there already is not sent again, and without a difference there is no commit.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from ddpm_hf import cli
+from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.errors import UserError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output_dir of a run, finished or not")
+    parser.add_argument("--repo_id", metavar="USER/NAME", help="repository (default: hub.repo_id of the run)")
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        help="make the repository private if it does not exist; a public one is refused (default: as the run says)",
+    )
+    parser.add_argument("--revision", metavar="BRANCH", help="branch (default: hub.revision of the run)")
+    parser.add_argument("--license", metavar="ID", help="license in the Hub's spelling, such as apache-2.0")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="push the newest checkpoint with all training state, too"
+    )
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Push the run."""
+    settings = _settings(arguments)
+
+    from ddpm_hf.hub.client import HubClient
+    from ddpm_hf.hub.share import push_newest_checkpoint, push_run
+
+    client = HubClient()
+    if not client.has_token:
+        raise UserError("there is no token for the Hub; make one with the role write and run: hf auth login")
+    pushes = {"pipeline": push_run, **({"checkpoint": push_newest_checkpoint} if arguments.checkpoints else {})}
+    for name, push in pushes.items():
+        with tqdm(desc=name, unit="B", unit_scale=True, dynamic_ncols=True, delay=0.5) as bar:
+
+            def show(done: int, total: int, bar: Any = bar) -> None:
+                bar.total, bar.n = total, done
+                bar.refresh()
+
+            result = push(arguments.run_folder, settings, client, show)
+        changed = f"{result.num_changed} files changed" if result.num_changed else "nothing to do, it is up to date"
+        print(f"{name}: {changed}: {result.url}")
+    if not settings.license:
+        print("What is its license? Until --license says it, the model card says what it said, or unknown.")
+
+
+def _settings(arguments: argparse.Namespace) -> HubConfig:
+    """The hub section of the run, with what the command line says instead."""
+    try:
+        config = yaml.safe_load((arguments.run_folder / "config.yaml").read_text(encoding="utf-8"))
+        section = dict(config.get("hub") or {})
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        section = {}
+    names = ("repo_id", "private", "revision", "license")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    try:
+        settings = HubConfig.model_validate({**section, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UserError(f"--{name}: given {first['input']!r}; {first['msg']}") from None
+    if settings.repo_id is None:
+        raise UserError("--repo_id: not given, and the run's configuration has no hub.repo_id; give USER/NAME")
+    return settings
+
+
+if __name__ == "__main__":
+    cli.run(make_parser(), main)

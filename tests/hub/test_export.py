@@ -1,0 +1,147 @@
+"""What is pushed of a run: the list of files, and nothing of the machine or the person in them."""
+
+import getpass
+import json
+import socket
+
+import diffusers
+import pytest
+import yaml
+from loopback.server import TOKEN
+from safetensors import safe_open
+
+from ddpm_hf.checkpoints import find_damage
+from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_code, pipeline_package
+from ddpm_hf.hub.portable import portable
+
+CODE = {"pipeline.py", "images.py", "samplers.py", "editing.py", "inpainting.py"}
+WEIGHTS = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+}
+EVERYTHING = WEIGHTS | CODE | {"training_config.yaml", "metrics.json", "samples.png", "denoising.png"}
+SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
+
+
+def text_of(package) -> str:
+    card = package.make_card(None) if package.make_card else ""
+    files = {path: each for path, each in package.files.items() if path not in CODE}
+    contents = [each if isinstance(each, bytes) else each.read_bytes() for each in files.values()]
+    return card + b"\n".join(contents).decode(errors="replace")
+
+
+def test_exactly_the_list_is_pushed(run):
+    assert set(pipeline_package(run, SETTINGS, "ada/digits").files) == EVERYTHING
+
+
+def test_parts_can_be_left_out(run):
+    bare = HubConfig(repo_id="ada/digits", include=())
+    package = pipeline_package(run, bare, "ada/digits")
+    assert set(package.files) == WEIGHTS
+    card = package.make_card(None)
+    assert "training_config.yaml" not in card
+    assert "31.5" not in card
+    assert "samples.png" not in card
+
+
+def test_nothing_of_the_machine_goes_along(run, tmp_path):
+    for package in (pipeline_package(run, SETTINGS, "ada/digits"), checkpoint_package(run / "checkpoints/step-6")):
+        text = text_of(package)
+        for private in (
+            "/home/",
+            str(tmp_path),
+            "_name_or_path",
+            socket.gethostname(),
+            "hello",
+            f"/{getpass.getuser()}",
+        ):
+            assert private not in text, private
+
+
+def test_a_pipeline_saved_with_stock_diffusers_is_cleaned(run):
+    """Stock diffusers writes where it loaded from into the configs."""
+    diffusers.DDPMPipeline.from_pretrained(run).save_pretrained(run)
+    assert "_name_or_path" in (run / "unet" / "config.json").read_text()
+    package = pipeline_package(run, SETTINGS, "ada/digits")
+    assert "_name_or_path" not in text_of(package)
+    assert str(run) not in text_of(package)
+
+
+def test_the_configuration_keeps_the_data_by_name_only(run):
+    config = yaml.safe_load(pipeline_package(run, SETTINGS, "ada/digits").files["training_config.yaml"])
+    assert config["dataset"]["name"] == "faces"
+    assert config["output_dir"] is None
+    assert config["training"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.json"])
+def test_a_token_in_a_file_stops_the_push_and_is_not_repeated(run, file):
+    content = yaml.safe_load((run / file).read_text())
+    (run / file).write_text(json.dumps({**content, "note": TOKEN}))
+    with pytest.raises(UserError, match="holds a token") as caught:
+        pipeline_package(run, SETTINGS, "ada/digits")
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_checkpoint_goes_with_a_manifest_that_fits(run, tmp_path):
+    package = checkpoint_package(run / "checkpoints" / "step-6")
+    state = {f"training_state/{name}.safetensors" for name in ("network", "optimizer", "timestep_sampler")}
+    assert set(package.files) == WEIGHTS | state | {"training_state/progress.json", "manifest.json"}
+    for path, content in package.files.items():
+        (tmp_path / "there" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there" / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    assert find_damage(tmp_path / "there") is None
+    assert json.loads(package.files["training_state/progress.json"])["step"] == 6
+
+
+def test_an_unfinished_run_gives_its_newest_checkpoint_and_preview(run):
+    (run / "model_index.json").unlink()
+    checkpoint = find_pipeline(run)
+    assert checkpoint == run / "checkpoints" / "step-6"
+    package = pipeline_package(run, SETTINGS, "ada/digits", checkpoint)
+    assert package.message == "Upload the pipeline after 6 updates"
+    assert package.files["samples.png"] == run / "previews" / "step-4.png"
+    assert set(package.files) == EVERYTHING - {"metrics.json", "denoising.png"}
+    assert "still being trained" in package.make_card(None)
+
+
+def test_folders_without_a_run_are_refused_in_words(tmp_path, run):
+    with pytest.raises(UserError, match="does not exist"):
+        find_pipeline(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="neither a pipeline"):
+        find_pipeline(tmp_path)
+    (run / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no complete pipeline: unet/diffusion"):
+        pipeline_package(run, SETTINGS, "ada/digits")
+
+
+def test_the_code_is_complete():
+    assert set(pipeline_code()) == CODE
+
+
+def test_the_weights_are_the_file_itself(run):
+    weights = pipeline_package(run, SETTINGS, "ada/digits").files["unet/diffusion_pytorch_model.safetensors"]
+    with safe_open(weights, "pt") as tensors:
+        assert not [name for name in tensors.keys() if "_orig_mod" in name or name.startswith("module.")]  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("/home/ada/data/faces", "faces"),
+        ("~/data/faces", "faces"),
+        ("C:\\Users\\ada\\faces", "faces"),
+        ("file:///srv/ada/faces", "faces"),
+        ("see /home/ada/x.png, /tmp/y", "see x.png, y"),
+        ("data/faces", "data/faces"),
+        ("ada/faces", "ada/faces"),
+        ("https://huggingface.co/ada/faces", "https://huggingface.co/ada/faces"),
+        ("1/2 and/or 3 / 4", "1/2 and/or 3 / 4"),
+    ],
+)
+def test_of_an_absolute_path_only_its_last_part_stays(given, left):
+    assert portable({"a": [given], "_name_or_path": "/x"}) == {"a": [left]}
