@@ -81,7 +81,7 @@ def measure_reconstructions(
     rows = []
     for each in found:
         start = None
-        if each.timestep < plan.pipeline.scheduler.config.num_train_timesteps - 1:
+        if not each.is_encoded:
             start = noised(plan.pipeline, held_out.images, each.timestep, plan.drawing.seed)
         row: dict[str, Any] = {
             "way": each.way,
@@ -119,8 +119,9 @@ def _paired(name: str, images: Images, originals: Images) -> Figure:
     if name == "ssim" and side < MIN_SSIM_SIDE:
         return Figure(None, None, f"not computed: SSIM's window needs {MIN_SSIM_SIDE} pixels a side, there are {side}")
     values = (ssim if name == "ssim" else psnr)(images, originals)
-    exact = int(values.isinf().sum())
-    return _mean(values, f"{exact} of {len(values)} images are reproduced to the bit", "dB")
+    exact, others = int(values.isinf().sum()), values[values.isfinite()]
+    rest = f", the mean of the others is {float(others.mean()):.4g} dB" if len(others) else ""
+    return _mean(values, f"{exact} of {len(values)} images are reproduced to the bit{rest}", name.upper())
 
 
 def _mean(values: Float[Tensor, " images"], cause: str, unit: str) -> Figure:

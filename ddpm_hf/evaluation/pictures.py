@@ -10,7 +10,7 @@ from PIL import Image
 from ddpm_hf.evaluation.held_out import HeldOut
 from ddpm_hf.evaluation.neighbors import Neighbors, memorized
 from ddpm_hf.evaluation.plan import Plan
-from ddpm_hf.evaluation.reconstruction import MAX_DDIM_STEPS, Reconstructions
+from ddpm_hf.evaluation.reconstruction import Reconstructions, ddim_range
 from ddpm_hf.evaluation.sampling import NUM_SHOWN, read_images, sample_file, to_pil
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.plotting import image_grid
@@ -125,8 +125,10 @@ def _interpolation(plan: Plan, held_out: HeldOut) -> Image.Image:
         first, second = held_out.labels[:2]
         half = NUM_INTERPOLATION_STEPS // 2
         labels = [first] * (NUM_INTERPOLATION_STEPS - half) + [second] * half
-    steps = min(plan.drawing.num_inference_steps, MAX_DDIM_STEPS)
-    images = plan.pipeline.interpolate(a, b, NUM_INTERPOLATION_STEPS, num_inference_steps=steps, class_labels=labels)
+    top, steps = ddim_range(plan.pipeline, plan.drawing.num_inference_steps)
+    images = plan.pipeline.interpolate(
+        a, b, NUM_INTERPOLATION_STEPS, top, num_inference_steps=steps, class_labels=labels
+    )
     return image_grid([a, *images, b], columns=NUM_INTERPOLATION_STEPS + 2)
 
 

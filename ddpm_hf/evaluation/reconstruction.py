@@ -25,6 +25,9 @@ MIN_SSIM_SIDE = 6
 """Smaller images cannot be mirrored far enough for the window."""
 
 MAX_DDIM_STEPS = 100
+MIN_SIGNAL = 0.01
+"""sqrt(alpha_bar) up to which DDIM is run: with less of it left, as at the end of a cosine schedule, the smallest error
+of the network is divided by almost nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class Reconstructions:
         timestep: how far they were noised.
         num_inference_steps: of the way back.
         images: in the order of the originals.
+        is_encoded: whether the way there was DDIM's, without noise.
     """
 
     way: str
     timestep: int
     num_inference_steps: int
     images: Images
+    is_encoded: bool = False
 
 
 def ssim(images: Images, originals: Images) -> PerImage:
@@ -88,7 +93,7 @@ def reconstruct_all(
     seeds = [derive_seed(seed, "reconstruction", index) for index in range(len(originals))]
     found = []
     quiet = not cli.is_main_process()
-    ddim_steps = min(num_inference_steps, T, MAX_DDIM_STEPS)
+    top, ddim_steps = ddim_range(pipeline, num_inference_steps)
     with tqdm(total=len(parts) * (len(levels) + 1), desc="reconstructions", disable=quiet, dynamic_ncols=True) as bar:
 
         def over_parts(one: Callable[[range, Tensor, list[int] | None], Tensor]) -> Images:
@@ -112,11 +117,24 @@ def reconstruct_all(
             found.append(Reconstructions(f"noised to t = {t} and denoised", t, steps, over_parts(denoise)))
 
         def there_and_back(part: range, pixels: Tensor, labels: Any) -> Tensor:
-            latents = pipeline.encode(pixels, ddim_steps, class_labels=labels)
-            return pipeline.decode(latents, ddim_steps, class_labels=labels, output_type="pt")
+            latents = pipeline.encode(pixels, ddim_steps, top, labels)
+            return pipeline.decode(latents, ddim_steps, top, labels, "pt")
 
-        found.append(Reconstructions("DDIM encoded and decoded", T - 1, ddim_steps, over_parts(there_and_back)))
+        way = f"encoded by DDIM to t = {top} and decoded"
+        found.append(Reconstructions(way, top, ddim_steps, over_parts(there_and_back), True))
     return found
+
+
+def ddim_range(pipeline: DDPMPipeline, num_inference_steps: int) -> tuple[int, int]:
+    """The highest timestep with MIN_SIGNAL of an image left, and the steps that DDIM takes down from there.
+
+    Args:
+        pipeline: of the model.
+        num_inference_steps: of a whole sampling run.
+    """
+    signal = pipeline.scheduler.alphas_cumprod.double().sqrt()
+    top = max(int((signal >= MIN_SIGNAL).sum()) - 1, 0)
+    return top, min(num_inference_steps, MAX_DDIM_STEPS, top + 1)
 
 
 def noised(pipeline: DDPMPipeline, originals: Images, timestep: int, seed: int) -> Images:
