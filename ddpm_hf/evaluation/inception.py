@@ -70,7 +70,7 @@ def load_inception(weights: str | None, resize: str) -> Inception:
             " (or choose other features, such as 'digits' for handwritten digits or a transformers vision model)"
         )
     try:
-        file = _find_weights(weights)
+        file = find_weights(weights)
     except UserError as error:
         problems.append(str(error))
     if problems:
@@ -86,8 +86,15 @@ def load_inception(weights: str | None, resize: str) -> Inception:
     return Inception(network, resize)
 
 
-def _find_weights(weights: str | None) -> Path:
-    """The file of weights, safe to load: torch-fidelity unpickles whatever it is given."""
+def find_weights(weights: str | None) -> Path:
+    """The file of weights, safe to load: torch-fidelity unpickles whatever it is given.
+
+    Args:
+        weights: a local file; None takes the one in torch's cache, downloaded first where it is not there.
+
+    Raises:
+        UserError: if it is not there, cannot be downloaded, or holds more than tensors.
+    """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     file = Path(weights).expanduser() if weights else cached
     if weights and not file.is_file():

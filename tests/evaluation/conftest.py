@@ -1,0 +1,105 @@
+"""A tiny real model of 8x8 digits, its configuration, and a cache of its own for all tests here."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from ddpm_hf.config import Config, load_config
+from ddpm_hf.evaluation.features import Features
+from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.schedulers import DDPMScheduler
+
+CONFIG = """
+model_config:
+  time_steps: 10
+  beta_schedule: cosine
+  image_size: 8
+  image_channels: 1
+  hidden_channels: 8
+  channel_multipliers: [1, 2]
+  attention_levels: []
+  norm_groups: 4
+benchmark:
+  n_samples: 70
+  batch_size: 16
+  features: digits
+  num_held_out: 6
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the user's own cache out of the tests; the digits classifier is trained once for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("DDPM_HF_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Config]:
+    """The configuration of a tiny evaluation, with overrides."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(CONFIG)
+
+    def make(*overrides: str) -> Config:
+        return load_config(file, [f"output_dir={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def make_pipeline() -> Callable[..., DDPMPipeline]:
+    """A tiny network with random weights, and options of the network and of the scheduler."""
+
+    def make(time_steps: int = 10, **config) -> DDPMPipeline:
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            **{
+                "sample_size": 8,
+                "in_channels": 1,
+                "out_channels": 1,
+                "block_out_channels": (8, 16),
+                "down_block_types": ("DownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D", "UpBlock2D"),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+            }
+            | config
+        )
+        pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=time_steps, beta_schedule="cosine"))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture
+def model_folder(make_pipeline, tmp_path: Path) -> Path:
+    """A saved tiny model."""
+    make_pipeline().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> Callable[[torch.Tensor], FeatureTable]:
+    """Put rows into a store, and give them back as a table."""
+    count = iter(range(1000))
+
+    def make(rows: torch.Tensor) -> FeatureTable:
+        store = FeatureStore(tmp_path / f"store-{next(count)}", Layout(len(rows), rows.shape[1], 0))
+        store.write(range(len(rows)), Features(rows.float(), None))
+        return store.table(len(rows))
+
+    return make
