@@ -1,7 +1,8 @@
 """Normalisation, activation and dropout in forms that cost less time and memory than their plain ones.
 
 The parameters stay those of the plain modules, so training, EMA, loading and offloading see nothing of it. Under
-torch.compile the plain forms are taken: the compiler fuses them itself.
+torch.compile the plain forms are taken, since the compiler fuses them itself; and on devices other than a CPU, where
+autocast gives normalisation a precision of its own.
 """
 
 import torch
@@ -20,7 +21,7 @@ class NormSiLU(nn.GroupNorm):
     """
 
     def forward(self, input: Map) -> Map:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or input.device.type != "cpu":
             return F.silu(super().forward(input))
         return _NormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
