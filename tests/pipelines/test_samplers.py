@@ -114,8 +114,9 @@ def test_impossible_numbers_of_steps_name_possible_ones():
         set_num_steps(sampler("pndm"), 30)
     with pytest.raises(ValueError, match=r"cannot take 61 even steps.*or sampler 'ddim' with any number"):
         set_num_steps(sampler("euler"), 61)
+    made = sampler("ddim")
     for num_steps in range(1, 1001):
-        set_num_steps(made := sampler("ddim"), num_steps)
+        set_num_steps(made, num_steps)
         assert len(set(made.timesteps.tolist())) == num_steps
         assert made.timesteps[0] == 999
 

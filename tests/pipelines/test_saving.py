@@ -146,6 +146,7 @@ def test_stock_diffusers_loads_it_without_us(saved):
     assert max(abs(a - b) for a, b in zip(here, bytes.fromhex(pixels), strict=True)) <= 1
 
 
+@pytest.mark.slow
 def test_the_pipeline_file_travels(saved, tmp_path):
     """Beside the weights, as pipeline.py and the files it imports, it works where ddpm_hf is not installed."""
     pipeline, folder = saved

@@ -116,11 +116,11 @@ def test_bound_is_above_the_truth_and_near_it(time_steps):
         variance_type="fixed_large",
         clip_sample=False,
     )
-    x_0 = levels(400, 1, 8, 8)
-    bound = variational_bound(exact_network(scheduler), scheduler, x_0, range(400))
+    x_0 = levels(200, 1, 8, 8)
+    bound = variational_bound(exact_network(scheduler), scheduler, x_0, range(200))
     truth = -discretized_log_likelihood(x_0, gaussian([MEAN] * 8, [STD**2] * 8)).flatten(1).mean(1) / math.log(2)
     assert_close(bound.total, bound.prior + bound.denoising + bound.decoder)
-    assert_close(bound.terms.shape, (400, time_steps))
+    assert_close(bound.terms.shape, (200, time_steps))
     gap = (bound.total - truth).mean()
     assert 0 < gap < 10 / time_steps
 
