@@ -20,6 +20,8 @@ from ddpm_hf.hub.listing import Listing, list_repository
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+LARGE = (".safetensors", ".png")
+"""Files that are sent before the commit; the others travel in it."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,14 @@ def push(
             old = started.get(path)
             if old is None or old.path_or_fileobj != _as_given(content):
                 started[path] = CommitOperationAdd(path, _as_given(content))
-        done = package.num_bytes - sum(size_of(package.files[path]) for path in changed if path in package.files)
-        for path in changed:
+        large = [path for path in changed if path.endswith(LARGE)]
+        done = package.num_bytes - sum(size_of(changed[path]) for path in large)
+        for path in large:  # one after the other, so that progress is seen and no pool of threads outlives us
             on_progress(done)
             client.api.preupload_lfs_files(
                 destination.repo_id, [started[path]], revision=destination.revision, free_memory=False
             )
-            done += size_of(package.files[path]) if path in package.files else 0
+            done += size_of(changed[path])
         on_progress(done)
         commit = head.commit
         if changed or deleted:

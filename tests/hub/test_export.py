@@ -29,7 +29,7 @@ SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
 
 def text_of(package) -> str:
     card = package.make_card(None) if package.make_card else ""
-    files = {path: each for path, each in package.files.items() if path not in CODE}
+    files = {path: each for path, each in package.files.items() if path.endswith((".json", ".yaml"))}
     contents = [each if isinstance(each, bytes) else each.read_bytes() for each in files.values()]
     return card + b"\n".join(contents).decode(errors="replace")
 

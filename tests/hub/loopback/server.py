@@ -15,7 +15,7 @@ from loopback.storage import Commit, Repository, any_file
 from loopback.xet import read_shards
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """What was asked, and what came of it: a status, or 0 where the connection was dropped."""
 
@@ -24,7 +24,7 @@ class Request:
     path: str
     host: str
     token: str
-    status: int
+    status: int = 0
 
 
 class Refusal(Exception):  # noqa: N818  (the Hub's, not the test's)
@@ -120,21 +120,21 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         name, act, parts = find_route(self.command, url.path)
-        self.status = 0
         self.struck = self.hub.faults.take(name)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.request_seen = Request(name, self.command, self.path, self.headers["Host"], token)
+        self.hub.log.append(self.request_seen)
         try:
-            self._work(act, {key: unquote(value) if value else value for key, value in parts.items()})
-        except Refusal as refusal:
-            headers = {**refusal.headers, "X-Error-Message": refusal.message}
-            if refusal.code:
-                headers["X-Error-Code"] = refusal.code
-            self.answer(refusal.status, {"error": refusal.message, **refusal.body}, headers)
+            try:
+                self._work(act, {key: unquote(value) if value else value for key, value in parts.items()})
+            except Refusal as refusal:
+                headers = {**refusal.headers, "X-Error-Message": refusal.message}
+                if refusal.code:
+                    headers["X-Error-Code"] = refusal.code
+                self.answer(refusal.status, {"error": refusal.message, **refusal.body}, headers)
         except (Dropped, BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-            self.status = 0
-        finally:
-            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            self.hub.log.append(Request(name, self.command, self.path, self.headers["Host"], token, self.status))
+            self.request_seen.status = 0
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, content: Any = None, headers: dict[str, str] | None = None) -> None:
         """Send bytes as they are, anything else as JSON."""
         raw = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
-        self.status = status
+        self.request_seen.status = status
         self.send_response(status)
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
         for name, value in {"Content-Type": kind, "Content-Length": str(len(raw)), **(headers or {})}.items():
@@ -221,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
     def repository(self, kinds: str | None, repo_id: str, write: bool = False) -> Repository:
         kind = (kinds or "models").strip("/").removesuffix("s")
         user, found = self.user(), self.hub.repos.get((kind, repo_id))
-        if found is None or (found.private and user not in (repo_id.split("/", maxsplit=1)[0], *self.hub.orgs)):
+        seen_by = (user, *self.hub.orgs) if user else ()
+        if found is None or (found.private and repo_id.split("/", maxsplit=1)[0] not in seen_by):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
         if write and user is None:
             raise Refusal(401, "Invalid username or password.")

@@ -1,0 +1,110 @@
+"""A pushed run as other people load it: local or Hub, code trusted or not, ddpm_hf installed or not."""
+
+import re
+
+import pytest
+
+from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.hub.card import split_card
+from ddpm_hf.hub.export import pipeline_package
+from ddpm_hf.hub.share import push_run
+
+SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
+
+CANARY = b"""
+import os as _os, pathlib as _pathlib
+_pathlib.Path(_os.environ["CANARY"]).write_text("the repository's code ran")
+"""
+
+MATRIX = """
+    import os, pathlib, sys
+    import diffusers
+    diffusers.utils.logging.disable_progress_bar()
+    canary, (repo, folder, installed) = pathlib.Path(os.environ["CANARY"]), sys.argv[1:]
+    def images(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(num_inference_steps=2).images
+    for where in (repo, folder):
+        stock = diffusers.DiffusionPipeline.from_pretrained(where)
+        assert type(stock) is diffusers.DDPMPipeline, type(stock)
+        assert type(stock.unet) is diffusers.UNet2DModel
+        assert len(images(stock)) == 1
+        custom = {"custom_pipeline": "pipeline" if where == repo else where}
+        try:
+            diffusers.DiffusionPipeline.from_pretrained(where, **custom)
+        except ValueError as error:
+            assert "trust_remote_code" in str(error), error
+        else:
+            raise AssertionError("untrusted code was loaded")
+        if installed == "yes":
+            from ddpm_hf import DDPMPipeline
+            from ddpm_hf.models import DDPMUNet
+            ours = DDPMPipeline.from_pretrained(where)
+            assert type(ours) is DDPMPipeline and type(ours.unet) is DDPMUNet
+            assert len(images(ours)) == 1
+        else:
+            assert "ddpm_hf" not in sys.modules
+        assert not canary.exists(), "code ran that nobody trusted"
+        trusted = diffusers.DiffusionPipeline.from_pretrained(where, **custom, trust_remote_code=True)
+        assert canary.exists()
+        canary.unlink()
+        assert len(trusted(seeds=[1, 2], num_inference_steps=2).images) == 2  # what stock has not
+        assert (type(trusted.unet).__name__ == "DDPMUNet") == (installed == "yes")
+        for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+            del sys.modules[name]
+    print("all of the matrix")
+"""
+
+
+@pytest.mark.parametrize(
+    "installed", [pytest.param(True, marks=pytest.mark.slow, id="installed"), pytest.param(False, id="not installed")]
+)
+def test_every_way_to_load_it(hub, client, run, run_python, tmp_path, installed):
+    push_run(run, SETTINGS, client)
+    code = {"pipeline.py": pipeline_package(run, SETTINGS, "ada/digits").files["pipeline.py"] + CANARY}
+    hub.put("ada/digits", code)
+    folder = tmp_path / "local"
+    for path, content in {**pipeline_package(run, SETTINGS, "ada/digits").files, **code}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    arguments = ("ada/digits", str(folder), "yes" if installed else "no")
+    result = run_python(MATRIX, *arguments, installed=installed, CANARY=str(tmp_path / "canary"))
+    assert result.returncode == 0, result.stderr
+    assert "all of the matrix" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_cards_snippet_runs(hub, client, run, run_python, tmp_path):
+    push_run(run, SETTINGS, client)
+    readme = hub.repo("ada/digits").find("main").files["README.md"].data.decode()
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    result = run_python(snippet, installed=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "elsewhere" / "sample.png").exists()
+
+
+def test_a_second_push_of_a_run_changes_nothing(hub, client, run, transfer):
+    first = push_run(run, SETTINGS, client)
+    second = push_run(run, SETTINGS, client)
+    assert first.num_changed == 14
+    assert (second.num_changed, second.commit) == (0, first.commit)
+    assert not hub.requests("unknown")
+
+
+def test_what_people_wrote_on_the_hub_outlives_the_next_push(hub, client, run):
+    push_run(run, SETTINGS, client)
+    card = hub.repo("ada/digits").find("main").files["README.md"].data
+    hub.put("ada/digits", {"README.md": card + b"\n## Thanks\n\nTo Bob.\n", "notes.txt": b"theirs"})
+    (run / "metrics.json").write_text('{"metrics": {"fid": 12.5}}')
+    push_run(run, SETTINGS, client)
+    files = hub.repo("ada/digits").find("main").files
+    assert "To Bob." in files["README.md"].data.decode()
+    assert "12.5" in files["README.md"].data.decode()
+    assert files["notes.txt"].data == b"theirs"
+
+
+def test_the_hub_finds_the_card_valid(hub, client, run):
+    push_run(run, SETTINGS, client)
+    assert {request.status for request in hub.requests("validate")} == {200}
+    metadata, _ = split_card(hub.repo("ada/digits").find("main").files["README.md"].data.decode())
+    assert metadata["license"] == "apache-2.0"
