@@ -41,7 +41,9 @@ class Learner:
         self.config, self.num_steps, self.accelerator = config, num_steps, accelerator
         model, training, device = config.model, config.training, accelerator.device
         self.scheduler = build_scheduler(model)
-        self.loss = DiffusionLoss(config.loss, self.scheduler.process.tables["alpha_bar"], model.prediction_type).to(device)
+        self.loss = DiffusionLoss(config.loss, self.scheduler.process.tables["alpha_bar"], model.prediction_type).to(
+            device
+        )
         self.timestep_sampler = make_timestep_sampler(config.loss.timestep_sampling, model.time_steps)
         self.batches = Batches(
             images, config, self.timestep_sampler, device, accelerator.process_index, accelerator.num_processes

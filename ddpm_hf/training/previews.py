@@ -46,6 +46,7 @@ class Previews:
         should_stop: Callable[[], bool],
     ) -> None:
         self.pipeline = pipeline
+        pipeline.set_progress_bar_config(desc="drawing", leave=False, dynamic_ncols=True)
         self.seeds = image_seeds(seed, range(num_images))
         num_classes = pipeline.unet.config.num_class_embeds
         # every class in turn; the last one stands for no class

@@ -162,7 +162,6 @@ class Trainer:
 
     def _finish(self) -> None:
         """Leave the pipeline and the pictures in the run folder, and say how to use them."""
-        self.accelerator.end_training()
         if self.accelerator.is_main_process:
             self.run_folder.publish(self.learner.pipeline.save_pretrained)
             loss_curve(self.metrics.read(), self.run_folder.loss)
@@ -174,6 +173,7 @@ class Trainer:
                 ) from None
             print(self._closing_words())
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     @property
     def _go_on(self) -> str:
@@ -181,7 +181,8 @@ class Trainer:
 
     def _closing_words(self) -> str:
         minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
-        folder = self.run_folder.path
+        folder, T = self.run_folder.path, self.config.model.time_steps
+        steps = f", num_inference_steps={T}" if T < 1000 else ""  # diffusers asks for 1000 unless told otherwise
         return (
             f"\n{self.num_steps:,} steps in {minutes} min {seconds} s. In {folder}/: the pipeline, samples.png, "
             "denoising.png, loss.png\n"
@@ -189,7 +190,7 @@ class Trainer:
             f"  resume: accelerate launch training/train.py --config {self.run_folder.config} --resume latest "
             f"training.num_steps={2 * self.num_steps}\n"
             f"  open:   python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{folder}')"
-            '(batch_size=4).images[0].show()"'
+            f'(batch_size=4{steps}).images[0].show()"'
         )
 
 

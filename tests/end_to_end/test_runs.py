@@ -1,0 +1,154 @@
+"""Whole runs in processes of their own: launched, killed, shared by two processes, loaded without ddpm_hf."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+ONE_PROCESS = ["--config_file", str(REPOSITORY / "configs" / "accelerate" / "one_process.yaml")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+TRAIN = str(REPOSITORY / "training" / "train.py")
+
+# CI kills a few times; the full count is run by hand: DDPM_HF_KILLS=50 make test-slow
+NUM_KILLS = int(os.environ.get("DDPM_HF_KILLS", "3"))
+
+LOAD_WITHOUT_US = """
+import sys, warnings
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ddpm_hf":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hidden())
+warnings.simplefilter("error")
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+assert type(pipeline).__module__.startswith("diffusers."), type(pipeline)
+assert type(pipeline.unet).__module__.startswith("diffusers."), type(pipeline.unet)
+print(pipeline(batch_size=2, num_inference_steps=2).images[0].size)
+"""
+
+
+def run(*command: object, **options) -> subprocess.CompletedProcess:
+    """Run a command to its end; one thread each, since the tests share two cores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": False, "env": environment, **options}
+    return subprocess.run([str(part) for part in command], **options)  # noqa: PLW1510  (options say it)
+
+
+def state(run_folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint."""
+    newest = max((run_folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    return {
+        f"{file.name}:{name}": tensor
+        for file in sorted(newest.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def losses(run_folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_launched_run_loads_in_diffusers_where_we_are_not_installed(tiny_yaml, tmp_path):
+    folder = tmp_path / "run"
+    done = run(*LAUNCH, *ONE_PROCESS, TRAIN, "--config", tiny_yaml, f"output_dir={folder}", check=True)
+    assert "resume: accelerate launch" in done.stdout
+    for pipeline in (folder, folder / "checkpoints" / "step-4"):
+        loaded = run(sys.executable, "-c", LOAD_WITHOUT_US, pipeline, cwd=tmp_path)
+        assert loaded.stdout == "(8, 8)\n", loaded.stderr
+
+
+def test_the_commands_that_a_run_prints_work(tiny_yaml, tmp_path):
+    folder = tmp_path / "run"
+    done = run(*LAUNCH, *ONE_PROCESS, TRAIN, "--config", tiny_yaml, f"output_dir={folder}", check=True)
+    commands = dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if line.startswith("  "))
+    path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    for name in ("sample", "resume"):
+        subprocess.run(commands[name], shell=True, cwd=REPOSITORY, env=path, check=True, timeout=300)
+    # a person's picture viewer is not the test's
+    shown = commands["open"].strip().replace(".show()", ".size")
+    subprocess.run(shown, shell=True, cwd=tmp_path, env=path, check=True, timeout=300)
+    assert len(list((folder / "generated").rglob("0*.png"))) == 16
+    assert (folder / "checkpoints" / "step-12").exists()
+
+
+def test_two_processes_train_as_one(tiny_yaml, tmp_path):
+    options = ["model_config.dropout=0", "training.num_steps=20", "logging.log_every=1", "training.preview_every=7"]
+    run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'one'}", *options, check=True)
+    run(*TORCHRUN, free_port(), TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'two'}", *options, check=True)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    torch.testing.assert_close(state(tmp_path / "two"), state(tmp_path / "one"), rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_stop_together_at_a_signal(tiny_yaml, tmp_path):
+    folder = tmp_path / "run"
+    command = [
+        *TORCHRUN,
+        free_port(),
+        TRAIN,
+        "--config",
+        tiny_yaml,
+        f"output_dir={folder}",
+        "training.num_steps=100000",
+    ]
+    process = subprocess.Popen([*command, "logging.log_every=1"], stderr=subprocess.DEVNULL)
+    wait_for(folder / "metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert state(folder)
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(file: Path) -> None:
+    """Wait until a run has begun to write."""
+    end = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < end, f"{file} does not appear"
+        time.sleep(0.05)
+
+
+def test_killed_runs_resume_bit_by_bit(tiny_yaml, tmp_path):
+    options = [
+        "training.num_steps=400",
+        "training.checkpoint_every=5",
+        "training.preview_every=9",
+        "logging.log_every=1",
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={whole}", *options, check=True)
+    command = [sys.executable, TRAIN, "--config", str(tiny_yaml), f"output_dir={killed}", *options]
+    moments = random.Random(0)
+    for attempt in range(NUM_KILLS):
+        size = (killed / "metrics.jsonl").stat().st_size if attempt else 0
+        process = subprocess.Popen([*command, *(["--resume", "latest"] if attempt else [])], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 120
+        while not (killed / "metrics.jsonl").exists() or (killed / "metrics.jsonl").stat().st_size == size:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1))
+        process.kill()
+        process.wait()
+    run(*command, "--resume", "latest", check=True)
+    torch.testing.assert_close(state(killed), state(whole), rtol=0, atol=0)
+    assert losses(killed) == losses(whole)
