@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub.cache import remember_commit
 from ddpm_hf.hub.client import HubClient, HubUnreachableError, is_offline
 from ddpm_hf.hub.listing import Listing, RemoteFile, list_repository
 from ddpm_hf.hub.weights import check_weights
@@ -176,18 +177,8 @@ def _fetch(
     for file in files:
         if file.suffix == ".safetensors":
             check_weights(file)
-    _remember_revision(listing, address)
+    remember_commit("model", listing.repo_id, address.revision, listing.commit)
     return _snapshot_of(files[0], min(names))
-
-
-def _remember_revision(listing: Listing, address: HubAddress) -> None:
-    """Note which commit a branch was at, where the client looks for it when it is offline."""
-    folder = Path(constants.HF_HUB_CACHE) / ("models--" + address.repo_id.replace("/", "--")) / "refs"
-    name = address.revision or "main"
-    if name != listing.commit:
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(listing.commit)
 
 
 def _find_cached(

@@ -28,7 +28,7 @@ def checkpoint_destination(client: HubClient, settings: HubConfig) -> Destinatio
     pipeline = pipeline_destination(client, settings)
     repo_id = full_repo_id(client, settings.checkpoint_repo_id) if settings.checkpoint_repo_id else pipeline.repo_id
     branch = settings.checkpoint_branch or ("main" if settings.checkpoint_repo_id else "checkpoints")
-    return Destination(repo_id, branch, settings.private)
+    return Destination(repo_id, branch, settings.private, starts_empty=True)
 
 
 def full_repo_id(client: HubClient, repo_id: str) -> str:

@@ -32,11 +32,13 @@ class Destination:
         repo_id: user/name of a model repository.
         revision: branch.
         private: whether it must not be public.
+        starts_empty: whether a branch that has to be made begins at the repository's first commit, not at main.
     """
 
     repo_id: str
     revision: str = "main"
     private: bool = True
+    starts_empty: bool = False
 
     def __str__(self) -> str:
         return self.repo_id if self.revision == "main" else f"{self.repo_id}@{self.revision}"
@@ -111,7 +113,8 @@ def prepare(client: HubClient, destination: Destination) -> None:
             try:
                 api.repo_info(repo_id, revision=destination.revision)
             except RevisionNotFoundError:
-                api.create_branch(repo_id, branch=destination.revision, exist_ok=True)
+                start = api.list_repo_commits(repo_id)[-1].commit_id if destination.starts_empty else None
+                api.create_branch(repo_id, branch=destination.revision, revision=start, exist_ok=True)
 
     client.call(f"preparing {destination}", act, repo_id)
 
