@@ -122,7 +122,11 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {"final_sigmas_type": "zero", "timestep_spacing": "trailing"}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}),
 }
-"""Every one begins at T - 1 and ends at the clean image."""
+"""Every one begins at T - 1 and ends at the clean image.
+
+heun, euler and pndm step in units of noise over signal, which falls from 20,000 to 13 in the first of 20 steps of a
+cosine schedule; they need many more steps there than ddim, dpmsolver++ and unipc.
+"""
 
 
 def make_sampler(name: str, scheduler: Any) -> Any:
