@@ -41,9 +41,8 @@ class Learner:
         self.config, self.num_steps, self.accelerator = config, num_steps, accelerator
         model, training, device = config.model, config.training, accelerator.device
         self.scheduler = build_scheduler(model)
-        self.loss = DiffusionLoss(config.loss, self.scheduler.process.tables["alpha_bar"], model.prediction_type).to(
-            device
-        )
+        alpha_bar = self.scheduler.process.tables["alpha_bar"]
+        self.loss = DiffusionLoss(config.loss, alpha_bar, model.prediction_type).to(device)
         self.timestep_sampler = make_timestep_sampler(config.loss.timestep_sampling, model.time_steps)
         self.batches = Batches(
             images, config, self.timestep_sampler, device, accelerator.process_index, accelerator.num_processes
@@ -66,8 +65,8 @@ class Learner:
             step: updates done before.
 
         Returns:
-            Figures of the update: loss and its terms (of this process's images; the terms unweighted), grad_norm (before
-            clipping), learning_rate.
+            Figures of the update: the loss (of this process's images), its terms if it has several (unweighted),
+            grad_norm (before clipping), learning_rate.
 
         Raises:
             FloatingPointError: if the gradient is not finite; nothing is updated then.

@@ -71,8 +71,8 @@ class RunFolder:
             except BlockingIOError:
                 lock.seek(0)
                 raise UserError(
-                    f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, or "
-                    "choose another folder with output_dir=FOLDER"
+                    f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, "
+                    "or choose another folder with output_dir=FOLDER"
                 ) from None
             lock.truncate(0)
             lock.write(str(os.getpid()))
