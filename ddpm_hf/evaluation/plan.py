@@ -135,6 +135,12 @@ def make_plan(
     return Plan(config, str(model), pipeline, extractor, splits, drawing, sampler_name, evaluations, settings, folder)
 
 
+def evaluations_of(model: str | Path) -> Path:
+    """Where the evaluations of a model go: below its folder, or in runs/ for one of the Hub."""
+    path = Path(model).expanduser()
+    return (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation"
+
+
 def _load_splits(config: Config) -> dict[str, ImageSet]:
     """Every split that is used, once each."""
     benchmark, dataset = config.benchmark, config.dataset
@@ -266,12 +272,10 @@ def _settings(
 def _default_folder(
     model: str | Path, sampler: str, settings: dict[str, Any], extractor: FeatureExtractor, drawing: Drawing
 ) -> Path:
-    path = Path(model).expanduser()
-    base = path if path.is_dir() else Path("runs") / str(model).replace("/", "--")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     features = re.sub(r"\W+", "-", extractor.label).strip("-").lower()
     name = f"{sampler}-{drawing.num_inference_steps}-steps-{features}-seed-{drawing.seed}-{digest}"
-    return base / "evaluation" / name
+    return evaluations_of(model) / name
 
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:

@@ -10,17 +10,15 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from ddpm_hf import cli
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.comparison import compare
 from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import load_extractor
-from ddpm_hf.evaluation.plan import make_plan
+from ddpm_hf.evaluation.plan import evaluations_of, make_plan
 from ddpm_hf.evaluation.rendering import number
+from ddpm_hf.pipelines.generation import weights_hash
 from ddpm_hf.pipelines.loading import load_pipeline
-
-SWEEP = "sweep"
 
 
 def evaluate_once(model: str | Path, config: Config, output: Path | None = None) -> None:
@@ -71,9 +69,8 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
     """
     _begin()
     combinations = _combinations(options, config)
-    path = Path(model).expanduser()
-    folder = output or (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation" / SWEEP
     pipeline = load_pipeline(model)
+    folder = output or evaluations_of(model) / f"sweep-{weights_hash(pipeline.unet)[:8]}"
     extractors: dict[tuple[str, ...], Any] = {}
     plans, problems = [], []
     for name, benchmark in combinations:
@@ -126,5 +123,3 @@ def _combinations(options: Sequence[str], config: Config) -> list[tuple[str, Ben
 def _begin() -> None:
     """Make the state of a launch: the processes know of each other, on the CPU where there is no GPU."""
     PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
-    if cli.is_main_process():
-        torch.set_grad_enabled(False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,7 +15,7 @@ from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
 
 Images = UInt8[Tensor, "batch channels height width"]
-PerImage = Float32[Tensor, " batch"]
+PerImage = Float64[Tensor, " batch"]
 
 DATA_RANGE = 1.0
 """Of the images that are compared: 8 bits, scaled to [0, 1]."""
@@ -53,7 +53,7 @@ def ssim(images: Images, originals: Images) -> PerImage:
     """Structural similarity of each pair (Wang et al. 2004), by torchmetrics; at least 6 pixels a side."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    one, other = images.float() / 255, originals.float() / 255
+    one, other = images.double() / 255, originals.double() / 255
     return structural_similarity_index_measure(one, other, data_range=DATA_RANGE, reduction=None)  # type: ignore[return-value]
 
 
@@ -61,7 +61,7 @@ def psnr(images: Images, originals: Images) -> PerImage:
     """Peak signal-to-noise ratio of each pair in dB, by torchmetrics; infinite where they are equal."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    one, other = images.float() / 255, originals.float() / 255
+    one, other = images.double() / 255, originals.double() / 255
     return peak_signal_noise_ratio(one, other, data_range=DATA_RANGE, reduction=None, dim=(1, 2, 3))
 
 

@@ -1,0 +1,175 @@
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation.comparison import compare
+from ddpm_hf.evaluation.evaluate import evaluate
+from ddpm_hf.evaluation.programs import evaluate_once, sweep
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAM = str(REPOSITORY / "training" / "eval.py")
+QUICK = [f"benchmark.metrics.{name}=false" for name in ("ssim", "psnr", "bits_per_dim")]
+
+
+def launch(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
+    command = [sys.executable, PROGRAM, *arguments]
+    if processes > 1:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = str(found.getsockname()[1])
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command = [*launcher, "--master_port", port, PROGRAM, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_program_prints_figures_and_where_the_report_lies(model_folder, make_config, capsys):
+    evaluate_once(model_folder, make_config())
+    printed = capsys.readouterr().out
+    assert "FD (digits classifier)" in printed
+    assert "real images" in printed
+    folder = next((model_folder / "evaluation").iterdir())
+    assert f"In {folder}/: report.html" in printed
+    assert folder.name.startswith("ddpm-10-steps-digits-classifier-seed-0-")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_a_sweep_sets_quality_against_network_evaluations(model_folder, make_config, tmp_path, capsys):
+    options = ["sampler=ddim,dpmsolver++", "num_inference_steps=5,10"]
+    sweep(model_folder, make_config(), options, tmp_path / "sweep")
+    reports = json.loads((tmp_path / "sweep/comparison.json").read_text())["reports"]
+    assert {(each["sampling"]["sampler"], each["sampling"]["network_evaluations"]) for each in reports.values()} == {
+        ("ddim", 5),
+        ("ddim", 10),
+        ("dpmsolver++", 5),
+        ("dpmsolver++", 10),
+    }
+    assert (tmp_path / "sweep/comparison.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "sampler=ddim-num_inference_steps=5" in printed
+    assert "not comparable" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["sampler"], "allowed: NAME=VALUE,VALUE"),
+        (["samplr=ddim"], "a name of the benchmark section"),
+        (["num_inference_steps=5,0"], "num_inference_steps=0"),
+        (["sampler=ddim,dimm", "num_inference_steps=5,11"], "possible are 1 to 10(.|\n)*sampler is 'dimm'"),
+    ],
+)
+def test_every_combination_is_checked_before_the_first_is_drawn(options, message, model_folder, make_config, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sweep(model_folder, make_config(), options, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_models_are_compared_side_by_side(make_pipeline, make_config, tmp_path):
+    for name, count in (("a", 70), ("b", 70), ("c", 80)):
+        evaluate(
+            name,
+            make_config(*QUICK, f"benchmark.n_samples={count}", f"seed={count}"),
+            output=tmp_path / name / "evaluation" / "only",
+            pipeline=make_pipeline(),
+            pictures=False,
+        )
+    same = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "same")
+    assert "not comparable" not in same
+    assert "real images" in same
+    other = compare([tmp_path / "a", tmp_path / "c/evaluation/only"], tmp_path / "other")
+    assert "not comparable, since the number of samples differs (a: 70; only: 80)" in other
+    assert (tmp_path / "other/comparison.png").exists()
+    assert "not comparable" in (tmp_path / "other/comparison.md").read_text()
+
+
+def test_folders_without_an_evaluation_are_all_named(tmp_path):
+    with pytest.raises(UserError, match=r"one holds no evaluation.*; .*two holds no evaluation"):
+        compare([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+
+
+def test_a_damaged_report_is_named(tmp_path):
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json cannot be read"):
+        compare([tmp_path], tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_programs_own_command_line(model_folder, make_config, tmp_path):
+    make_config()
+    config = str(tmp_path / "tiny.yaml")
+    done = launch("--model", str(model_folder), "--config", config, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "samples:" in done.stderr, "a bar with the time left"
+    compared = launch("compare", str(model_folder), "--output", str(tmp_path / "comparison"))
+    assert compared.returncode == 0, compared.stderr
+    assert "FD (digits classifier)" in compared.stdout
+    wrong = launch("--model", str(tmp_path / "none"), "--config", config, "benchmark.features=inceptoin")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+    assert "there is no folder" in wrong.stderr
+    assert "inceptoin" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_score_the_same_samples_as_one(model_folder, make_config, tmp_path):
+    make_config()
+    arguments = ["--model", str(model_folder), "--config", str(tmp_path / "tiny.yaml"), "benchmark.n_samples=101"]
+    for processes in (1, 2):
+        done = launch(*arguments, *QUICK, "--output", str(tmp_path / f"by-{processes}"), processes=processes)
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"by-{count}/metrics.json").read_text()) for count in (1, 2))
+    assert one["seconds"]["drawn_by_main_process"] == 101
+    assert two["seconds"]["drawn_by_main_process"] == 101 - 48, "batches 1, 3 and 5 are the other process's"
+    assert one["metrics"] == two["metrics"], "to the bit"
+    pictures = [sorted((tmp_path / f"by-{count}/samples/seed-0").glob("*.png")) for count in (1, 2)]
+    assert [file.read_bytes() for file in pictures[0]] == [file.read_bytes() for file in pictures[1]]
+    assert len({file.read_bytes() for file in pictures[1]}) == len(pictures[1]) == 101
+
+
+MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from ddpm_hf.config.benchmark import BenchmarkMetrics
+from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
+from ddpm_hf.evaluation.sampling import Drawing, draw_samples
+from ddpm_hf.evaluation.scoring import FeatureSet, score_set
+from ddpm_hf.evaluation.store import FeatureStore, Layout
+
+class Output:
+    def __init__(self, images):
+        self.images = images
+
+class Noise:
+    device = torch.device("cpu")
+    def set_progress_bar_config(self, disable):
+        pass
+    def __call__(self, seeds, **options):
+        return Output(torch.rand(len(seeds), 1, 8, 8))
+
+count, folder = int(sys.argv[1]), Path(sys.argv[2])
+classifier = load_digits_classifier()
+stores = [FeatureStore(folder / name, Layout(128, 64, 10)) for name in ("samples", "real")]
+for store, number in zip(stores, (count, 500)):
+    draw_samples(Noise(), Drawing(0, None, 1, None), classifier, store, folder / f"images-{number}", number, False)
+samples, real = [FeatureSet.of(s.table(n), s.logits(n)) for s, n in zip(stores, (count, 500))]
+wanted = BenchmarkMetrics(precision_recall=False)
+figures = score_set(samples, real, real, wanted, classifier, "cpu", False)
+assert all(figure.value is not None for figure in figures.values()), figures
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_fifty_thousand_samples_need_no_more_memory_than_two_thousand(tmp_path):
+    peaks = []
+    for count in (2_000, 50_000):
+        command = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / str(count))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks.append(float(done.stdout))
+    assert peaks[1] - peaks[0] < 30, f"megabytes: {peaks}"
