@@ -6,6 +6,7 @@ import shlex
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -267,3 +268,24 @@ def test_a_hub_that_is_away_at_the_start_ends_no_run(hub, uploader, run, caplog)
     up.submit_finished()
     assert up.drain()
     assert titles(hub)[0] == "Upload the pipeline"
+
+
+@pytest.mark.parametrize("route", ["whoami", "info", "create", "auth-check"])
+@pytest.mark.parametrize("fault", [{"status": 429}, {"status": 503}, {"drop": "before"}, {"drop": "after"}], ids=str)
+def test_the_start_sits_out_what_passes(hub, uploader, route, fault):
+    if route == "auth-check":
+        hub.put("ada/digits", {}, private=True)
+    hub.fault(route, times=2, **fault)
+    up = uploader()
+    up.check()
+    up.start()
+    assert hub.repo("ada/digits").private
+
+
+def test_the_guide_names_every_field_with_its_default():
+    guide = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
+    for name, field in HubConfig.model_fields.items():
+        assert f"| `{name}` |" in guide, name
+        default = {None: "`null`", True: "`true`"}.get(field.default if name != "include" else "", str(field.default))
+        if name != "include":
+            assert re.search(rf"\| `{name}` \| `?{re.escape(default.strip('`'))}`? \|", guide), name
