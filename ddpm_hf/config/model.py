@@ -22,6 +22,8 @@ class ModelConfig(Section):
     """beta_1 of the linear schedule."""
     beta_end: Beta = 0.02
     """beta_T of the linear schedule."""
+    rescale_betas: bool = False
+    """Multiply linear betas by 1000 / time_steps, so that fewer steps end in noise as the paper's 1000 do."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """What the network predicts: the noise, the image, or v (progressive distillation, appendix D)."""
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_large"
@@ -80,6 +82,9 @@ class ModelConfig(Section):
             else None,
             ("beta_end", self.beta_end, f"above beta_start ({self.beta_start})")
             if self.beta_schedule == "linear" and self.beta_end <= self.beta_start
+            else None,
+            ("rescale_betas", True, "false for so few time_steps, where beta_end * 1000 / time_steps would reach 1")
+            if self.rescale_betas and self.beta_schedule == "linear" and self.beta_end * 1000 / self.time_steps >= 1
             else None,
         )
         return self

@@ -1,7 +1,6 @@
 """From the configuration to a scheduler, and whether its process ends in noise."""
 
 from ddpm_hf.config.model import ModelConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 
 MAX_TERMINAL_SIGNAL = 0.05
@@ -13,17 +12,8 @@ def build_scheduler(config: ModelConfig) -> DDPMScheduler:
     Args:
         config: the `model_config` section; its `rescale_betas` multiplies linear betas by 1000 / T, so that T steps
             destroy as much of the image as the 1000 of DDPM (as the code of improved DDPM does).
-
-    Raises:
-        UserError: the betas cannot be rescaled to so few steps.
     """
-    rescales = config.beta_schedule == "linear" and getattr(config, "rescale_betas", False)
-    scale = 1000 / config.time_steps if rescales else 1.0
-    if config.beta_end * scale >= 1:
-        raise UserError(
-            f"model_config.rescale_betas multiplies beta_end ({config.beta_end}) by {scale:g} for time_steps"
-            f" {config.time_steps}, but a beta is less than 1; give more time_steps, or beta_schedule cosine"
-        )
+    scale = 1000 / config.time_steps if config.rescale_betas and config.beta_schedule == "linear" else 1.0
     return DDPMScheduler(
         num_train_timesteps=config.time_steps,
         beta_start=config.beta_start * scale,

@@ -1,5 +1,6 @@
 """Everything that can fail is tried before the first step: the plan of a run, and what it will cost."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.errors import UserError
 from ddpm_hf.models import build_network
+from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.resume import find_start
 from ddpm_hf.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
             f"training.batch_size: given {training.batch_size}; allowed: a multiple of {parts}, which is the number of "
             f"processes ({accelerator.num_processes}) times training.gradient_accumulation_steps"
         )
+    if warning := terminal_signal_warning(build_scheduler(config.model)):
+        logger.warning(warning)
     images = load_image_set(config.dataset, config.model, progress=accelerator.is_main_process)
     if training.batch_size > len(images):
         raise UserError(

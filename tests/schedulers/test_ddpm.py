@@ -185,21 +185,18 @@ def test_terminal_signal(config, left):
         assert "rescale_betas" in text
 
 
-class Rescaled(ModelConfig):
-    rescale_betas: bool = True
-
-
 def test_rescaled_betas_end_in_noise_at_any_number_of_steps(tmp_path):
     for time_steps in (50, 100, 250, 4000):
-        scheduler = build_scheduler(Rescaled(time_steps=time_steps))
+        scheduler = build_scheduler(ModelConfig(time_steps=time_steps, rescale_betas=True))
         assert scheduler.terminal_signal < 0.01
         assert terminal_signal_warning(scheduler) is None
         scheduler.save_pretrained(tmp_path)
         stock = diffusers.DDPMScheduler.from_pretrained(tmp_path)
         assert_close(stock.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-7)
-    with pytest.raises(ValueError, match=r"rescale_betas multiplies beta_end \(0.02\) by 100 for time_steps 10"):
-        build_scheduler(Rescaled(time_steps=10))
-    assert build_scheduler(Rescaled(time_steps=10, beta_schedule="cosine")).config.beta_end == 0.02
+    with pytest.raises(ValueError, match="rescale_betas: given True"):
+        ModelConfig(time_steps=10, rescale_betas=True)
+    cosine = ModelConfig(time_steps=10, rescale_betas=True, beta_schedule="cosine")
+    assert build_scheduler(cosine).config.beta_end == 0.02
 
 
 def test_build_scheduler():
