@@ -87,7 +87,8 @@ def frechet_distance(real: Moments, fake: Moments) -> Score:
     from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds to import
 
     num_features = len(real.total)
-    metric = FrechetInceptionDistance(feature=_Rows(num_features)).set_dtype(torch.float64)
+    # the moments are those of all images already: other processes have nothing to add, and are not here
+    metric = FrechetInceptionDistance(feature=_Rows(num_features), sync_on_compute=False).set_dtype(torch.float64)
     for is_real in (True, False):
         metric.update(torch.empty(0, num_features, dtype=torch.float64), real=is_real)
     metric.real_features_sum, metric.fake_features_sum = real.total, fake.total
