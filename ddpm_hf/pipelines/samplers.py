@@ -117,6 +117,10 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
         DPMSolverMultistepScheduler,
         {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"},
     ),
+    "sde-dpmsolver++": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"},
+    ),
     "unipc": (UniPCMultistepScheduler, {"final_sigmas_type": "zero", "timestep_spacing": "linspace"}),
     "heun": (HeunDiscreteScheduler, {"timestep_spacing": "trailing"}),
     "euler": (EulerDiscreteScheduler, {"final_sigmas_type": "zero", "timestep_spacing": "trailing"}),
@@ -125,7 +129,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
 """Every one begins at T - 1 and ends at the clean image.
 
 heun, euler and pndm step in units of noise over signal, which falls from 20,000 to 13 in the first of 20 steps of a
-cosine schedule; they need many more steps there than ddim, dpmsolver++ and unipc.
+cosine schedule; they need many more steps there than the others.
 """
 
 
@@ -154,11 +158,9 @@ def make_sampler(name: str, scheduler: Any) -> Any:
         EulerDiscreteScheduler,
         PNDMScheduler,
     ):
-        raise ValueError(
-            f"sampler {name!r} cannot use a model that predicts x_0; ddpm, ddim, dpmsolver++ and unipc can"
-        )
+        raise ValueError(f"sampler {name!r} cannot use a model that predicts x_0; the others can")
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in knows:
-        raise ValueError(f"sampler {name!r} cannot begin without any signal; ddpm, ddim, dpmsolver++, unipc, euler can")
+        raise ValueError(f"sampler {name!r} cannot begin without any signal; the others can")
 
     limit = config.get("clip_sample_range", 1.0)
     if config.get("clip_sample") and not config.get("thresholding") and "clip_sample" not in knows:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.samplers import SAMPLERS
 from ddpm_hf.schedulers import DDPMScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -63,6 +64,15 @@ def test_an_image_does_not_depend_on_its_batch(tiny_pipeline):
     assert_close(pipeline(2, generators, output_type="pt").images, together[[3, 1]], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("heun", "euler", "pndm")])
+@pytest.mark.filterwarnings("ignore:sampler:UserWarning")
+def test_an_image_does_not_depend_on_its_batch_with_any_sampler(tiny_pipeline, sampler):
+    pipeline = tiny_pipeline()
+    together = pipeline(seeds=[1, 2], sampler=sampler, num_inference_steps=5, output_type="pt").images
+    alone = pipeline(seeds=[2], sampler=sampler, num_inference_steps=5, output_type="pt").images
+    assert_close(alone[0], together[1], rtol=0, atol=1e-5)
+
+
 def test_noise_is_bit_equal_in_any_batch(tiny_pipeline):
     pipeline = tiny_pipeline()
     together = pipeline(seeds=[1, 2, 3], return_intermediates=1).intermediates[0].x_t
@@ -112,7 +122,7 @@ def test_intermediates(gaussian_pipeline):
     assert len(pipeline(num_inference_steps=3, return_dict=False)) == 1
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmsolver++", "unipc", "heun", "euler", "pndm"])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.filterwarnings("ignore:sampler:UserWarning")
 def test_predicted_x_0_is_the_networks_own(gaussian_pipeline, sampler):
     """E[x_0 | x_t] in closed form, whatever units a sampler keeps its images in."""
@@ -161,7 +171,7 @@ def test_class_labels_and_guidance(gaussian_pipeline):
 def test_learned_variance(tiny_pipeline):
     pipeline = tiny_pipeline(in_channels=3, out_channels=6)
     pipeline.scheduler = DDPMScheduler(num_train_timesteps=10, beta_schedule="cosine", variance_type="learned_range")
-    for sampler in (None, "ddpm", "ddim", "dpmsolver++", "unipc"):
+    for sampler in (None, "ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc"):
         assert pipeline(2, sampler=sampler)[0][0].mode == "RGB"
     pipeline.scheduler = DDPMScheduler(num_train_timesteps=10, beta_schedule="cosine", variance_type="fixed_large")
     assert pipeline(2)[0][0].mode == "RGB"
