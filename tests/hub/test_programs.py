@@ -74,7 +74,7 @@ def test_mistakes_are_one_line_and_exit_code_2(hub, push, run, arguments, variab
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("route", ["commit", "lfs-put"])
+@pytest.mark.parametrize("route", ["commit", pytest.param("lfs-put", marks=pytest.mark.slow)])
 def test_a_process_ends_although_its_upload_hangs(hub, run, run_python, route):
     hub.fault(route, hang=60)
     program = """

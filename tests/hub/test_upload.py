@@ -99,10 +99,13 @@ def test_a_repository_that_changes_meanwhile_is_read_again(hub, client):
     assert [request.status for request in hub.requests("commit")][-2:] == [412, 200]
 
 
-@pytest.mark.parametrize(
-    "route",
-    ["info", "create", "validate", "preupload", "lfs-batch", "lfs-put", "lfs-verify", "commit", "branch", "commits"],
-)
+SELDOM = [
+    pytest.param(route, marks=pytest.mark.slow)
+    for route in ("info", "validate", "lfs-batch", "lfs-verify", "branch", "commits")
+]
+
+
+@pytest.mark.parametrize("route", ["create", "preupload", "lfs-put", "commit", *SELDOM])
 @pytest.mark.parametrize(
     "fault",
     [
