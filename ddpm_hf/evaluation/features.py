@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor, nn
 
 from ddpm_hf.config import BenchmarkConfig
@@ -75,9 +75,7 @@ class FeatureExtractor(nn.Module):
         return f"{self.name}|{self.resize}|{digest.hexdigest()[:16]}"
 
 
-def as_uint8(
-    images: UInt8[Tensor, "..."] | Float[Tensor, "..."], value_range: tuple[float, float] | None = None
-) -> UInt8[Tensor, "..."]:
+def as_uint8(images: Shaped[Tensor, "..."], value_range: tuple[float, float] | None = None) -> UInt8[Tensor, "..."]:
     """Round images to 256 levels, the form in which all features are taken.
 
     Args:
@@ -105,7 +103,7 @@ def as_uint8(
 
 def to_network_size(
     images: Images, size: tuple[int, int], channels: int, mode: str
-) -> Float32[Tensor, "batch channels height width"]:
+) -> Float32[Tensor, "batch network_channels network_height network_width"]:
     """Resize images to what a network takes, and repeat a gray channel for one that takes colours.
 
     Args:

@@ -89,9 +89,9 @@ def test_the_kernel_distance_is_the_unbiased_mmd_of_halves(make_table):
 
 def test_the_kernel_distance_of_one_distribution_is_zero_on_average(make_table):
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(4000, 4, generator=generator)
-    score = kernel_distance(make_table(rows[:2000]), make_table(rows[2000:]))
-    assert abs(score.value) < 0.02
+    rows = torch.randn(1600, 4, generator=generator)
+    score = kernel_distance(make_table(rows[:800]), make_table(rows[800:]))
+    assert abs(score.value) < 0.05
 
 
 def test_the_kernel_distance_has_a_closed_form_for_single_points(make_table):
