@@ -37,13 +37,22 @@ def run(
 
 
 def _leave(error: Exception, program: str) -> None:
-    code = getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
+    code = getattr(error, "exit_code", 2 if _is_the_users(error) else 1)
     text = str(error) or type(error).__name__
     if code == 1 and not isinstance(error, FloatingPointError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if is_main_process() or code == 1:
         print(f"{program}: {text}", file=sys.stderr)
     sys.exit(code)
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether an error tells of what was given: a ValueError that our own code raises, no library's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return isinstance(error, UserError) or (isinstance(error, ValueError) and raised_in.startswith("ddpm_hf."))
 
 
 def is_main_process() -> bool:
@@ -54,10 +63,15 @@ def is_main_process() -> bool:
 def _set_up_messages(verbose: bool) -> None:
     level = logging.WARNING if is_main_process() else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
-    logging.captureWarnings(True)
+    warnings.showwarning = _show_warning
     if not verbose:
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module="ddpm_hf")
         for library in ("accelerate", "datasets", "diffusers", "transformers"):
             logging.getLogger(library).setLevel(logging.ERROR)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _show_warning(message: Warning | str, *place: object) -> None:
+    logging.getLogger("ddpm_hf").warning("%s", message)

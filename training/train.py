@@ -1,9 +1,10 @@
 """Train a diffusion model: accelerate launch training/train.py --config configs/digits.yaml [section.key=value …]"""
 
 import argparse
+from pathlib import Path
 
 from ddpm_hf import cli
-from ddpm_hf.config import load_config
+from ddpm_hf.config import Config, load_config
 from ddpm_hf.errors import UserError
 
 
@@ -13,11 +14,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
     parser.add_argument("--model_type", choices=["ddpm"], help="kind of model; the same as model_type=…")
     parser.add_argument(
-        "--resume", metavar="latest|FOLDER", help="go on from the newest complete checkpoint, or from one"
+        "--resume", metavar="latest|FOLDER|hub:…", help="go on from the newest complete checkpoint, or from one"
     )
     parser.add_argument("--dry_run", action="store_true", help="check everything, say what would be done, take no step")
-    parser.add_argument("--eval_only", action="store_true", help="evaluate the model of the run instead of training it")
+    parser.add_argument(
+        "--eval_only", action="store_true", help="with --benchmark: measure the run's model, train nothing"
+    )
     parser.add_argument("--benchmark", action="store_true", help="compute the figures of the benchmark section")
+    parser.add_argument("--push_to_hub", action="store_true", help="upload the pipeline; hub.repo_id or the run's name")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
     return parser
 
@@ -26,10 +30,17 @@ def main(arguments: argparse.Namespace) -> None:
     """Train as the configuration says."""
     model_type = [f"model_type={arguments.model_type}"] if arguments.model_type else []
     config = load_config(arguments.config, [*model_type, *arguments.overrides])
-    if arguments.eval_only or arguments.benchmark:
+    if arguments.push_to_hub and config.hub.repo_id is None:
+        config = load_config(arguments.config, [*model_type, *arguments.overrides, f"hub.repo_id={_name_of(config)}"])
+    if arguments.eval_only != arguments.benchmark:
         raise UserError(
-            "--eval_only, --benchmark: this version trains and samples, it cannot evaluate yet; leave them out"
+            "--eval_only, --benchmark: given one of them; allowed: both, to evaluate a trained run, or none"
         )
+    if arguments.eval_only:
+        from ddpm_hf.evaluation.programs import evaluate_once
+
+        evaluate_once(config.output_dir or "", config)
+        return
 
     from ddpm_hf.training.trainer import Trainer  # seconds to import: a wrong file is reported before
 
@@ -39,6 +50,11 @@ def main(arguments: argparse.Namespace) -> None:
     elif trainer.accelerator.is_main_process:
         print(config.to_yaml())
         print(trainer.describe())
+
+
+def _name_of(config: Config) -> str:
+    """The repository of a run that names none: called like its folder, in the person's own account."""
+    return Path(config.output_dir or "run").name
 
 
 if __name__ == "__main__":

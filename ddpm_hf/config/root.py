@@ -8,9 +8,10 @@ from pydantic import Field
 
 from ddpm_hf.config.benchmark import BenchmarkConfig
 from ddpm_hf.config.dataset import DatasetConfig
+from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.config.logging import LoggingConfig
 from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.config.model import ModelConfig
-from ddpm_hf.config.outputs import HubConfig, LoggingConfig
 from ddpm_hf.config.section import NonNegativeInt, Section
 from ddpm_hf.config.training import TrainingConfig
 

@@ -8,6 +8,7 @@ from typing import Any
 from ddpm_hf.checkpoints import find_damage, find_latest
 from ddpm_hf.config import Config
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub import fetch_checkpoint
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import STATE, load_progress
 
@@ -30,7 +31,7 @@ def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | Non
     Args:
         run: where the run lies, or will lie.
         config: the configuration to go on with.
-        resume: "latest", the folder of a checkpoint, or None for a new run.
+        resume: "latest", the folder of a checkpoint, "hub:USER/REPO[@REV]" for one on the Hub, or None for a new run.
 
     Returns:
         The checkpoint, or None for the beginning.
@@ -42,6 +43,8 @@ def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | Non
     if resume is None:
         run.check_free()
         return None
+    if resume.startswith("hub:"):
+        resume = str(fetch_checkpoint(resume))
     if resume == "latest":
         if not run.holds_a_run:
             raise UserError(f"--resume latest: there is no run in {run.path}; leave --resume out to start one")

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.config import Config
+from ddpm_hf.hub import HubUploader, pin_dataset, record_environment
 from ddpm_hf.plotting import loss_curve
 from ddpm_hf.training.interruption import Interrupted, StopSignals
 from ddpm_hf.training.learner import Learner
@@ -18,6 +19,9 @@ from ddpm_hf.training.precision import choose_precision
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Abandoned, Previews
 from ddpm_hf.training.state import STATE, Progress, load_progress
+
+SECONDS_TO_UPLOAD_WHEN_STOPPED = 5
+"""A run that is asked to stop has seconds, not minutes; what is not uploaded then is told."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +41,15 @@ class Trainer:
     """
 
     def __init__(self, config: Config, resume: str | None = None) -> None:
-        self.config = config
         self.accelerator = _make_accelerator(config)
+        self.config = config = config.model_copy(update={"dataset": pin_dataset(config.dataset)})
         self.plan = make_plan(config, resume, self.accelerator)
         self.run_folder, self.num_steps = self.plan.run, self.plan.num_steps
         self.metrics = MetricsFile(self.run_folder.metrics)
         self.signals = StopSignals()
+        self.uploader = HubUploader(config.hub, self.run_folder.path)
+        if self.accelerator.is_main_process:
+            self.uploader.check()
 
     def describe(self) -> str:
         """What the run will do and cost, for a person to read."""
@@ -91,6 +98,10 @@ class Trainer:
         )
         self.accelerator.init_trackers("ddpm-hf")
         if self.accelerator.is_main_process:
+            self.uploader.start()
+            record_environment(
+                self.run_folder.path, self.accelerator.num_processes, str(self.accelerator.mixed_precision)
+            )
             self.run_folder.config.write_text(self.config.to_yaml(), encoding="utf-8")
             self.metrics.cut_after(self.step)
 
@@ -108,6 +119,7 @@ class Trainer:
             self._preview()
         if self._shall_stop() and self.step < self.num_steps:
             self._save_checkpoint()
+            self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
             raise Interrupted(self.signals.received, f"stopped at step {self.step:,} with a checkpoint; {self._go_on}")
 
     def _shall_stop(self) -> bool:
@@ -142,12 +154,13 @@ class Trainer:
         )
         if self.accelerator.is_main_process and self.saved_step != self.step:
             try:
-                write_checkpoint(
+                checkpoint = write_checkpoint(
                     self.run_folder.checkpoints,
                     self.step,
                     lambda folder: self.learner.save(folder, progress),
                     self.config.training.checkpoints_to_keep,
                 )
+                self.uploader.submit(checkpoint, self.step, last=self.step == self.num_steps)
             except OSError as error:
                 logger.warning("no checkpoint at step %d: %s; the last one stays, training goes on", self.step, error)
         self.saved_step = self.step
@@ -172,6 +185,8 @@ class Trainer:
                     self.signals.received, f"trained, but not all pictures drawn; {self._go_on}"
                 ) from None
             print(self._closing_words())
+            self.uploader.submit_finished()
+            self.uploader.drain(should_stop=lambda: bool(self.signals.received))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 

@@ -1,8 +1,7 @@
 """Run a program in this process, as its command line would."""
 
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def program(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+def program(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run `folder/name.py` with arguments; gives exit code, stdout and stderr."""
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
@@ -28,5 +27,4 @@ def program(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[
         said = capsys.readouterr()
         return code, said.out, said.err
 
-    yield run
-    logging.captureWarnings(False)
+    return run

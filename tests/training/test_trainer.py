@@ -73,6 +73,7 @@ def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys):
         "checkpoints",
         "config.yaml",
         "denoising.png",
+        "environment.json",
         "loss.png",
         "metrics.jsonl",
         "model_index.json",
