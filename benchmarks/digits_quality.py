@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 
 from ddpm_hf import cli
 from ddpm_hf._version import __version__
-from ddpm_hf.pipelines.loading import load_pipeline
+from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.randomness import image_seeds
 
 NUM_SAMPLES = 898

@@ -26,9 +26,9 @@ from ddpm_hf.evaluation.features import UserExtractor
 from ddpm_hf.evaluation.reference import load_reference
 from ddpm_hf.evaluation.sampling import Drawing, draw_samples
 from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.randomness import image_seeds
 from ddpm_hf.schedulers import DDPMScheduler
 

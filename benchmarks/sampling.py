@@ -23,8 +23,8 @@ from torch import nn
 
 from ddpm_hf import cli
 from ddpm_hf._version import __version__
+from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.samplers import SAMPLERS
 from ddpm_hf.randomness import image_seeds
 

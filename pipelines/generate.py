@@ -37,8 +37,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.config and not Path(model).is_dir():
         raise UserError(f"--config: the run of {arguments.config} has not begun, there is no folder {model}")
 
+    from ddpm_hf.hub.loading import load_pipeline
     from ddpm_hf.pipelines.generation import Settings, generate, weights_hash
-    from ddpm_hf.pipelines.loading import load_pipeline
 
     pipeline = load_pipeline(model)
     T = pipeline.scheduler.config.num_train_timesteps

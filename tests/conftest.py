@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_DATASETS_OFFLINE="1", MPLBACKEND="agg")
+os.environ["OMP_NUM_THREADS"] = "1"  # the threads of networks this small only wait for each other
 
 import pytest
 from accelerate.state import AcceleratorState

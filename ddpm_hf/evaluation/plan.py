@@ -19,9 +19,9 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import FeatureExtractor, UserExtractor, load_extractor
 from ddpm_hf.evaluation.reference import reference_key
 from ddpm_hf.evaluation.sampling import Drawing
+from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.generation import weights_hash
-from ddpm_hf.pipelines.loading import load_pipeline
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 
 SETTINGS = "settings.json"

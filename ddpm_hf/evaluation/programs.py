@@ -17,8 +17,8 @@ from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
 from ddpm_hf.evaluation.rendering import number
+from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines.generation import weights_hash
-from ddpm_hf.pipelines.loading import load_pipeline
 
 
 def evaluate_once(model: str | Path, config: Config, output: Path | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ddpm_hf.checkpoints import find_damage, find_latest
 from ddpm_hf.config import Config
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub import fetch_checkpoint
+from ddpm_hf.hub import fetch_checkpoint, portable_config
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import STATE, load_progress
 
@@ -65,11 +65,11 @@ def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | Non
 
 def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
     """List what has changed since a checkpoint; refuse what may not."""
-    changes = {name: f"{name}: {old!r} → {new!r}" for name, old, new in _differences(before, config.to_dict())}
+    differences = _differences(portable_config(before), portable_config(config.to_dict()))
+    changes = {name: f"{name}: {old!r} → {new!r}" for name, old, new in differences}
     refused = [text for name, text in changes.items() if name.startswith(FIXED)]
     if refused:
         raise UserError(f"{checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
-    changes.pop("output_dir", None)
     if changes:
         logger.warning("the configuration has changed since %s: %s", checkpoint, "; ".join(changes.values()))
 

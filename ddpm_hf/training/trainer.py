@@ -160,7 +160,8 @@ class Trainer:
                     lambda folder: self.learner.save(folder, progress),
                     self.config.training.checkpoints_to_keep,
                 )
-                self.uploader.submit(checkpoint, self.step, last=self.step == self.num_steps)
+                last = self.step == self.num_steps or bool(self.signals.received)
+                self.uploader.submit(checkpoint, self.step, last)
             except OSError as error:
                 logger.warning("no checkpoint at step %d: %s; the last one stays, training goes on", self.step, error)
         self.saved_step = self.step
@@ -185,10 +186,11 @@ class Trainer:
                     self.signals.received, f"trained, but not all pictures drawn; {self._go_on}"
                 ) from None
             print(self._closing_words())
-            self.uploader.submit_finished()
-            self.uploader.drain(should_stop=lambda: bool(self.signals.received))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
+            self.uploader.submit_finished()
+            self.uploader.drain(should_stop=lambda: bool(self.signals.received))
 
     @property
     def _go_on(self) -> str:

@@ -7,6 +7,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from ddpm_hf.checkpoints import find_latest
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub.download import fetch_pipeline
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 
 INDEX = "model_index.json"
@@ -17,7 +18,7 @@ def load_pipeline(model: str | Path) -> DDPMPipeline:
 
     Args:
         model: the folder of a saved pipeline or of a run (whose newest checkpoint is taken while it is not finished),
-            or an id on the Hub.
+            or an id on the Hub, as user/name or user/name@REVISION.
 
     Raises:
         UserError: if there is no such folder or repository, or no pipeline in it.
@@ -42,5 +43,5 @@ def _find(model: str | Path) -> str:
             raise UserError(f"--model: {path} holds neither a pipeline ({INDEX}) nor a complete checkpoint of a run")
         return str(checkpoint)
     if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
-        raise UserError(f"--model: there is no folder {model}, and it is no id on the Hub (user/name)")
-    return str(model)
+        raise UserError(f"--model: there is no folder {model}, and it is no id on the Hub (user/name[@REV])")
+    return str(fetch_pipeline(str(model)))
