@@ -11,7 +11,7 @@ RUN := runs/digits
 
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about five minutes on two cores
 	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
-	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16
+	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16 --num_inference_steps 100
 
 test: $(VENV)/.installed-test  ## every fast test, offline
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -37,7 +37,7 @@ $(BIN)/python:
 # torch by itself first: its pin decides which build is taken
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) torch
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[eval]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

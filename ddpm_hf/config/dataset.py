@@ -12,7 +12,7 @@ class DatasetConfig(Section):
     config: str | None = None
     """Configuration of a Hub dataset that has several."""
     split: str = "train"
-    """Split of the dataset."""
+    """Split of the dataset, or a part of one, such as train[:80%]."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
     image_column: str | None = None

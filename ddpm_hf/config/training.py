@@ -76,6 +76,10 @@ class TrainingConfig(Section):
     """Newest checkpoints that are kept."""
     preview_every: PositiveInt | None = 5000
     """Updates between two pictures of samples from the averaged weights; null: only at the end."""
+    evaluate_every: PositiveInt | None = None
+    """Updates between two evaluations on num_evaluation_samples, by the benchmark section; null: none."""
+    num_evaluation_samples: PositiveInt = 1000
+    """Samples of such an evaluation; its figures compare with each other only, not with those of a whole one."""
     num_preview_images: PositiveInt = 64
     """Images in one picture of samples."""
     preview_inference_steps: PositiveInt | None = None

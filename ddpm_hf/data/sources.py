@@ -1,5 +1,6 @@
 """Where images come from: the built-in digits, folders and parquet files on disk, datasets on the Hub."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,14 +61,29 @@ def _digits(config: DatasetConfig) -> Source:
     for field in ("config", "revision", "image_column", "label_column"):
         if (given := getattr(config, field)) is not None:
             raise UserError(f"dataset.{field}: given {given!r}; allowed: nothing, since the built-in digits have none")
-    if config.split != "train":
-        raise UserError(f"dataset.split: given {config.split!r}; allowed: train, the digits' only split")
     digits = load_digits()
+    part = _part(config.split, len(digits.images))
     # sixteen levels of gray, 0 to 16
-    arrays = (digits.images * (255 / 16)).round().astype("uint8")
+    arrays = (digits.images[part] * (255 / 16)).round().astype("uint8")
     return Source(
         files=[Image.fromarray(array) for array in arrays],
-        names=[f"digit {index}" for index in range(len(arrays))],
-        labels=digits.target.tolist(),
+        names=[f"digit {index}" for index in range(len(digits.images))[part]],
+        labels=digits.target[part].tolist(),
         class_names=[str(digit) for digit in range(10)],
     )
+
+
+def _part(split: str, count: int) -> slice:
+    """What `train`, `train[:80%]` or `train[1000:]` takes of the digits, as the `datasets` library writes it."""
+    match = re.fullmatch(r"train(?:\[(\d*)(%?):(\d*)(%?)\])?", split)
+    if match is None:
+        raise UserError(f"dataset.split: given {split!r}; allowed: train, or a part of it such as train[:80%]")
+    start, start_percent, stop, stop_percent = match.groups(default="")
+    edges = [
+        None if not edge else round(int(edge) * count / 100) if percent else int(edge)
+        for edge, percent in ((start, start_percent), (stop, stop_percent))
+    ]
+    part = slice(*edges)
+    if not range(count)[part]:
+        raise UserError(f"dataset.split: given {split!r}, which takes none of the {count:,} digits")
+    return part

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -22,6 +23,9 @@ from ddpm_hf.training.state import STATE, Progress, load_progress
 
 SECONDS_TO_UPLOAD_WHEN_STOPPED = 5
 """A run that is asked to stop has seconds, not minutes; what is not uploaded then is told."""
+
+if TYPE_CHECKING:
+    from ddpm_hf.evaluation.features import FeatureExtractor
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class Trainer:
         self.uploader = HubUploader(config.hub, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.check()
+        self.extractor = self._load_extractor() if config.training.evaluate_every else None
 
     def describe(self) -> str:
         """What the run will do and cost, for a person to read."""
@@ -117,6 +122,8 @@ class Trainer:
             self._save_checkpoint()
         if self.step < self.num_steps and _due(self.step, training.preview_every):
             self._preview()
+        if self.step < self.num_steps and _due(self.step, training.evaluate_every):
+            self._evaluate()
         if self._shall_stop() and self.step < self.num_steps:
             self._save_checkpoint()
             self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
@@ -174,11 +181,27 @@ class Trainer:
                 self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
         self.accelerator.wait_for_everyone()
 
+    def _load_extractor(self) -> "FeatureExtractor":
+        from ddpm_hf.evaluation.features import load_extractor  # only where it is asked for
+
+        return load_extractor(self.config.benchmark, self.accelerator.device)
+
+    def _evaluate(self) -> None:
+        """Measure the averaged weights on a few samples; the figures stand in metrics.jsonl beside the step."""
+        from ddpm_hf.evaluation import quick_look
+
+        figures = quick_look(
+            self.learner.pipeline, self.config, self.step, self.config.training.num_evaluation_samples, self.extractor
+        )
+        if self.accelerator.is_main_process:
+            self.metrics.append({"step": self.step, "evaluation": figures})
+
     def _finish(self) -> None:
         """Leave the pipeline and the pictures in the run folder, and say how to use them."""
         if self.accelerator.is_main_process:
             self.run_folder.publish(self.learner.pipeline.save_pretrained)
-            loss_curve(self.metrics.read(), self.run_folder.loss)
+            losses = [record for record in self.metrics.read() if "loss" in record]
+            loss_curve(losses, self.run_folder.loss)
             try:
                 self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
             except Abandoned:

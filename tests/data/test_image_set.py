@@ -48,6 +48,16 @@ def test_the_digits_are_scikit_learns():
     assert digits.class_names == list("0123456789")
 
 
+@pytest.mark.parametrize(("split", "count"), [("train[:80%]", 1438), ("train[80%:]", 359), ("train[10:15]", 5)])
+def test_a_part_of_the_digits(split, count):
+    assert len(load("digits", split=split)) == count
+
+
+def test_parts_of_the_digits_fit_together():
+    parts = [load("digits", split=split).images for split in ("train[:80%]", "train[80%:]")]
+    torch.testing.assert_close(torch.cat(parts), load("digits").images)
+
+
 def test_a_folder_gives_its_images_and_classes(folder):
     images = load(folder)
     assert images.images.shape == (6, 3, 8, 8)
@@ -83,6 +93,7 @@ def test_a_parquet_file_is_found_by_its_column(tmp_path):
         ({"name": "./no/such/folder"}, "does not exist"),
         ({"name": "user/nothing"}, "neither built in"),
         ({"name": "digits", "split": "test"}, "dataset.split: given 'test'; allowed: train"),
+        ({"name": "digits", "split": "train[5:5]"}, "takes none of the 1,797 digits"),
         ({"name": "digits", "image_column": "img"}, "dataset.image_column"),
     ],
 )

@@ -73,7 +73,7 @@ def test_the_run_that_a_configuration_wrote(program, model, tiny_yaml, tmp_path,
     ("arguments", "message"),
     [
         (["--model", "/nowhere"], "there is no folder /nowhere"),
-        (["--model", "user/nothing"], "cannot be loaded"),
+        (["--model", "user/nothing"], "user/nothing is not in the cache"),
         (["--num_samples", "0"], "--num_samples: given 0; allowed: at least 1"),
         (["--num_inference_steps", "21"], "--num_inference_steps: given 21; allowed: 1 to 20"),
         (["--num_inference_steps", "0"], "--num_inference_steps: given 0; allowed: 1 to 20"),

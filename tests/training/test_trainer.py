@@ -221,6 +221,15 @@ def test_options_run(tiny, tmp_path, options):
     assert all(0 < line["loss"] < 10 for line in figures(tmp_path / "run"))
 
 
+def test_a_run_can_be_measured_while_it_goes_on(tiny, tmp_path):
+    benchmark = ("benchmark.features=digits", "benchmark.allow_few_samples=true")
+    Trainer(tiny("training.evaluate_every=3", "training.num_evaluation_samples=12", *benchmark)).train()
+    measured = [line for line in figures(tmp_path / "run") if "evaluation" in line]
+    assert [line["step"] for line in measured] == [3]
+    assert measured[0]["evaluation"]["frechet_distance"] > 0
+    assert "quick look at step 3" in (tmp_path / "run" / "evaluation" / "step-3" / "report.md").read_text()
+
+
 def test_a_dry_run_writes_nothing_and_tells_the_cost(tiny, tmp_path):
     said = Trainer(tiny()).describe()
     assert not (tmp_path / "run").exists()
