@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-GAP = 2
+GAP = 6
 """Pixels between two images of a grid."""
 
 BACKGROUND: dict[str, int | tuple[int, int, int]] = {"L": 255, "RGB": (255, 255, 255)}
 
 
-def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_side: int = 48) -> Image.Image:
+def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_side: int = 64) -> Image.Image:
     """Lay images out row by row, with a gap between them.
 
     Args:
         images: of one size and mode, L or RGB; at least one.
         columns: images in a row; None makes the grid as square as it can be.
-        min_side: smaller images are enlarged by a whole factor to at least this many pixels, each pixel a square.
+        min_side: smaller images are enlarged by a whole factor to at least this many pixels, smoothly: as squares the
+            pixels of an 8x8 digit hide what they show.
     """
     if not images:
         raise ValueError("a grid needs at least one image")
@@ -33,7 +34,7 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_si
     grid = Image.new(images[0].mode, size, BACKGROUND[images[0].mode])
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
+        enlarged = image.resize((width, height), Image.Resampling.BICUBIC)
         grid.paste(enlarged, (column * (width + GAP), row * (height + GAP)))
     return grid
 
