@@ -4,7 +4,8 @@ Both have the same weights and take turns, pair by pair; a ratio is the median o
 above 1 ours is the faster. A training step is forward, loss and backward; the optimiser, which is the same for both, is
 left out. bfloat16 is autocast, as in training. "of peak": the network's nominal multiplications and additions (those
 of the stock form) per second, against those of 3x3 convolutions of 256 channels at 16x16 timed in the same run. Ratios
-of CPU time are given too: they say the same on a machine that does other work meanwhile.
+of CPU time are given too: they say the same on a machine that does other work meanwhile, best with --threads 1, since
+threads that wait for each other spend CPU time.
 With --save, results join those in benchmarks/results/network.json and network.md; --profile writes the operators of a
 training step to benchmarks/results/profile_network.md.
 """
@@ -216,15 +217,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         "block, stock eager) at the same dtype; *default* is our bfloat16 against stock's float32; *checkpointed* is "
         "ours with gradient checkpointing against ours without.",
         "",
-        "| device | network | task | batch | dtype | mode | stock s | ours s | ratio (lowest to highest) | "
+        "| device | threads | network | task | batch | dtype | mode | stock s | ours s | ratio (lowest to highest) | "
         "ratio of CPU time | of peak | memory, MB | torch, diffusers, date |",
-        "|---|---|---|--:|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "|---|--:|---|---|--:|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
         memory = f"{row['stock_memory'] / 1e6:.0f} → {row['ours_memory'] / 1e6:.0f}"
         spread = f"({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         lines.append(
-            f"| {row['device']} | {row['network']} | {row['task']} | {row['batch']} | {row['dtype']} | {row['mode']} "
+            f"| {row['device']} | {row['threads']} | {row['network']} | {row['task']} | {row['batch']} "
+            f"| {row['dtype']} | {row['mode']} "
             f"| {row['stock_seconds']:.4f} | {row['ours_seconds']:.4f} "
             f"| {row['ratio']:.2f} {spread} | {row['ratio_of_cpu_time']:.2f} "
             f"| {row['of_peak']:.0%} | {memory} | {row['torch']}, {row['diffusers']}, {row['date']} |"
@@ -236,7 +238,7 @@ def save(results: list[dict[str, Any]]) -> None:
     """Join new results to those on disk; a line measured again replaces its elder."""
     path = RESULTS / "network.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    keys = ("device", "network", "task", "batch", "dtype", "mode")
+    keys = ("device", "threads", "network", "task", "batch", "dtype", "mode")
     merged = {tuple(row[key] for key in keys): row for row in (*rows, *results)}
     rows = [merged[key] for key in sorted(merged)]
     path.write_text(json.dumps(rows, indent=1) + "\n")
@@ -282,9 +284,11 @@ def main() -> None:
         "--modes", nargs="+", choices=("eager", "compiled", "default", "checkpointed"), default=["eager"]
     )
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.profile:
         write_profile(args)
         return
