@@ -24,7 +24,7 @@ def run(
         argv: the command line; None takes the process's own.
     """
     parser.add_argument("--verbose", action="store_true", help="show where an error comes from, and what libraries say")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     _set_up_messages(arguments.verbose)
     try:
         main(arguments)
