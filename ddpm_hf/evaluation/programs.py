@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
         print(f"note: {warning}")
     print(f"\n{summary(report)}\n\nIn {plan.folder}/: report.html, report.md, pictures/", end="")
     print(", metrics.json" if config.benchmark.save_metrics else "")
+    if config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
+        # a run's newest evaluation lies at its top as well, where the model card looks for it
+        shutil.copyfile(plan.folder / "metrics.json", Path(model) / "metrics.json")
 
 
 def summary(report: dict[str, Any]) -> str:

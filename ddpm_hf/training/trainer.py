@@ -16,7 +16,7 @@ from ddpm_hf.plotting import loss_curve
 from ddpm_hf.training.interruption import Interrupted, StopSignals
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import Meter, MetricsFile
-from ddpm_hf.training.precision import choose_precision
+from ddpm_hf.training.precision import choose_precision, use_all_cores
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Abandoned, Previews
 from ddpm_hf.training.state import STATE, Progress, load_progress
@@ -236,6 +236,8 @@ class Trainer:
 
 def _make_accelerator(config: Config) -> Accelerator:
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if on_cpu:
+        use_all_cores()
     tracker, folder = config.logging.tracker, config.output_dir
     return Accelerator(
         cpu=on_cpu,

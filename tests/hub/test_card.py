@@ -137,3 +137,22 @@ def test_a_class_conditional_model_says_how_to_ask_for_a_class(facts):
     card = make_card(conditional)
     assert "Classes go from 0 to 9" in card
     assert "class_labels=[0, 1]" in card
+
+
+def test_the_figures_of_an_evaluation_come_with_how_they_were_measured():
+    report = {
+        "sampling": {"n_samples": 1797, "seeds": [0, 1], "sampler": "ddpm", "num_inference_steps": 100},
+        "features": {"label": "digits classifier"},
+        "reference": {"num_images": 1797, "dataset": "digits", "split": "train"},
+        "metrics": {"frechet_distance": {"name": "FD (digits classifier)", "value": 0.25, "deviation": 0.01}},
+    }
+    (result,) = read_results(report)
+    assert (result.title, result.value, result.spread) == ("FD (digits classifier)", 0.25, 0.01)
+    assert result.protocol == {
+        "samples": 1797,
+        "sampler": "ddpm",
+        "steps": 100,
+        "seed": "0, 1",
+        "extractor": "digits classifier",
+        "reference": "1,797 images of digits, split train",
+    }
