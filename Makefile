@@ -9,7 +9,7 @@ RUN := runs/digits
 
 .PHONY: demo test test-slow style quality schema clean
 
-demo: $(VENV)/.installed  ## train on the digits and sample them, in about five minutes on two cores
+demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
 	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
 	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16 --num_inference_steps 100
 
