@@ -20,6 +20,9 @@ def make_parser() -> argparse.ArgumentParser:
     model.add_argument("--config", metavar="FILE", help="sample the run that this YAML file wrote")
     parser.add_argument("--num_samples", type=int, default=16, metavar="N", help="images to draw (default: 16)")
     parser.add_argument("--num_inference_steps", type=int, metavar="N", help="denoising steps (default: as trained)")
+    parser.add_argument("--sampler", metavar="NAME", help="ddim, dpmsolver++, … (default: the model's own scheduler)")
+    parser.add_argument("--class_labels", type=int, nargs="+", metavar="N", help="classes that the images take in turn")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, metavar="W", help="guidance (default: 1, none)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="image i follows from it and i (default: 0)")
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     parser.add_argument(
@@ -45,7 +48,15 @@ def main(arguments: argparse.Namespace) -> None:
     steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps
     if not 1 <= steps <= T:
         raise UserError(f"--num_inference_steps: given {steps}; allowed: 1 to {T}, the model's time steps")
-    settings = Settings(str(model), weights_hash(pipeline.unet), arguments.seed, steps)
+    settings = Settings(
+        model=str(model),
+        weights=weights_hash(pipeline.unet),
+        seed=arguments.seed,
+        num_inference_steps=steps,
+        sampler=arguments.sampler,
+        class_labels=arguments.class_labels,
+        guidance_scale=arguments.guidance_scale,
+    )
     folder = Path(arguments.output) if arguments.output else _default_folder(model, settings)
     drawn = generate(pipeline, settings, arguments.num_samples, folder, arguments.batch_size)
     if cli.is_main_process():
@@ -55,7 +66,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _default_folder(model: str, settings: "Settings") -> Path:
     base = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "--")
-    return base / "generated" / f"seed-{settings.seed}-steps-{settings.num_inference_steps}"
+    sampler = f"-{settings.sampler}" if settings.sampler else ""
+    return base / "generated" / f"seed-{settings.seed}-steps-{settings.num_inference_steps}{sampler}"
 
 
 if __name__ == "__main__":

@@ -31,12 +31,18 @@ class Settings:
         weights: a hash of the network's weights.
         seed: of the sampling run.
         num_inference_steps: denoising steps.
+        sampler: a name of `pipelines.samplers`; None is the model's own scheduler.
+        class_labels: taken in turn by the images of a class-conditional model.
+        guidance_scale: of classifier-free guidance; 1 is none.
     """
 
     model: str
     weights: str
     seed: int
     num_inference_steps: int
+    sampler: str | None = None
+    class_labels: list[int] | None = None
+    guidance_scale: float = 1.0
 
 
 def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folder: Path, batch_size: int) -> int:
@@ -59,19 +65,27 @@ def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folde
         UserError: if the folder holds anything but images of the same settings.
     """
     state = PartialState()
-    if state.is_main_process:
-        _claim(folder, settings)
+    _check(folder, settings)
     state.wait_for_everyone()
     missing = [index for index in range(num_samples) if not _file(folder, index).exists()]
     own = missing[state.process_index :: state.num_processes]
     pipeline.set_progress_bar_config(disable=True)
     quiet = not state.is_main_process or not own
-    with tqdm(total=len(own), desc="sampling", unit="img", disable=quiet, dynamic_ncols=True) as bar:
+    with tqdm(total=len(own), desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5) as bar:
         for start in range(0, len(own), batch_size):
             indices = own[start : start + batch_size]
+            labels = settings.class_labels
             output: Any = pipeline(
-                seeds=image_seeds(settings.seed, indices), num_inference_steps=settings.num_inference_steps
+                seeds=image_seeds(settings.seed, indices),
+                num_inference_steps=settings.num_inference_steps,
+                sampler=settings.sampler,
+                class_labels=None if labels is None else [labels[index % len(labels)] for index in indices],
+                guidance_scale=settings.guidance_scale,
             )
+            # only now: settings that the pipeline refuses leave nothing behind
+            folder.mkdir(parents=True, exist_ok=True)
+            if state.is_main_process:
+                (folder / MANIFEST).write_text(json.dumps(asdict(settings), indent=2) + "\n")
             for index, image in zip(indices, output.images, strict=True):
                 _write(image, _file(folder, index))
             bar.update(len(indices))
@@ -91,8 +105,8 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _claim(folder: Path, settings: Settings) -> None:
-    """Begin a folder, or make sure that it holds images of the same settings."""
+def _check(folder: Path, settings: Settings) -> None:
+    """Make sure that a folder is new or holds images of the same settings."""
     manifest = folder / MANIFEST
     if manifest.exists():
         before = json.loads(manifest.read_text())
@@ -105,8 +119,6 @@ def _claim(folder: Path, settings: Settings) -> None:
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def _file(folder: Path, index: int) -> Path:

@@ -69,6 +69,20 @@ def test_the_run_that_a_configuration_wrote(program, model, tiny_yaml, tmp_path,
     assert (tmp_path / "runs" / "tiny" / "generated" / "seed-0-steps-3" / "grid.png").exists()
 
 
+def test_samplers_classes_and_guidance(program, tiny, tmp_path):
+    config = tiny("model_config.num_classes=3").model
+    model = tmp_path / "classes"
+    DDPMPipeline(unet=build_network(config), scheduler=build_scheduler(config)).save_pretrained(model)
+    arguments = ["--model", model, "--num_samples", 4, "--num_inference_steps", 4, "--output", tmp_path / "out"]
+    code, _, complaint = program(GENERATE, *arguments)
+    assert (code, "class-conditional: give class_labels" in complaint) == (2, True)
+    assert not (tmp_path / "out").exists()
+    options = ["--class_labels", 0, 2, "--guidance_scale", 2, "--sampler", "ddim"]
+    assert program(GENERATE, *arguments, *options)[0] == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["class_labels"] == [0, 2]
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,6 +92,7 @@ def test_the_run_that_a_configuration_wrote(program, model, tiny_yaml, tmp_path,
         (["--num_inference_steps", "21"], "--num_inference_steps: given 21; allowed: 1 to 20"),
         (["--num_inference_steps", "0"], "--num_inference_steps: given 0; allowed: 1 to 20"),
         (["--seed", "1", "--output", "OUT"], "holds images of other settings (seed was 0)"),
+        (["--sampler", "magic"], "'magic'"),
         (["--output", "."], "exists and holds no images of this program"),
     ],
 )
