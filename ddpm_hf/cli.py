@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from ddpm_hf.errors import UserError
 
@@ -73,5 +74,13 @@ def _set_up_messages(verbose: bool) -> None:
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-def _show_warning(message: Warning | str, *place: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Stand for `warnings.showwarning`: what is wrong concerns the person, where in the code does not."""
     logging.getLogger("ddpm_hf").warning("%s", message)
