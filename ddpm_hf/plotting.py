@@ -39,6 +39,14 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_si
     return grid
 
 
+def save_png(image: Image.Image, file: Path) -> None:
+    """Write a PNG so that a reader finds all of it or none; its folder is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}")
+    image.save(aside, format="PNG")
+    aside.replace(file)
+
+
 def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:
     """Plot the loss and the learning rate of a run over its steps.
 

@@ -1,7 +1,6 @@
 """The pictures of a report, beside its numbers: each drawn once, by the main process."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import Reconstructions, ddim_range
 from ddpm_hf.evaluation.sampling import NUM_SHOWN, read_images, sample_file, to_pil
 from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.plotting import image_grid
+from ddpm_hf.plotting import image_grid, save_png
 from ddpm_hf.randomness import image_seeds
 
 FOLDER = "pictures"
@@ -46,7 +45,7 @@ def draw_pictures(
         file = plan.folder / FOLDER / f"{name}.png"
         captions[file.relative_to(plan.folder).as_posix()] = caption
         if again or not file.exists():
-            save_whole(draw(), file)
+            save_png(draw(), file)
 
     picture("samples", f"Samples 0 to {shown - 1}, not chosen.", lambda: image_grid(images), again=True)
     strips = _Strips(plan)
@@ -68,14 +67,6 @@ def draw_pictures(
         caption = f"Samples (left) and their {NUM_NEIGHBORS_SHOWN} nearest training images in feature space. {marked}"
         picture("nearest", caption, lambda: _nearest(plan, images, neighbors), again=True)
     return captions
-
-
-def save_whole(image: Image.Image, file: Path) -> None:
-    """Write a PNG so that a reader finds all of it or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
-    image.save(aside, format="PNG")
-    aside.replace(file)
 
 
 class _Strips:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, as_uint8
 from ddpm_hf.evaluation.store import FeatureStore
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.plotting import save_png
 from ddpm_hf.randomness import image_seeds
 
 NUM_SHOWN = 64
@@ -87,7 +88,7 @@ def draw_samples(
                 images, is_finite = _draw(pipeline, drawing, batch)
                 num_drawn += len(batch)
                 for file, image in zip(files[: max(0, kept - batch.start)], images, strict=False):
-                    _write(image, file)
+                    save_png(to_pil(image), file)
             store.write(batch, _features(extractor, images, is_finite, pipeline.device))
             bar.update(len(batch))
     state.wait_for_everyone()
@@ -155,10 +156,3 @@ def _features(
     values = features.values.masked_fill(lost[:, None], torch.nan)
     logits = None if features.logits is None else features.logits.masked_fill(lost[:, None], torch.nan)
     return Features(values, logits)
-
-
-def _write(image: UInt8[Tensor, "channels height width"], file: Path) -> None:
-    """Write a PNG that is whole as soon as it can be found."""
-    aside = file.with_name(f".{file.name}")
-    to_pil(image).save(aside, format="PNG")
-    aside.replace(file)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.plotting import image_grid
+from ddpm_hf.plotting import image_grid, save_png
 from ddpm_hf.randomness import image_seeds
 
 MANIFEST = "manifest.json"
@@ -87,12 +87,12 @@ def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folde
             if state.is_main_process:
                 (folder / MANIFEST).write_text(json.dumps(asdict(settings), indent=2) + "\n")
             for index, image in zip(indices, output.images, strict=True):
-                _write(image, _file(folder, index))
+                save_png(image, _file(folder, index))
             bar.update(len(indices))
     state.wait_for_everyone()
     if state.is_main_process:
         shown = min(num_samples, MAX_GRID_IMAGES)
-        _write(image_grid([_read(_file(folder, index)) for index in range(shown)]), folder / GRID)
+        save_png(image_grid([_read(_file(folder, index)) for index in range(shown)]), folder / GRID)
     return len(own)
 
 
@@ -129,10 +129,3 @@ def _read(file: Path) -> Image.Image:
     with Image.open(file) as image:
         image.load()
         return image
-
-
-def _write(image: Image.Image, file: Path) -> None:
-    """Write a PNG that is whole as soon as it can be found."""
-    aside = file.with_name(f".{file.name}")
-    image.save(aside, format="PNG")
-    aside.replace(file)

@@ -1,19 +1,15 @@
 """Pictures of what a network draws, while it is trained and at the end."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.plotting import image_grid
+from ddpm_hf.plotting import image_grid, save_png
 from ddpm_hf.randomness import image_seeds
-
-logger = logging.getLogger(__name__)
 
 NUM_STAGES = 10
 """Pictures in a row of the denoising strip."""
@@ -68,21 +64,13 @@ class Previews:
             return_intermediates=NUM_STAGES if denoising else 0,
             callback_on_step_end=self._keep_on,
         )
-        _write(image_grid(output.images), samples)
+        save_png(image_grid(output.images), samples)
         if denoising:
             strips = min(NUM_STRIPS, len(self.seeds))
             stages = [to_output(stage.x_t[:strips], "pil") for stage in output.intermediates]
             rows = zip(*stages, output.images[:strips], strict=True)
-            _write(image_grid([image for row in rows for image in row], columns=NUM_STAGES + 1), denoising)
+            save_png(image_grid([image for row in rows for image in row], columns=len(stages) + 1), denoising)
 
     def _keep_on(self, pipeline: Any, step: int, timestep: Tensor, state: dict[str, Tensor]) -> None:
         if self.should_stop():
             raise Abandoned
-
-
-def _write(image: Image.Image, file: Path) -> None:
-    """Write a PNG so that a reader finds the old one or the new one, never half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
-    image.save(aside, format="PNG")
-    aside.replace(file)

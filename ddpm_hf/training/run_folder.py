@@ -32,11 +32,6 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.exists()
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the finished pipeline lies here."""
-        return (self.path / "model_index.json").exists()
-
     def check_free(self) -> None:
         """Refuse a folder that a new run would overwrite.
 
