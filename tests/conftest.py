@@ -70,6 +70,19 @@ def tiny(tmp_path: Path, tiny_yaml: Path) -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny image backbone with random weights."""
+    import torch
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    folder = tmp_path_factory.mktemp("resnet")
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerator() -> Iterator[None]:
     """Let every test make an accelerator of its own."""

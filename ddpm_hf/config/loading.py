@@ -74,7 +74,10 @@ def _validate(values: dict[str, Any], places: "_Places", found: list[str]) -> Co
                     path = (*section, *field.split("."))
                     if taken_out.isdisjoint(re.findall(r"\w+", allowed)):
                         found.append(f"{places.of(path)}: {_dotted(path)}: given {_shown(given)}; allowed: {allowed}")
-                _take_out(values, section)
+                if section:
+                    _take_out(values, section)
+                else:  # sections that do not fit each other; each is right by itself, so nothing else is to be found
+                    values.clear()
 
 
 def _take_out(values: dict[str, Any], path: KeyPath) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
+from ddpm_hf.config.image_loss import AdversarialConfig, PerceptualConfig
 from ddpm_hf.config.section import NonNegativeFloat, PositiveFloat, Section, mistakes
 
 TimeWeight = Literal["constant", "snr", "linear", "inverse", "min_snr", "p2"]
@@ -66,6 +67,13 @@ class LossConfig(Section):
     """How the timesteps of a batch are drawn: independently and uniformly; one from each of batch_size equal parts of
     the schedule; or more often where the loss has been large (improved DDPM, section 3.3). The expected loss is the
     same, its noise is not."""
+    vlb_weight: NonNegativeFloat = 0.001
+    """lambda of the variational bound that trains a learned variance (improved DDPM, eq. 16); only for a model with
+    variance_type learned_range."""
+    perceptual: PerceptualConfig = PerceptualConfig()
+    """How much the predicted image must look like the real one."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    """How hard the predicted image must be to tell from a real one."""
 
     @property
     def term_weights(self) -> dict[str, float]:

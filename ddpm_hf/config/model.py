@@ -26,8 +26,9 @@ class ModelConfig(Section):
     """Multiply linear betas by 1000 / time_steps, so that fewer steps end in noise as the paper's 1000 do."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """What the network predicts: the noise, the image, or v (progressive distillation, appendix D)."""
-    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_large"
-    """Variance of a sampling step: beta_tilde_t, or beta_t as in the paper; small is better at few steps."""
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_large"
+    """Variance of a sampling step: beta_tilde_t, which is better at few steps; beta_t as in the paper; or between the
+    two as the network says, which then has twice the output channels (improved DDPM, eq. 15)."""
     image_size: PositiveInt = 32
     """Side of the square images, in pixels; a multiple of 2 ** (levels - 1)."""
     image_channels: Literal[1, 3] = 3
@@ -56,6 +57,11 @@ class ModelConfig(Section):
     def block_out_channels(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
         return tuple(self.hidden_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the network's output: the image's, and as many for a learned variance."""
+        return self.image_channels * (2 if self.variance_type == "learned_range" else 1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

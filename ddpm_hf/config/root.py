@@ -4,7 +4,8 @@ import json
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from ddpm_hf.config.benchmark import BenchmarkConfig
 from ddpm_hf.config.dataset import DatasetConfig
@@ -12,7 +13,7 @@ from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.config.logging import LoggingConfig
 from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.config.model import ModelConfig
-from ddpm_hf.config.section import NonNegativeInt, Section
+from ddpm_hf.config.section import NonNegativeInt, Section, mistakes
 from ddpm_hf.config.training import TrainingConfig
 
 
@@ -39,6 +40,24 @@ class Config(Section):
     """What is written while the run goes on."""
     hub: HubConfig = HubConfig()
     """Where the finished pipeline is uploaded."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        adversarial, size = self.loss.adversarial, self.model.image_size
+        most = size.bit_length() - 1
+        mistakes(
+            (
+                "loss_config.adversarial.num_levels",
+                adversarial.num_levels,
+                f"1 to {most}, since images of {size} pixels can be halved {most} times",
+            )
+            if adversarial.weight and adversarial.num_levels > most
+            else None,
+            ("loss_config.vlb_weight", 0.0, "above 0, since nothing else trains a variance of learned_range")
+            if self.model.variance_type == "learned_range" and self.loss.vlb_weight == 0
+            else None,
+        )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, under the keys of the YAML file, defaults included."""

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from ddpm_hf.config.image_loss import LPIPS_BACKBONES
 from ddpm_hf.errors import UserError
-from ddpm_hf.losses.options import LPIPS_BACKBONES
 
 Images = Float32[Tensor, "batch channels height width"]
 PerImage = Float32[Tensor, " batch"]
@@ -71,13 +71,19 @@ def load_distance(backbone: str, stages: tuple[int, ...] | None) -> LpipsDistanc
     """Load a frozen network to compare images with, in evaluation mode.
 
     Args:
-        backbone: one of `LPIPS_BACKBONES`, or the Hub id or local folder of a transformers image backbone.
+        backbone: one of `LPIPS_BACKBONES`, `digits` for a small one that is trained on the spot, or the Hub id or local
+            folder of a transformers image backbone.
         stages: of a transformers backbone; None: all but the stem.
 
     Raises:
         UserError: if a package, the weights or a stage is missing, or the model is no image backbone.
     """
-    distance = _load_lpips(backbone) if backbone in LPIPS_BACKBONES else _load_backbone(backbone, stages)
+    if backbone in LPIPS_BACKBONES:
+        distance: LpipsDistance | BackboneDistance = _load_lpips(backbone)
+    elif backbone == "digits":
+        distance = _train_digits(stages)
+    else:
+        distance = _load_backbone(backbone, stages)
     return distance.eval().requires_grad_(False)
 
 
@@ -93,6 +99,17 @@ def _load_lpips(backbone: str) -> LpipsDistance:
     except OSError as error:  # a failed download
         raise UserError(f"the weights of {backbone} cannot be loaded: {error}; or give a local backbone") from error
     return LpipsDistance(metric.net)
+
+
+def _train_digits(stages: tuple[int, ...] | None) -> BackboneDistance:
+    from ddpm_hf.losses.digits_backbone import train_digits_backbone
+
+    if stages is not None:
+        raise UserError(f"stages of digits: given {list(stages)}; allowed: null, since it has two small ones")
+    try:
+        return BackboneDistance(train_digits_backbone(), [0.5], [0.5])
+    except ModuleNotFoundError as error:
+        raise UserError("the backbone digits needs transformers: pip install transformers") from error
 
 
 def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDistance:
@@ -112,8 +129,11 @@ def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDis
             raise UserError(f"stages of {backbone}: given {list(stages)}; allowed: 0 to {last}")
         config.out_indices = list(stages or range(1, last + 1))
         network, report = network_class.from_pretrained(backbone, config=config, output_loading_info=True)
-    except (OSError, ImportError) as error:
-        raise UserError(f"the backbone {backbone} cannot be loaded: {error}") from error
+    except UserError:
+        raise
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the backbone {backbone} cannot be loaded: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{backbone} lacks weights of its own, such as {missing[0]}: its features would be random")
     return BackboneDistance(network, *_normalization(backbone, config.num_channels))

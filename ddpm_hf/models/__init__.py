@@ -17,7 +17,7 @@ def build_network(config: ModelConfig) -> DDPMUNet:
     return DDPMUNet(
         sample_size=config.image_size,
         in_channels=config.image_channels,
-        out_channels=config.image_channels,
+        out_channels=config.output_channels,
         block_out_channels=config.block_out_channels,
         down_block_types=tuple("AttnDownBlock2D" if has else "DownBlock2D" for has in attention),
         up_block_types=tuple("AttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),

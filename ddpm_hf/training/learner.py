@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
-from ddpm_hf.losses import DiffusionLoss, LossOutput, make_timestep_sampler
+from ddpm_hf.losses import LossOutput, make_timestep_sampler
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
@@ -18,7 +19,11 @@ from ddpm_hf.schedulers import build_scheduler
 from ddpm_hf.training.batches import Batches
 from ddpm_hf.training.ema import ExponentialMovingAverage
 from ddpm_hf.training.learning_rate import learning_rate
+from ddpm_hf.training.objective import Objective
 from ddpm_hf.training.state import STATE, Progress, load_state, save_state
+
+if TYPE_CHECKING:
+    from ddpm_hf.losses.perceptual import PerceptualLoss
 
 
 class Learner:
@@ -30,19 +35,25 @@ class Learner:
         num_steps: updates of the whole run, over which the learning rate runs.
         accelerator: the processes and devices.
         checkpoint: to go on from; None for the beginning.
+        perceptual: the perceptual loss, if the configuration asks for one.
 
     Attributes:
         pipeline: samples from the averaged weights.
     """
 
     def __init__(
-        self, config: Config, images: ImageSet, num_steps: int, accelerator: Accelerator, checkpoint: Path | None
+        self,
+        config: Config,
+        images: ImageSet,
+        num_steps: int,
+        accelerator: Accelerator,
+        checkpoint: Path | None = None,
+        perceptual: "PerceptualLoss | None" = None,
     ) -> None:
         self.config, self.num_steps, self.accelerator = config, num_steps, accelerator
         model, training, device = config.model, config.training, accelerator.device
         self.scheduler = build_scheduler(model)
-        alpha_bar = self.scheduler.process.tables["alpha_bar"]
-        self.loss = DiffusionLoss(config.loss, alpha_bar, model.prediction_type).to(device)
+        self.objective = Objective(config, self.scheduler, perceptual, accelerator)
         self.timestep_sampler = make_timestep_sampler(config.loss.timestep_sampling, model.time_steps)
         self.batches = Batches(
             images, config, self.timestep_sampler, device, accelerator.process_index, accelerator.num_processes
@@ -56,6 +67,8 @@ class Learner:
         if checkpoint is not None:
             load_state(checkpoint / STATE, network, optimizer, self.timestep_sampler)
             self.ema.network.load_state_dict(load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors"))
+            if self.objective.game is not None:
+                self.objective.game.load(checkpoint / STATE)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
 
     def update(self, step: int) -> dict[str, Tensor | float]:
@@ -66,7 +79,7 @@ class Learner:
 
         Returns:
             Figures of the update: the loss (of this process's images), its terms if it has several (unweighted),
-            grad_norm (before clipping), learning_rate.
+            grad_norm (before clipping), learning_rate, and the adversary's, if it learns at this step.
 
         Raises:
             FloatingPointError: if the gradient is not finite; nothing is updated then.
@@ -78,17 +91,23 @@ class Learner:
         torch.manual_seed(derive_seed(self.config.seed, "dropout", step, accelerator.process_index))
         batch = self.batches.at(step)
         parts = batch.parts(training.gradient_accumulation_steps)
+        loss, game = self.objective.loss_at(step), self.objective.game
         losses: list[LossOutput] = []
         for part in parts:
             last = len(losses) == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self.network):
                 x_t = self.scheduler.add_noise(part.x_0, part.noise, part.timesteps)
                 prediction = self.network(x_t, part.timesteps, part.labels).sample
-                losses.append(self.loss(prediction, part.x_0, part.noise, part.timesteps, part.sample_weights))
+                losses.append(loss(prediction, part.x_0, part.noise, part.timesteps, part.sample_weights))
                 accelerator.backward(losses[-1].loss / len(parts))
         mean_loss = torch.stack([part.loss.detach() for part in losses]).mean()
         grad_norm = accelerator.clip_grad_norm_(self.parameters, training.max_grad_norm or float("inf"))
         self._check_finite(step, mean_loss, grad_norm)
+        figures = {"loss": mean_loss, **_mean_terms(losses), "grad_norm": grad_norm, "learning_rate": rate}
+        if game is not None and game.adversary.is_trained(step):
+            figures |= game.learn(parts, losses)
+            self._check_finite(step, figures["adversary/loss"], figures["adversary/grad_norm"])
+            game.optimizer.step()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not self.optimizer.step_was_skipped:
@@ -96,7 +115,7 @@ class Learner:
         if self.timestep_sampler.needs_losses:
             per_sample = torch.cat([part.per_sample for part in losses])
             self.timestep_sampler.update(accelerator.gather(batch.timesteps), accelerator.gather(per_sample))
-        return {"loss": mean_loss, **_mean_terms(losses), "grad_norm": grad_norm, "learning_rate": rate}
+        return figures
 
     def _check_finite(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
         # the loss scaling of fp16 skips updates with an infinite gradient by itself; a loss that is not finite stays so
@@ -117,6 +136,8 @@ class Learner:
         self.pipeline.save_pretrained(folder)
         network = self.accelerator.unwrap_model(self.network)
         save_state(folder / STATE, network, self.optimizer.optimizer, self.timestep_sampler, progress)
+        if self.objective.game is not None:
+            self.objective.game.save(folder / STATE)
 
 
 def _mean_terms(parts: list[LossOutput]) -> dict[str, Tensor]:

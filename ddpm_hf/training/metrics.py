@@ -24,10 +24,10 @@ class Meter:
         self._sums: dict[str, Any] = defaultdict(float, sums or {} if accelerator.is_main_process else {})
 
     def add(self, **values: Tensor | float) -> None:
-        """Count the figures of one update of this process."""
-        self._sums["count"] += 1.0
+        """Count the figures of one update of this process; not every update has all of them."""
         for name, value in values.items():
             self._sums[name] += value
+            self._sums[f"{name} count"] += 1.0
 
     def sums(self) -> dict[str, float]:
         """The sums over all processes; to be called on each of them."""
@@ -43,8 +43,7 @@ class Meter:
         """The means over all processes, and start again; to be called on each of them."""
         sums = self.sums()
         self._sums.clear()
-        count = sums.pop("count", 1.0)
-        return {name: value / count for name, value in sums.items()}
+        return {name: value / sums[f"{name} count"] for name, value in sums.items() if not name.endswith(" count")}
 
 
 class MetricsFile:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -13,8 +14,12 @@ from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.errors import UserError
 from ddpm_hf.models import build_network
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
+from ddpm_hf.training.objective import load_perceptual
 from ddpm_hf.training.resume import find_start
 from ddpm_hf.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ddpm_hf.losses.perceptual import PerceptualLoss
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,7 @@ class Plan:
         start: the checkpoint that it goes on from; None for the beginning.
         images: the training images.
         num_steps: updates of the whole run.
+        perceptual: the perceptual loss, if the configuration asks for one.
     """
 
     config: Config
@@ -36,6 +42,7 @@ class Plan:
     start: Path | None
     images: ImageSet
     num_steps: int
+    perceptual: "PerceptualLoss | None"
 
 
 def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> Plan:
@@ -61,7 +68,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
             f"in {config.dataset.name!r}"
         )
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
-    return Plan(config, run, start, images, num_steps)
+    return Plan(config, run, start, images, num_steps, load_perceptual(config))
 
 
 def describe(plan: Plan, accelerator: Accelerator) -> str:

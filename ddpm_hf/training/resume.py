@@ -24,6 +24,9 @@ FIXED = (
 )
 """What may not change on the way: the weights or the order of images would not belong to either run."""
 
+FIXED_IN_GAME = ("loss_config.adversarial.hidden_channels", "loss_config.adversarial.num_levels")
+"""Nor may these, once there is an adversary."""
+
 
 def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | None:
     """Find the checkpoint that a run goes on from.
@@ -65,13 +68,22 @@ def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | Non
 
 def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
     """List what has changed since a checkpoint; refuse what may not."""
+    before = _with_defaults(before, Config().to_dict())
+    fixed = (*FIXED, *FIXED_IN_GAME) if before["loss_config"]["adversarial"]["weight"] else FIXED
     differences = _differences(portable_config(before), portable_config(config.to_dict()))
     changes = {name: f"{name}: {old!r} → {new!r}" for name, old, new in differences}
-    refused = [text for name, text in changes.items() if name.startswith(FIXED)]
+    refused = [text for name, text in changes.items() if name.startswith(fixed)]
     if refused:
         raise UserError(f"{checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
     if changes:
         logger.warning("the configuration has changed since %s: %s", checkpoint, "; ".join(changes.values()))
+
+
+def _with_defaults(given: Any, defaults: Any) -> Any:
+    """A configuration with the options that it is too old to know, at their defaults."""
+    if not isinstance(given, dict) or not isinstance(defaults, dict):
+        return given
+    return {**defaults, **{key: _with_defaults(value, defaults.get(key)) for key, value in given.items()}}
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -56,13 +56,9 @@ def save_state(
         progress: how far the run is.
     """
     folder.mkdir(parents=True)
-    _save(network.state_dict(), folder / NETWORK)
-    per_parameter = optimizer.state_dict()["state"]
-    _save(
-        {f"{index}.{name}": value for index, of in per_parameter.items() for name, value in of.items()},
-        folder / OPTIMIZER,
-    )
-    _save(timestep_sampler.state_dict(), folder / SAMPLER)
+    save_tensors(network.state_dict(), folder / NETWORK)
+    save_optimizer(optimizer, folder / OPTIMIZER)
+    save_tensors(timestep_sampler.state_dict(), folder / SAMPLER)
     (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=2))
 
 
@@ -76,13 +72,25 @@ def load_state(
 ) -> None:
     """Put the saved state into objects made from the same configuration."""
     network.load_state_dict(load_file(folder / NETWORK))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / OPTIMIZER).items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_optimizer(optimizer, folder / OPTIMIZER)
     timestep_sampler.load_state_dict(load_file(folder / SAMPLER))
 
 
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
+def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Write an optimiser's moments; its settings come from the configuration."""
+    per_parameter = optimizer.state_dict()["state"]
+    save_tensors({f"{index}.{name}": value for index, of in per_parameter.items() for name, value in of.items()}, file)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Put saved moments into an optimiser of the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(file).items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors, of any device and memory format, as safetensors."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)

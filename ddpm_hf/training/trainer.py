@@ -85,7 +85,9 @@ class Trainer:
     def _set_up(self) -> None:
         """Make everything that the checkpoint, if any, has a say in."""
         checkpoint, training = self.plan.start, self.config.training
-        self.learner = Learner(self.config, self.plan.images, self.num_steps, self.accelerator, checkpoint)
+        self.learner = Learner(
+            self.config, self.plan.images, self.num_steps, self.accelerator, checkpoint, self.plan.perceptual
+        )
         progress = load_progress(checkpoint / STATE) if checkpoint else Progress()
         self.step = progress.step
         self.meter = Meter(self.accelerator, progress.sums)

@@ -14,12 +14,12 @@ import torch
 import torch.distributed
 from torch import nn
 
+from ddpm_hf.config.image_loss import AdversarialConfig
 from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.losses import DiffusionLoss
 from ddpm_hf.losses.adversarial import GAMES, Adversary, r1_penalty
 from ddpm_hf.losses.discriminator import PatchDiscriminator
-from ddpm_hf.losses.options import AdversarialConfig
 
 # a network this small spends its time on waiting for threads
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -179,7 +179,7 @@ def test_wrong_channels_are_refused_instead_of_broadcast() -> None:
     loss = DiffusionLoss(LossConfig(), ALPHA_BAR, "epsilon")
     prediction, x_0, noise, timesteps = batch()
     without_type_checks = inspect.unwrap(DiffusionLoss.forward)
-    with pytest.raises(ValueError, match=re.escape("prediction has shape (6, 1, 4, 5), the images (6, 3, 4, 5)")):
+    with pytest.raises(ValueError, match=re.escape("output has shape (6, 1, 4, 5), the images (6, 3, 4, 5)")):
         without_type_checks(loss, prediction[:, :1], x_0, noise, timesteps)
 
 

@@ -11,21 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from ddpm_hf.config.image_loss import PerceptualConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.losses.backbones import LpipsDistance
-from ddpm_hf.losses.options import PerceptualConfig
 from ddpm_hf.losses.perceptual import PerceptualLoss
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    folder = tmp_path_factory.mktemp("resnet")
-    torch.manual_seed(0)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    ResNetForImageClassification(config).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Options of the losses on images: what a perceptual and an adversarial term can be told."""
+"""`loss_config.perceptual` and `loss_config.adversarial`: losses that judge the image a prediction stands for."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,8 +17,9 @@ class PerceptualConfig(Section):
     weight: NonNegativeFloat = 0.0
     """Weight of the term; 0: no perceptual loss, and nothing is loaded."""
     backbone: str | None = None
-    """`lpips-alex`, `lpips-vgg` or `lpips-squeeze` (LPIPS, needs torchvision), or the Hub id or local folder of an
-    image backbone of transformers, such as microsoft/resnet-18."""
+    """`lpips-alex`, `lpips-vgg` or `lpips-squeeze` (LPIPS, needs torchvision); the Hub id or local folder of an image
+    backbone of transformers, such as microsoft/resnet-18; or `digits`, a small one of the built-in digits that is
+    trained on the spot."""
     stages: Annotated[tuple[NonNegativeInt, ...], Len(min_length=1)] | None = None
     """Stages of the backbone whose features are compared, 0 being the stem; null: all but the stem. LPIPS has its
     own."""
@@ -29,7 +30,7 @@ class PerceptualConfig(Section):
     @classmethod
     def _named(cls, backbone: str | None, info: Any) -> str | None:
         if backbone is None and info.data.get("weight"):
-            allowed = "{lpips}, or the Hub id or folder of an image backbone, since weight is above 0"
+            allowed = "{lpips}, digits, or the Hub id or folder of an image backbone, since weight is above 0"
             raise PydanticCustomError("no_backbone", allowed, {"lpips": ", ".join(LPIPS_BACKBONES)})
         if backbone is not None and backbone.startswith("lpips") and backbone not in LPIPS_BACKBONES:
             raise PydanticCustomError("lpips", "{lpips}", {"lpips": ", ".join(LPIPS_BACKBONES)})
