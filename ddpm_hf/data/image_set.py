@@ -1,85 +1,92 @@
-"""All images of a dataset, decoded once and kept as uint8."""
+"""All images of a dataset, decoded and kept as uint8."""
 
-import logging
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
-from ddpm_hf.config import DatasetConfig, ModelConfig
-from ddpm_hf.data.images import to_array
-from ddpm_hf.data.sources import open_source
-from ddpm_hf.errors import UserError
-
-logger = logging.getLogger(__name__)
+from ddpm_hf.data.images import Pixels
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded images in memory: a quarter of float32's size, and nothing to wait for in training.
+    """Decoded images: a quarter of float32's size, and nothing to wait for in training.
 
     Attributes:
-        images: uint8, 0 to 255.
-        labels: the class of each image, or None for an unlabelled dataset.
+        images: uint8, 0 to 255; in memory, or mapped from a file.
+        labels: the class of each image, -1 for none; None for an unlabelled dataset.
         class_names: the name of each class, if known.
+        skipped: the images that could not be read and are left out, each with the reason.
     """
 
     images: UInt8[Tensor, "num_images channels height width"]
     labels: Int64[Tensor, " num_images"] | None
     class_names: list[str] | None
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def load_image_set(dataset: DatasetConfig, model: ModelConfig, progress: bool = False) -> ImageSet:
-    """Decode every image of a dataset to the size and channels of a model.
+class Content(ABC):
+    """Images that come one after the other; what else is known of them is complete after the last.
 
-    Images that cannot be read are named in a warning and left out.
+    Attributes:
+        shape: channels, height and width of each.
+        num_bytes: of all together, at most; None if that is not known before.
+        class_names: as in `ImageSet`.
+        skipped: as in `ImageSet`.
+    """
+
+    shape: tuple[int, int, int]
+    num_bytes: int | None
+    class_names: list[str] | None
+    skipped: list[str]
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Pixels]:
+        """Each image in turn."""
+
+    @abstractmethod
+    def labels(self) -> list[int] | None:
+        """As in `ImageSet`."""
+
+
+def in_memory(content: Content) -> ImageSet:
+    """Put images into this process's own memory."""
+    stream = io.BytesIO()
+    for image in content:
+        stream.write(image.tobytes())
+    images = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *content.shape)
+    labels = content.labels()
+    labelled = None if labels is None else torch.tensor(labels)
+    return ImageSet(images, labelled, content.class_names, tuple(content.skipped))
+
+
+class Rows(Content):
+    """Some of the images of a set, as `Content`.
 
     Args:
-        dataset: where the images come from.
-        model: gives image_size, image_channels and num_classes.
-        progress: show a bar.
-
-    Raises:
-        UserError: if there is no such dataset, no readable image, or no label for a class-conditional model.
+        images: the set.
+        rows: which of them.
+        skipped: what to say was left out.
     """
-    source = open_source(dataset)
-    size, channels = model.image_size, model.image_channels
-    arrays = np.empty((len(source), channels, size, size), np.uint8)
-    kept: list[int] = []
-    damaged: list[str] = []
-    bar = tqdm(source.decoded(), desc="decoding images", total=len(source), disable=not progress, delay=2, unit="img")
-    for index, image in enumerate(bar):
-        if isinstance(image, ValueError):
-            damaged.append(f"{source.names[index]} ({image})")
-            continue
-        arrays[len(kept)] = to_array(image, size, channels)
-        kept.append(index)
-    if damaged:
-        shown = "; ".join(damaged[:5]) + ("; …" if len(damaged) > 5 else "")
-        if not kept:
-            raise UserError(f"dataset.name: none of the {len(damaged)} images of {dataset.name!r} can be read: {shown}")
-        logger.warning("%d of %d images cannot be read and are left out: %s", len(damaged), len(source), shown)
-    labels = None if source.labels is None else torch.tensor(source.labels)[kept]
-    _check_labels(labels, model, dataset)
-    return ImageSet(torch.from_numpy(arrays[: len(kept)]), labels, source.class_names)
 
+    def __init__(self, images: ImageSet, rows: Int64[Tensor, " rows"], skipped: tuple[str, ...] = ()) -> None:
+        self.images, self.rows = images, rows
+        _, channels, height, width = images.images.shape
+        self.shape = (channels, height, width)
+        self.num_bytes = len(rows) * channels * height * width
+        self.class_names, self.skipped = images.class_names, list(skipped)
 
-def _check_labels(labels: Tensor | None, model: ModelConfig, dataset: DatasetConfig) -> None:
-    if model.num_classes is None:
-        return
-    if labels is None:
-        raise UserError(
-            f"model_config.num_classes: given {model.num_classes}, but {dataset.name!r} has no column of class labels; "
-            "name one in dataset.label_column, or leave num_classes out"
-        )
-    if labels.min() < 0 or labels.max() >= model.num_classes:
-        raise UserError(
-            f"model_config.num_classes: given {model.num_classes}; the labels of {dataset.name!r} reach from "
-            f"{labels.min()} to {labels.max()}, so at least {labels.max() + 1} classes with labels from 0 are needed"
-        )
+    def __iter__(self) -> Iterator[Pixels]:
+        for row in self.rows.tolist():
+            yield self.images.images[row].numpy()
+
+    def labels(self) -> list[int] | None:
+        """The class of each."""
+        return None if self.images.labels is None else self.images.labels[self.rows].tolist()

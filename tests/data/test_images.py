@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm_hf.data import images
-from ddpm_hf.data.images import open_image, to_array, to_model_range
+from ddpm_hf.data.images import Transform, open_image, to_model_range
 
 GRAY = 128
 
@@ -38,19 +38,19 @@ ZOO = {
 
 @pytest.mark.parametrize(("image", "kind", "expected"), ZOO.values(), ids=ZOO)
 def test_every_mode_gives_its_colour(image, kind, expected):
-    array = to_array(open_image(file_of(image, kind)), 8, 3)
+    array = Transform(8, 3)(open_image(file_of(image, kind)))
     assert array.shape == (3, 8, 8)
     assert array.dtype == np.uint8
     np.testing.assert_array_equal(array, np.array(expected, np.uint8)[:, None, None] * np.ones((3, 8, 8), np.uint8))
 
 
 def test_colour_becomes_gray_by_its_luma():
-    assert (to_array(Image.new("RGB", (4, 4), (255, 0, 0)), 4, 1) == 76).all()
+    assert (Transform(4, 1)(Image.new("RGB", (4, 4), (255, 0, 0))) == 76).all()
 
 
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
-    array = to_array(open_image(file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])), 8, 1)
+    array = Transform(8, 1)(open_image(file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])))
     assert (array == 10).all()
 
 
@@ -58,19 +58,19 @@ def test_a_photograph_is_turned_upright():
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    array = to_array(open_image(file_of(image, "PNG", exif=exif)), 8, 1)[0]
+    array = Transform(8, 1)(open_image(file_of(image, "PNG", exif=exif)))[0]
     np.testing.assert_array_equal(array, np.rot90(np.asarray(image), -1))
 
 
 def test_the_middle_square_is_cut_out():
     wide = np.zeros((8, 24), np.uint8)
     wide[:, 8:16] = 255
-    assert (to_array(Image.fromarray(wide), 8, 1) == 255).all()
+    assert (Transform(8, 1)(Image.fromarray(wide)) == 255).all()
 
 
 def test_an_image_of_the_right_size_keeps_every_pixel():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(to_array(Image.fromarray(pixels), 8, 3), pixels.transpose(2, 0, 1))
+    np.testing.assert_array_equal(Transform(8, 3)(Image.fromarray(pixels)), pixels.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(
