@@ -1,16 +1,21 @@
 """Images of every kind become the pixels that one expects."""
 
+import contextlib
 import io
+import struct
+import time
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ddpm_hf.data import images
 from ddpm_hf.data.images import Transform, open_image, to_model_range
 
 GRAY = 128
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -19,29 +24,62 @@ def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return stream.getvalue()
 
 
-def palette() -> Image.Image:
-    return Image.new("RGB", (8, 8), (GRAY, 0, 0)).convert("P", palette=Image.Palette.ADAPTIVE)
+def palette(transparent: bool = False) -> bytes:
+    image = Image.new("RGB", (8, 8), (GRAY, 0, 0)).convert("P", palette=Image.Palette.ADAPTIVE)
+    return file_of(image, transparency=image.getpixel((0, 0))) if transparent else file_of(image)
 
 
+def plain(mode: str, colour, kind: str = "PNG", size: tuple[int, int] = (8, 8), **options) -> bytes:
+    return file_of(Image.new(mode, size, colour), kind, **options)
+
+
+def of_array(values: np.ndarray, kind: str = "PNG") -> bytes:
+    return file_of(Image.fromarray(values), kind)
+
+
+# file, and the colour that all of its pixels have once it is decoded
 ZOO = {
-    "1": (Image.new("1", (8, 8), 1), "PNG", (255, 255, 255)),
-    "L": (Image.new("L", (8, 8), GRAY), "PNG", (GRAY, GRAY, GRAY)),
-    "LA, transparent": (Image.new("LA", (8, 8), (0, 0)), "PNG", (255, 255, 255)),
-    "P": (palette(), "PNG", (GRAY, 0, 0)),
-    "RGB": (Image.new("RGB", (8, 8), (GRAY, 1, 2)), "PNG", (GRAY, 1, 2)),
-    "RGBA, half": (Image.new("RGBA", (8, 8), (0, 0, 0, 127)), "PNG", (128, 128, 128)),
-    "CMYK": (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
-    "16 bit": (Image.fromarray(np.full((8, 8), GRAY * 257, np.uint16)), "PNG", (GRAY, GRAY, GRAY)),
-    "32 bit float": (Image.fromarray(np.full((8, 8), GRAY / 255, np.float32)), "TIFF", (GRAY, GRAY, GRAY)),
+    "1 white": (plain("1", 1), WHITE),
+    "1 black": (plain("1", 0), BLACK),
+    "L": (plain("L", GRAY), (GRAY,) * 3),
+    "L, transparent level": (plain("L", GRAY, transparency=GRAY), WHITE),
+    "LA, transparent": (plain("LA", (0, 0)), WHITE),
+    "LA, opaque": (plain("LA", (GRAY, 255)), (GRAY,) * 3),
+    "P": (palette(), (GRAY, 0, 0)),
+    "P, transparent": (palette(transparent=True), WHITE),
+    "RGB": (plain("RGB", (GRAY, 1, 2)), (GRAY, 1, 2)),
+    "RGB, transparent colour": (plain("RGB", RED, transparency=RED), WHITE),
+    "RGBA, half": (plain("RGBA", (0, 0, 0, 127)), (GRAY,) * 3),
+    "RGBA, WebP": (plain("RGBA", (255, 0, 0, 255), "WEBP", lossless=True), RED),
+    "CMYK, TIFF": (plain("CMYK", (0, 255, 255, 0), "TIFF"), RED),
+    "CMYK, JPEG": (plain("CMYK", (255, 255, 255, 255), "JPEG", quality=100), BLACK),
+    "L, JPEG": (plain("L", GRAY, "JPEG"), (GRAY,) * 3),
+    "16 bit, PNG": (of_array(np.full((8, 8), GRAY * 257, np.uint16)), (GRAY,) * 3),
+    "16 bit, TIFF": (of_array(np.full((8, 8), 65535, np.uint16), "TIFF"), WHITE),
+    "32 bit, TIFF": (of_array(np.full((8, 8), GRAY * 257, np.int32), "TIFF"), (GRAY,) * 3),
+    "float to 1, TIFF": (of_array(np.full((8, 8), GRAY / 255, np.float32), "TIFF"), (GRAY,) * 3),
+    "float to 255, TIFF": (of_array(np.full((8, 8), GRAY, np.float32), "TIFF"), (GRAY,) * 3),
+    "float, no number": (of_array(np.full((8, 8), np.nan, np.float32), "TIFF"), BLACK),
+    "wide": (plain("RGB", RED, size=(300, 8)), RED),
+    "tall and thin": (plain("RGB", RED, size=(1, 2000)), RED),
+    "one pixel": (plain("RGB", RED, "BMP", size=(1, 1)), RED),
+    "GIF": (plain("L", GRAY, "GIF"), (GRAY,) * 3),
 }
 
 
-@pytest.mark.parametrize(("image", "kind", "expected"), ZOO.values(), ids=ZOO)
-def test_every_mode_gives_its_colour(image, kind, expected):
-    array = Transform(8, 3)(open_image(file_of(image, kind)))
+@pytest.mark.parametrize(("file", "expected"), ZOO.values(), ids=ZOO)
+def test_every_kind_gives_its_colour(file, expected):
+    array = Transform(8, 3)(open_image(file))
     assert array.shape == (3, 8, 8)
     assert array.dtype == np.uint8
-    np.testing.assert_array_equal(array, np.array(expected, np.uint8)[:, None, None] * np.ones((3, 8, 8), np.uint8))
+    np.testing.assert_array_equal(array, np.broadcast_to(np.array(expected)[:, None, None], (3, 8, 8)))
+
+
+@pytest.mark.parametrize("file", [file for file, _ in ZOO.values()], ids=ZOO)
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_every_kind_becomes_gray(file, resize):
+    array = Transform(4, 1, resize)(open_image(file))
+    assert (array.shape, array.dtype) == ((1, 4, 4), np.uint8)
 
 
 def test_colour_becomes_gray_by_its_luma():
@@ -68,6 +106,27 @@ def test_the_middle_square_is_cut_out():
     assert (Transform(8, 1)(Image.fromarray(wide)) == 255).all()
 
 
+def test_bars_of_the_background_pad_to_a_square():
+    file = plain("RGB", RED, size=(16, 4))
+    array = Transform(8, 3, "pad", (1, 2, 3))(open_image(file))
+    np.testing.assert_array_equal(array[:, 3:5], np.broadcast_to(np.array(RED)[:, None, None], (3, 2, 8)))
+    for bar in (array[:, :3], array[:, 5:]):
+        np.testing.assert_array_equal(bar, np.broadcast_to(np.array([1, 2, 3])[:, None, None], (3, 3, 8)))
+    upright = Transform(8, 3, "pad", (1, 2, 3))(open_image(file).transpose(Image.Transpose.ROTATE_90))
+    np.testing.assert_array_equal(upright, array.transpose(0, 2, 1))
+
+
+def test_padding_crops_nothing_from_the_thinnest_image():
+    array = Transform(8, 1, "pad", BLACK)(Image.new("L", (1, 2000), 255))
+    assert array.sum() == 8 * 255
+
+
+def test_transparency_shows_the_background():
+    file = plain("RGBA", (0, 0, 0, 0))
+    assert Transform(8, 3, background=(9, 8, 7))(open_image(file))[:, 0, 0].tolist() == [9, 8, 7]
+    assert (Transform(8, 1, background=RED)(open_image(file)) == 76).all()
+
+
 def test_an_image_of_the_right_size_keeps_every_pixel():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     np.testing.assert_array_equal(Transform(8, 3)(Image.fromarray(pixels)), pixels.transpose(2, 0, 1))
@@ -81,10 +140,53 @@ def test_what_cannot_be_read_is_a_value_error(damage):
         open_image(damage)
 
 
-def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 63)
-    with pytest.raises(ValueError, match="8x8 pixels; at most 63"):
-        open_image(file_of(Image.new("L", (8, 8))))
+def bomb(side: int) -> bytes:
+    """A small PNG file of side x side black pixels of one bit."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(1)
+    rows = bytes(side // 8 + 1) * 100
+    data = b"".join(packer.compress(rows) for _ in range(side // 100)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000])  # 100 and 900 million pixels
+def test_a_bomb_is_refused_before_it_is_decoded(side):
+    file = bomb(side)
+    assert len(file) < 1_000_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as `Decoding` does
+        began = time.perf_counter()
+        with pytest.raises(ValueError, match="pixels"):
+            open_image(file)
+    assert time.perf_counter() - began < 0.1
+
+
+def test_a_bomb_of_few_pixels_is_an_image():
+    assert Transform(8, 1)(open_image(bomb(800))).max() == 0
+
+
+def test_postscript_is_not_run():
+    with pytest.raises(ValueError, match="PostScript"):
+        open_image(file_of(Image.new("RGB", (8, 8)), "EPS"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_damage_anywhere_is_an_image_or_a_value_error(kind):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+    whole = np.frombuffer(file_of(Image.fromarray(pixels), kind), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(100):
+            damaged = whole.copy()
+            damaged[random.integers(0, len(whole), 3)] = random.integers(0, 256, 3)
+            cut = damaged[: random.integers(1, len(whole) + 1)]
+            with contextlib.suppress(ValueError):
+                assert Transform(8, 3)(open_image(cut.tobytes())).shape == (3, 8, 8)
 
 
 def test_all_levels_fit_the_range_of_the_model():
