@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 GAP = 6
@@ -39,11 +40,38 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_si
     return grid
 
 
+def denoising_strips(stages: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Lay out one row for each image, and in it the stages that it went through from left to right.
+
+    Args:
+        stages: from noise to image; in each the same images, at least one.
+    """
+    return image_grid([image for row in zip(*stages, strict=True) for image in row], columns=len(stages))
+
+
 def save_png(image: Image.Image, file: Path) -> None:
     """Write a PNG so that a reader finds all of it or none; its folder is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}")
     image.save(aside, format="PNG")
+    aside.replace(file)
+
+
+def save_gif(images: Sequence[Image.Image], file: Path, min_side: int = 128) -> None:
+    """Write a film that runs through the images, back again, and on for ever; it rests at both ends.
+
+    Args:
+        images: of one size and mode, L or RGB; at least two.
+        file: to write; its folder is made if need be.
+        min_side: smaller images are enlarged to at least this many pixels, as in `image_grid`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    large = [image_grid([image], min_side=min_side) for image in images]
+    frames = [*large, *large[-2:0:-1]]
+    milliseconds = [100] * len(frames)
+    milliseconds[0] = milliseconds[len(large) - 1] = 600
+    aside = file.with_name(f".{file.name}")
+    frames[0].save(aside, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
     aside.replace(file)
 
 
@@ -69,6 +97,66 @@ def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:
     rate.set_ylabel("learning rate", color="tab:orange")
     rate.set_ylim(bottom=0)
     axes.legend(loc="upper right")
+    figure.savefig(file, dpi=120)
+
+
+def schedule_curves(alpha_bar: ArrayLike, file: Path) -> None:
+    """Plot a noise schedule over its timesteps: signal and noise, signal-to-noise ratio, and variances of a step.
+
+    Args:
+        alpha_bar: alpha_bar_t for t = 0 … T - 1, in [0, 1); an array or a tensor on the CPU.
+        file: the PNG to write; its folder is made if need be.
+
+    Raises:
+        ValueError: alpha_bar is no falling row of such numbers.
+    """
+    from matplotlib.figure import Figure
+
+    values = np.asarray(alpha_bar, dtype=np.float64)
+    row = values.ndim == 1 and len(values) > 0
+    if not row or not (values[-1] >= 0 and values[0] < 1 and (np.diff(values) < 0).all()):
+        raise ValueError(f"alpha_bar is {alpha_bar!r}; possible is a row of falling numbers in [0, 1), one for each t")
+    before = np.concatenate([[1.0], values[:-1]])
+    beta = 1 - values / before
+    beta_tilde = (1 - before) / (1 - values) * beta  # DDPM, eq. 7
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    signal, ratio, variance = figure.subplots(1, 3)
+    signal.plot(values, label=r"$\bar\alpha_t$")
+    signal.plot(np.sqrt(values), label=r"$\sqrt{\bar\alpha_t}$, signal")
+    signal.plot(np.sqrt(1 - values), label=r"$\sqrt{1-\bar\alpha_t}$, noise")
+    signal.set_title(rf"at the end, $\sqrt{{\bar\alpha_T}}$ = {np.sqrt(values[-1]):.2g}")
+    ratio.plot(np.divide(values, 1 - values, where=values > 0, out=np.full_like(values, np.nan)))
+    ratio.set(title="signal-to-noise ratio", yscale="log")
+    steps = np.arange(1, len(values) + 1)  # logarithmic from the first: there alone the two variances differ
+    variance.plot(steps, beta, label=r"$\beta_t$, fixed_large")
+    variance.plot(steps[1:], beta_tilde[1:], label=r"$\tilde\beta_t$, fixed_small")
+    variance.set(title="variance of a step", xscale="log", yscale="log", xlabel="timestep t + 1")
+    for axes in (signal, ratio):
+        axes.set_xlabel("timestep t")
+    for axes in (signal, ratio, variance):
+        axes.grid(alpha=0.3)
+    signal.legend()
+    variance.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+def learning_rate_curve(rates: Sequence[float], file: Path) -> None:
+    """Plot the learning rate of each update of a run.
+
+    Args:
+        rates: of update 0, 1, …; at least one.
+        file: the PNG to write; its folder is made if need be.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, color="tab:orange", marker="o" if len(rates) == 1 else None)
+    axes.set(xlabel="update", ylabel="learning rate")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 
 

@@ -1,6 +1,10 @@
-"""Draw images from a trained model: python pipelines/generate.py --model FOLDER_OR_REPO --num_samples 16"""
+"""Draw images from a trained model: python pipelines/generate.py --model FOLDER_OR_REPO --num_samples 16
+
+Under `accelerate launch` the processes share the batches; the images are the same.
+"""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +15,12 @@ from ddpm_hf.errors import UserError
 if TYPE_CHECKING:
     from ddpm_hf.pipelines.generation import Settings
 
+FORMATS = ("png", "npz", "parquet")
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
     model.add_argument("--config", metavar="FILE", help="sample the run that this YAML file wrote")
@@ -26,7 +32,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="image i follows from it and i (default: 0)")
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     parser.add_argument(
-        "--output", metavar="DIR", help="where to put them (default: generated/seed-N in the run folder)"
+        "--grid", metavar="ROWSxCOLUMNS", help="shape of grid.png, such as 2x8 (default: square, of up to 64 images)"
+    )
+    parser.add_argument(
+        "--intermediates",
+        type=int,
+        default=0,
+        metavar="K",
+        help="show the first images at K steps: denoising.png has x_t, predicted.png the x_0 predicted from it",
+    )
+    parser.add_argument(
+        "--format",
+        default="png",
+        metavar="FORMAT",
+        help="png; npz or parquet also collects the PNGs in samples.npz or samples.parquet (default: png)",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to put them (default: generated/seed-N-… in the run folder)"
     )
     return parser
 
@@ -36,18 +58,23 @@ def main(arguments: argparse.Namespace) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name}: given {getattr(arguments, name)}; allowed: at least 1")
+    if arguments.format not in FORMATS:
+        raise UserError(f"--format: given {arguments.format!r}; allowed: {', '.join(FORMATS)}")
+    grid = _grid(arguments.grid, arguments.num_samples)
     model = arguments.model or load_config(arguments.config).output_dir or ""
     if arguments.config and not Path(model).is_dir():
         raise UserError(f"--config: the run of {arguments.config} has not begun, there is no folder {model}")
 
     from ddpm_hf.hub.loading import load_pipeline
-    from ddpm_hf.pipelines.generation import Settings, generate, weights_hash
+    from ddpm_hf.pipelines.generation import Extras, Settings, generate, weights_hash
 
     pipeline = load_pipeline(model)
     T = pipeline.scheduler.config.num_train_timesteps
     steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps
     if not 1 <= steps <= T:
         raise UserError(f"--num_inference_steps: given {steps}; allowed: 1 to {T}, the model's time steps")
+    if not 0 <= arguments.intermediates <= steps:
+        raise UserError(f"--intermediates: given {arguments.intermediates}; allowed: 0 to {steps}, the denoising steps")
     settings = Settings(
         model=str(model),
         weights=weights_hash(pipeline.unet),
@@ -57,11 +84,29 @@ def main(arguments: argparse.Namespace) -> None:
         class_labels=arguments.class_labels,
         guidance_scale=arguments.guidance_scale,
     )
+    archive = None if arguments.format == "png" else arguments.format
+    extras = Extras(grid=grid, num_intermediates=arguments.intermediates, archive=archive)
     folder = Path(arguments.output) if arguments.output else _default_folder(model, settings)
-    drawn = generate(pipeline, settings, arguments.num_samples, folder, arguments.batch_size)
+    drawn = generate(pipeline, settings, arguments.num_samples, folder, arguments.batch_size, extras)
     if cli.is_main_process():
         there = "" if drawn else " (they were there already)"
         print(f"{arguments.num_samples} images in {folder}/, the first of them in {folder / 'grid.png'}{there}")
+        if arguments.intermediates:
+            print(f"from noise to image: {folder / 'denoising.png'} and {folder / 'predicted.png'}")
+        if archive:
+            print(f"all of them in {folder / f'samples.{archive}'}")
+
+
+def _grid(given: str | None, num_samples: int) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    shape = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", given)
+    if shape is None:
+        raise UserError(f"--grid: given {given!r}; allowed: rows x columns, such as 2x8")
+    rows, columns = int(shape[1]), int(shape[2])
+    if rows * columns > num_samples:
+        raise UserError(f"--grid: {given} has {rows * columns} places; allowed: at most --num_samples, {num_samples}")
+    return rows, columns
 
 
 def _default_folder(model: str, settings: "Settings") -> Path:

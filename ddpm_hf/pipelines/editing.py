@@ -13,6 +13,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from .images import Images, check_output_type, to_input, to_output
 from .samplers import timesteps_down
 
+MIN_SIGNAL = 0.02
+"""Least share sqrt(alpha_bar_t) of the image in the x_t at which encoding stops by default.
+
+x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t) divides the network's error by this number, without any
+clipping, so where nothing of the image is left nothing can be decoded. docs/samplers.md has the measurement.
+"""
+
 INVERSION_ROUNDS = 3
 """Network evaluations for a step of DDIM's inverse: the equation for x_t is implicit and solved by fixed point."""
 
@@ -33,7 +40,7 @@ class Editing:
         Args:
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
             num_inference_steps: in [1, timestep + 1]; None is all of them.
-            timestep: t, in [0, T); None is T - 1.
+            timestep: t, in [0, T); None is the last one with `MIN_SIGNAL` of the image in x_t.
             class_labels: one for all images or one for each; for a class-conditional network.
 
         Returns:
@@ -66,7 +73,7 @@ class Editing:
         Args:
             latents: x_t, as `encode` returns it, or noise.
             num_inference_steps: in [1, timestep + 1]; None is all of them.
-            timestep: t, in [0, T); None is T - 1.
+            timestep: t, in [0, T); None is the last one with `MIN_SIGNAL` of the image in x_t.
             class_labels: one for all images or one for each; for a class-conditional network.
             output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
 
@@ -186,7 +193,8 @@ class Editing:
             a: where lambda is 0: one image, or (with "ddim") a seed.
             b: where lambda is 1: the same kind.
             num_steps: number of images, a's and b's reconstructions among them; at least 2.
-            timestep: t, in [0, T): the higher, the further from a and b; None is T // 2 for "ddpm", T - 1 for "ddim".
+            timestep: t, in [0, T): the higher, the further from a and b; None is T // 2 for "ddpm", and for "ddim" the
+                last one with `MIN_SIGNAL` of the image in x_t, so that lambda 0 and 1 are a and b.
             method: "ddpm" or "ddim".
             seed: of the noise of "ddpm".
             num_inference_steps: in [1, timestep + 1]; None is all of them.
@@ -259,13 +267,16 @@ class Editing:
 
     def _check_start(self: Any, timestep: int | None, num_steps: int | None) -> tuple[int, int]:
         T = self.scheduler.config.num_train_timesteps
-        start = T - 1 if timestep is None else timestep
+        start = self._last_with_signal() if timestep is None else timestep
         if not 0 <= start < T:
             raise ValueError(f"timestep is {start}; possible are 0 to {T - 1}")
         num_steps = start + 1 if num_steps is None else num_steps
         if not 1 <= num_steps <= start + 1:
             raise ValueError(f"num_inference_steps is {num_steps}; possible are 1 to {start + 1} from timestep {start}")
         return start, num_steps
+
+    def _last_with_signal(self: Any) -> int:
+        return max(int((self.scheduler.alphas_cumprod.double().sqrt() >= MIN_SIGNAL).sum()) - 1, 0)
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Many images to disk: one batch in memory at a time, resumable, spread over processes."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.pipelines.archives import Archive, write_archive
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.plotting import image_grid, save_png
+from ddpm_hf.pipelines.images import to_output
+from ddpm_hf.pipelines.manifest import check_folder, write_manifest
+from ddpm_hf.plotting import denoising_strips, image_grid, save_png
 from ddpm_hf.randomness import image_seeds
 
-MANIFEST = "manifest.json"
-GRID = "grid.png"
 MAX_GRID_IMAGES = 64
+NUM_STRIPS = 6
+"""Images whose way from the noise is shown."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,39 @@ class Settings:
     class_labels: list[int] | None = None
     guidance_scale: float = 1.0
 
+    def labels(self, indices: list[int]) -> list[int] | None:
+        """The class of each image."""
+        return self.class_labels and [self.class_labels[index % len(self.class_labels)] for index in indices]
 
-def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folder: Path, batch_size: int) -> int:
+
+@dataclass(frozen=True)
+class Extras:
+    """What is made of the images, beside the images.
+
+    Attributes:
+        grid: rows and columns of the grid; None makes it square, of up to 64 images.
+        num_intermediates: steps in the strips from noise to image; 0 draws none.
+        archive: one file with all images; None makes none.
+    """
+
+    grid: tuple[int, int] | None = None
+    num_intermediates: int = 0
+    archive: Archive | None = None
+
+
+def generate(
+    pipeline: DDPMPipeline,
+    settings: Settings,
+    num_samples: int,
+    folder: Path,
+    batch_size: int,
+    extras: Extras | None = None,
+) -> int:
     """Write images 0 to num_samples - 1 of a sampling run as PNG files, a grid of the first ones and a manifest.
 
     Image i is a function of the settings and i. So a folder with fewer images, or with some of them, is completed; any
-    number of processes may share the work.
+    number of processes may share the work. They share it by whole batches, which are the same batches in any number of
+    processes: what is computed together may differ in the last bits from what is computed alone.
 
     Args:
         pipeline: draws the images.
@@ -57,6 +85,7 @@ def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folde
         num_samples: at least 1.
         folder: made if it does not exist.
         batch_size: images drawn at a time.
+        extras: made of the images, when all are there.
 
     Returns:
         The number of images drawn by this process; the others were there.
@@ -64,36 +93,58 @@ def generate(pipeline: DDPMPipeline, settings: Settings, num_samples: int, folde
     Raises:
         UserError: if the folder holds anything but images of the same settings.
     """
-    state = PartialState()
-    _check(folder, settings)
-    state.wait_for_everyone()
-    missing = [index for index in range(num_samples) if not _file(folder, index).exists()]
-    own = missing[state.process_index :: state.num_processes]
+    state, extras = PartialState(), extras or Extras()
+    check_folder(folder, asdict(settings))
+    files = [folder / f"{index:06}.png" for index in range(num_samples)]
+    batches = [range(start, min(start + batch_size, num_samples)) for start in range(0, num_samples, batch_size)]
+    missing = {index for index in range(num_samples) if not files[index].exists()}
+    own = [batch for batch in batches if not missing.isdisjoint(batch)][state.process_index :: state.num_processes]
+    num_own = sum(index in missing for batch in own for index in batch)
+    state.wait_for_everyone()  # until then, nobody adds to the files that others count
     pipeline.set_progress_bar_config(disable=True)
     quiet = not state.is_main_process or not own
-    with tqdm(total=len(own), desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5) as bar:
-        for start in range(0, len(own), batch_size):
-            indices = own[start : start + batch_size]
-            labels = settings.class_labels
-            output: Any = pipeline(
-                seeds=image_seeds(settings.seed, indices),
-                num_inference_steps=settings.num_inference_steps,
-                sampler=settings.sampler,
-                class_labels=None if labels is None else [labels[index % len(labels)] for index in indices],
-                guidance_scale=settings.guidance_scale,
-            )
+    with tqdm(total=num_own, desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5) as bar:
+        for batch in own:
+            output = _draw(pipeline, settings, list(batch))
             # only now: settings that the pipeline refuses leave nothing behind
-            folder.mkdir(parents=True, exist_ok=True)
-            if state.is_main_process:
-                (folder / MANIFEST).write_text(json.dumps(asdict(settings), indent=2) + "\n")
-            for index, image in zip(indices, output.images, strict=True):
-                save_png(image, _file(folder, index))
-            bar.update(len(indices))
+            write_manifest(folder, asdict(settings))
+            for index, image in zip(batch, output.images, strict=True):
+                if index in missing:
+                    save_png(image, files[index])
+                    bar.update()
     state.wait_for_everyone()
     if state.is_main_process:
-        shown = min(num_samples, MAX_GRID_IMAGES)
-        save_png(image_grid([_read(_file(folder, index)) for index in range(shown)]), folder / GRID)
-    return len(own)
+        _write_extras(pipeline, settings, files, batch_size, extras)
+    return num_own
+
+
+def _draw(pipeline: DDPMPipeline, settings: Settings, indices: list[int], num_intermediates: int = 0) -> Any:
+    return pipeline(
+        seeds=image_seeds(settings.seed, indices),
+        num_inference_steps=settings.num_inference_steps,
+        sampler=settings.sampler,
+        class_labels=settings.labels(indices),
+        guidance_scale=settings.guidance_scale,
+        return_intermediates=num_intermediates,
+    )
+
+
+def _write_extras(
+    pipeline: DDPMPipeline, settings: Settings, files: list[Path], batch_size: int, extras: Extras
+) -> None:
+    folder = files[0].parent
+    rows, columns = extras.grid or (0, None)
+    shown = files[: rows * columns if columns else MAX_GRID_IMAGES]
+    save_png(image_grid([_read(file) for file in shown], columns), folder / "grid.png")
+    if extras.num_intermediates:
+        first = list(range(min(NUM_STRIPS, batch_size, len(files))))
+        output = _draw(pipeline, settings, first, extras.num_intermediates)
+        for form, name in (("x_t", "denoising.png"), ("x_0", "predicted.png")):
+            stages: list[Any] = [to_output(getattr(stage, form), "pil") for stage in output.intermediates]
+            save_png(denoising_strips([*stages, output.images]), folder / name)
+    if extras.archive:
+        labels = settings.labels(list(range(len(files))))
+        write_archive(extras.archive, files, labels, folder / f"samples.{extras.archive}", batch_size)
 
 
 def weights_hash(network: nn.Module) -> str:
@@ -103,26 +154,6 @@ def weights_hash(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _check(folder: Path, settings: Settings) -> None:
-    """Make sure that a folder is new or holds images of the same settings."""
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        before = json.loads(manifest.read_text())
-        changed = [
-            f"{name} was {before.get(name)!r}" for name, now in asdict(settings).items() if before.get(name) != now
-        ]
-        if changed:
-            raise UserError(
-                f"--output: {folder} holds images of other settings ({', '.join(changed)}); choose another folder"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
-
-
-def _file(folder: Path, index: int) -> Path:
-    return folder / f"{index:06}.png"
 
 
 def _read(file: Path) -> Image.Image:

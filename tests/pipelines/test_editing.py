@@ -8,7 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.pipelines.editing import slerp
+from ddpm_hf.pipelines.editing import MIN_SIGNAL, slerp
 from ddpm_hf.pipelines.inpainting import repaint_moves
 from ddpm_hf.schedulers import DDPMScheduler
 
@@ -42,6 +42,31 @@ def test_encoding_part_of_the_way(gaussian_pipeline, timestep):
     num_steps = min(50, timestep + 1)
     latents = pipeline.encode(images, num_steps, timestep)
     assert_close(pipeline.decode(latents, num_steps, timestep, output_type="pt"), images, rtol=0, atol=2e-3)
+
+
+def test_encoding_stops_where_the_networks_errors_can_still_be_undone(gaussian_pipeline):
+    """With a network that is off by 1%, the images come back; from T - 1 they would not."""
+    pipeline, images = gaussian_pipeline(), gaussian_images(4)
+    pipeline.unet.weight.data.fill_(0.99)
+    errors = [
+        (pipeline.decode(pipeline.encode(images, 50, t), 50, t, output_type="pt") - images).abs().max()
+        for t in (None, 999)
+    ]
+    assert errors[0] < 0.02
+    assert errors[1] > 0.2
+    way = pipeline.interpolate(images[:1], images[1:2], 3, num_inference_steps=50, output_type="pt")
+    assert_close(way[[0, -1]], images[:2], rtol=0, atol=0.02)
+
+
+def test_where_encoding_stops(gaussian_pipeline):
+    """At the last timestep with the least signal; where all have it at T - 1, where none has it at 0."""
+    pipeline = gaussian_pipeline()
+    signal = pipeline.scheduler.alphas_cumprod.sqrt()
+    last = pipeline._last_with_signal()
+    assert signal[last] >= MIN_SIGNAL > signal[last + 1]
+    for betas, expected in (([0.1, 0.1, 0.1], 2), ([0.9999, 0.5], 0)):
+        pipeline.scheduler = DDPMScheduler(num_train_timesteps=len(betas), trained_betas=betas)
+        assert pipeline._last_with_signal() == expected
 
 
 def test_reconstruction_from_the_first_timestep_is_the_image(gaussian_pipeline):
@@ -194,7 +219,7 @@ def test_repaints_way_is_connected_and_does_each_step_ten_times(num_steps):
         (lambda p, x: p.reconstruct(x, -1), "timestep is -1"),
         (lambda p, x: p.reconstruct(x, 4, num_inference_steps=6), "possible are 1 to 5 from timestep 4"),
         (lambda p, x: p.reconstruct(x, 4, seeds=[1]), "1 seeds for 2 images"),
-        (lambda p, x: p.encode(x, 0), "num_inference_steps is 0; possible are 1 to 10"),
+        (lambda p, x: p.encode(x, 0), "num_inference_steps is 0; possible are 1 to 9 from timestep 8"),
         (lambda p, x: p.encode(x[..., 1:]), r"possible is \(batch, 1, 8, 8\)"),
         (lambda p, x: p.decode(x[..., 1:]), r"latents have shape \(2, 1, 8, 7\)"),
         (lambda p, x: p.img2img(x, 0.0), "strength is 0.0; possible is more than 0, up to 1"),

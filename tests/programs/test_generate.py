@@ -1,16 +1,27 @@
 """pipelines/generate.py: images to disk, completed rather than drawn again, and its refusals."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.plotting import GAP
 from ddpm_hf.schedulers import build_scheduler
 
 GENERATE = "pipelines/generate.py"
+REPOSITORY = Path(__file__).parents[2]
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture
@@ -83,6 +94,90 @@ def test_samplers_classes_and_guidance(program, tiny, tmp_path):
     assert len(list((tmp_path / "out").glob("0*.png"))) == 4
 
 
+def test_a_grid_of_a_shape_and_strips_from_noise_to_image(program, model, tmp_path):
+    arguments = ["--model", model, "--num_samples", 8, "--output", tmp_path / "out", "--num_inference_steps", 4]
+    code, said, _ = program(GENERATE, *arguments, "--grid", "2x3", "--intermediates", 3)
+    assert code == 0
+    assert f"from noise to image: {tmp_path}/out/denoising.png" in said
+    side = 64 + GAP
+    assert pixels(tmp_path / "out" / "grid.png").shape == (2 * side - GAP, 3 * side - GAP)
+    x_t, x_0 = (pixels(tmp_path / "out" / f"{name}.png") for name in ("denoising", "predicted"))
+    assert x_t.shape == x_0.shape == (6 * side - GAP, 4 * side - GAP)  # six images, three stages and the image
+    assert (x_t[:, -64:] == x_0[:, -64:]).all()
+    assert (x_t[:, :64] != x_0[:, :64]).any()
+    first = pixels(tmp_path / "out" / "grid.png")[:64, :64].astype(int)
+    assert np.abs(x_t[:64, -64:] - first).max() <= 2
+
+
+@pytest.mark.parametrize("archive", ["npz", "parquet"])
+def test_one_file_of_all_images_with_their_classes(program, tiny, tmp_path, archive):
+    config = tiny("model_config.num_classes=3").model
+    model = tmp_path / "classes"
+    DDPMPipeline(unet=build_network(config), scheduler=build_scheduler(config)).save_pretrained(model)
+    arguments = ["--model", model, "--num_samples", 5, "--num_inference_steps", 2, "--class_labels", 2, 0]
+    code, said, _ = program(GENERATE, *arguments, "--format", archive, "--output", tmp_path / "out")
+    file = tmp_path / "out" / f"samples.{archive}"
+    assert (code, f"all of them in {file}" in said) == (0, True)
+    drawn = np.stack([pixels(tmp_path / "out" / f"{index:06}.png") for index in range(5)])
+    if archive == "npz":
+        with np.load(file) as arrays:
+            images, labels = arrays["arr_0"][..., 0], arrays["arr_1"].tolist()
+    else:
+        dataset = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+        images, labels = np.stack([np.asarray(image) for image in dataset["image"]]), list(dataset["label"])
+    assert (images == drawn).all()
+    assert labels == [2, 0, 2, 0, 2]
+
+
+def test_a_folder_whose_manifest_is_not_ours_is_refused(program, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    code, _, complaint = program(GENERATE, "--model", model, "--output", tmp_path / "out")
+    assert (code, "manifest.json is not of this program" in complaint) == (2, True)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_draws(model, tmp_path):
+    """101 images, every one of them another, and byte by byte the same whoever drew them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    options = ["--model", str(model), "--num_samples", "101", "--batch_size", "8", "--num_inference_steps", "4"]
+    folders = {"one": [], "two": launch}
+    for name, how in folders.items():
+        command = [sys.executable, *how, str(REPOSITORY / GENERATE), *options, "--output", str(tmp_path / name)]
+        subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in folders)
+    assert two == one
+    images = [content for name, content in one.items() if name.startswith("0")]
+    assert len(images) == len(set(images)) == 101
+
+
+@pytest.mark.slow
+def test_a_killed_generation_leaves_whole_images_and_goes_on_from_them(model, tmp_path):
+    folder = tmp_path / "out"
+    options = ["--model", str(model), "--num_samples", "120", "--batch_size", "2", "--num_inference_steps", "4"]
+    command = [sys.executable, str(REPOSITORY / GENERATE), *options, "--output", str(folder)]
+    process = subprocess.Popen(command, env=ALONE, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while len(list(folder.glob("0*.png"))) < 8:
+        assert time.monotonic() < end, process.poll()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("0*.png")}
+    assert 8 <= len(kept) < 120
+    assert all(pixels(file).shape == (8, 8) for file in kept)
+    subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert sorted(file.name for file in folder.iterdir()) == [
+        *(f"{index:06}.png" for index in range(120)),
+        "grid.png",
+        "manifest.json",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,6 +188,11 @@ def test_samplers_classes_and_guidance(program, tiny, tmp_path):
         (["--num_inference_steps", "0"], "--num_inference_steps: given 0; allowed: 1 to 20"),
         (["--seed", "1", "--output", "OUT"], "holds images of other settings (seed was 0)"),
         (["--sampler", "magic"], "'magic'"),
+        (["--grid", "4"], "--grid: given '4'; allowed: rows x columns, such as 2x8"),
+        (["--grid", "5x4"], "--grid: 5x4 has 20 places; allowed: at most --num_samples, 16"),
+        (["--intermediates", "3"], "--intermediates: given 3; allowed: 0 to 2"),
+        (["--intermediates", "-1"], "--intermediates: given -1; allowed: 0 to 2"),
+        (["--format", "gif"], "--format: given 'gif'; allowed: png, npz, parquet"),
         (["--output", "."], "exists and holds no images of this program"),
     ],
 )

@@ -1,0 +1,109 @@
+"""Lead from one image to another: python pipelines/interpolate.py --model FOLDER_OR_REPO --seeds 1 2
+
+Writes the images of the way, a strip of them and a GIF that runs forth and back.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm_hf import cli
+from ddpm_hf.config import load_config
+from ddpm_hf.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+METHODS = ("ddim", "ddpm")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
+    model.add_argument("--config", metavar="FILE", help="take the run that this YAML file wrote")
+    ends = parser.add_mutually_exclusive_group(required=True)
+    ends.add_argument("--seeds", type=int, nargs=2, metavar="N", help="between the images of two seeds")
+    ends.add_argument("--images", nargs=2, metavar="FILE", help="between two images of the model's mode and size")
+    parser.add_argument("--num_steps", type=int, default=8, metavar="N", help="images, both ends included (default: 8)")
+    parser.add_argument(
+        "--method",
+        default="ddim",
+        metavar="NAME",
+        help="ddim: encode both, and go along the arc between the codes; ddpm: mix both under noise (default: ddim)",
+    )
+    parser.add_argument(
+        "--timestep",
+        type=int,
+        metavar="T",
+        help="noise of the images that are mixed (default: nearly all with ddim, half the steps with ddpm)",
+    )
+    parser.add_argument("--num_inference_steps", type=int, metavar="N", help="denoising steps (default: all)")
+    parser.add_argument(
+        "--class_labels", type=int, nargs="+", metavar="N", help="class of both ends, or of each; for models of classes"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise of ddpm (default: 0)")
+    parser.add_argument("--output", metavar="DIR", help="where to put them (default: interpolated/… in the run folder)")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Draw the way."""
+    if arguments.num_steps < 2:
+        raise UserError(f"--num_steps: given {arguments.num_steps}; allowed: at least 2, for the two ends")
+    if arguments.method not in METHODS:
+        raise UserError(f"--method: given {arguments.method!r}; allowed: {', '.join(METHODS)}")
+    if arguments.seeds and (arguments.method == "ddpm" or arguments.timestep is not None):
+        raise UserError("--seeds: goes with --method ddim and without --timestep; give --images for the others")
+    if arguments.class_labels and len(arguments.class_labels) > 2:
+        raise UserError(f"--class_labels: given {len(arguments.class_labels)}; allowed: one for both ends or one each")
+    model = arguments.model or load_config(arguments.config).output_dir or ""
+    if arguments.config and not Path(model).is_dir():
+        raise UserError(f"--config: the run of {arguments.config} has not begun, there is no folder {model}")
+    images = [_open(file) for file in arguments.images or ()]
+    if not cli.is_main_process():
+        return
+
+    from ddpm_hf.hub.loading import load_pipeline
+    from ddpm_hf.pipelines.generation import weights_hash
+    from ddpm_hf.pipelines.interpolation import InterpolationSettings, pixels_hash, write_interpolation
+
+    pipeline = load_pipeline(model)
+    pipeline.set_progress_bar_config(desc="interpolating", leave=False, dynamic_ncols=True, delay=0.5)
+    settings = InterpolationSettings(
+        model=str(model),
+        weights=weights_hash(pipeline.unet),
+        seeds=arguments.seeds,
+        images=[pixels_hash(image) for image in images] or None,
+        num_steps=arguments.num_steps,
+        timestep=arguments.timestep,
+        method=arguments.method,
+        num_inference_steps=arguments.num_inference_steps,
+        class_labels=arguments.class_labels,
+        seed=arguments.seed,
+    )
+    folder = Path(arguments.output) if arguments.output else _default_folder(model, arguments)
+    write_interpolation(pipeline, settings, images, folder)
+    print(f"{arguments.num_steps} images in {folder}/; {folder / 'strip.png'} and {folder / 'interpolation.gif'}")
+
+
+def _open(file: str) -> "Image.Image":
+    from ddpm_hf.data.images import open_image
+
+    if not Path(file).is_file():
+        raise UserError(f"--images: there is no file {file}")
+    try:
+        return open_image(file)
+    except ValueError as error:
+        raise UserError(f"--images: {file} cannot be read: {error}") from error
+
+
+def _default_folder(model: str, arguments: argparse.Namespace) -> Path:
+    base = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "--")
+    ends = [f"seed-{seed}" for seed in arguments.seeds or ()] or [Path(file).stem for file in arguments.images]
+    return base / "interpolated" / f"{'-to-'.join(ends)}-{arguments.method}"
+
+
+if __name__ == "__main__":
+    cli.run(make_parser(), main)
