@@ -31,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoints", action="store_true", help="push the newest checkpoint with all training state, too"
     )
+    parser.add_argument("--space", metavar="USER/NAME", help="publish a demo of the model as this Space, too")
     return parser
 
 
@@ -55,8 +56,22 @@ def main(arguments: argparse.Namespace) -> None:
             result = push(arguments.run_folder, settings, client, show)
         changed = f"{result.num_changed} files changed" if result.num_changed else "nothing to do, it is up to date"
         print(f"{name}: {changed}: {result.url}")
+    if arguments.space:
+        _publish_space(arguments.space, settings, client)
     if not settings.license:
         print("What is its license? Until --license says it, the model card says what it said, or unknown.")
+
+
+def _publish_space(space: str, settings: HubConfig, client: Any) -> None:
+    from ddpm_hf.hub.share import full_repo_id
+    from ddpm_hf.hub.space import push_space
+
+    model = full_repo_id(client, settings.repo_id or "")
+    result = push_space(full_repo_id(client, space), model, settings.license, settings.private)
+    changed = f"{result.num_changed} files changed" if result.num_changed else "nothing to do, it is up to date"
+    print(f"space: {changed}: {result.url}")
+    if settings.private:
+        print(f"Where {model} is private, the Space's settings need a secret HF_TOKEN with the right to read it.")
 
 
 def _settings(arguments: argparse.Namespace) -> HubConfig:

@@ -18,6 +18,7 @@ FLOORS = (
     ("models", "schedulers", "losses", "data"),
     ("pipelines",),
     ("evaluation", "hub"),
+    ("demo",),
     ("training",),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

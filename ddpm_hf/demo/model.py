@@ -1,0 +1,184 @@
+"""The model behind the page: its pipeline, what its card says, and how it fared."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from ddpm_hf.data.images import open_image
+from ddpm_hf.demo.limits import Limits
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub.card import make_card, split_card
+from ddpm_hf.hub.client import HubClient, HubUnreachableError, is_offline
+from ddpm_hf.hub.download import HubAddress, fetch_file
+from ddpm_hf.hub.export import find_pipeline
+from ddpm_hf.hub.facts import METRICS, gather_facts
+from ddpm_hf.hub.listing import list_repository
+from ddpm_hf.hub.loading import load_pipeline
+from ddpm_hf.hub.results import Result, is_finite, read_results
+from ddpm_hf.pipelines.ddpm import DDPMPipeline
+from ddpm_hf.pipelines.generation import weights_hash
+from ddpm_hf.pipelines.images import PIL_MODES
+
+CARD, PICTURE = "README.md", "samples.png"
+MAX_FILE_BYTES = 16 * 2**20
+LEFT_OUT = re.compile(
+    r"<!-- ddpm-hf:(samples|results) .*?<!-- /ddpm-hf:\1 -->|<!--.*?-->|!\[[^\]]*\]\([^)]*\)|<img\b[^>]*>", re.DOTALL
+)
+"""Of a card: pictures, which could come from anywhere, and the generated sections that the page has in its own way."""
+
+
+@dataclass
+class DemoModel:
+    """A loaded model and all that the page tells of it.
+
+    Attributes:
+        name: folder or Hub id, as it was given.
+        pipeline: on its device.
+        weights: a hash of the network's weights.
+        limits: of a visitor's requests.
+        card: Markdown without metadata and pictures; empty if there is none.
+        results: figures of its evaluation.
+        picture: samples that its run left.
+    """
+
+    name: str
+    pipeline: DDPMPipeline
+    weights: str
+    limits: Limits
+    card: str = ""
+    results: list[Result] = field(default_factory=list)
+    picture: Image.Image | None = None
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        folder = Path(self.name).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        size = self.pipeline.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        return int(self.pipeline.unet.config.in_channels)
+
+    @property
+    def mode(self) -> str:
+        """PIL's mode of its images."""
+        return PIL_MODES[self.channels]
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return int(self.pipeline.scheduler.config.num_train_timesteps)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Of a class-conditional model, with the one that stands for no class."""
+        labels = self.pipeline.unet.config.num_class_embeds
+        return None if labels is None else int(labels)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the network and its process are, for a person."""
+        network, scheduler = self.pipeline.unet, self.pipeline.scheduler.config
+        height, width = self.size
+        own = {
+            "Images": f"{width}x{height}, {'gray' if self.channels == 1 else 'RGB'}",
+            "Parameters": f"{sum(each.numel() for each in network.parameters()):,}",
+            "Channels by level": ", ".join(map(str, network.config.block_out_channels)),
+            "Time steps": f"{self.time_steps:,}",
+            "Betas": f"{scheduler.beta_schedule}",
+            "Predicts": f"{scheduler.prediction_type}",
+            "Reverse variance": f"{scheduler.get('variance_type', 'that of its sampler')}",
+            "Weights": self.weights,
+        }
+        return own if self.num_labels is None else own | {"Labels": f"{self.num_labels}, the last of them: no class"}
+
+
+def load_model(name: str, limits: Limits | None = None) -> DemoModel:
+    """Load a model and what is known of it; no code of a repository is run.
+
+    Args:
+        name: folder of a saved pipeline or a run, or an id on the Hub, as user/name or user/name@REVISION.
+        limits: of a visitor's requests, before the model's own.
+
+    Raises:
+        UserError: there is no such model, or its images are not gray or RGB.
+    """
+    pipeline = load_pipeline(name)
+    pipeline.set_progress_bar_config(disable=True)
+    channels = pipeline.unet.config.in_channels
+    if channels not in PIL_MODES or pipeline.unet.config.sample_size is None:
+        raise UserError(
+            f"--model: {name} makes images of {channels} channels and size {pipeline.unet.config.sample_size}; the demo"
+            " shows gray and RGB images of a known size"
+        )
+    model = DemoModel(name, pipeline, weights_hash(pipeline.unet), Limits())
+    model.limits = (limits or Limits()).within(model.time_steps, *model.size)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _describe_folder(model, folder)
+    elif not is_offline():
+        _describe_repository(model, HubAddress.parse(name))
+    return model
+
+
+def _describe_folder(model: DemoModel, folder: Path) -> None:
+    """A card that lies there, or else the one that a push would write."""
+    files = {name: folder / name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()}
+    _describe(model, files)
+    if not model.card:
+        facts = gather_facts(folder, find_pipeline(folder), folder.resolve().name, "main", files, None)
+        model.card = plain_card(make_card(facts))
+
+
+def _describe_repository(model: DemoModel, address: HubAddress) -> None:
+    client = HubClient()
+    try:
+        listing = client.call(
+            f"listing {address}", lambda: list_repository(client, address.repo_id, address.revision), address.repo_id
+        )
+        wanted = [
+            name
+            for name in (CARD, METRICS, PICTURE)
+            if name in listing.files and listing.files[name].size <= MAX_FILE_BYTES
+        ]
+        with TemporaryDirectory() as cache:
+            _describe(model, {name: fetch_file(client, listing, name, Path(cache)) for name in wanted})
+    except (UserError, HubUnreachableError) as error:
+        model.card = f"*The model's card could not be read: {error}*"
+
+
+def _describe(model: DemoModel, files: dict[str, Path]) -> None:
+    if CARD in files:
+        model.card = plain_card(files[CARD].read_text(encoding="utf-8", errors="replace"))
+    try:
+        figures: Any = json.loads(files[METRICS].read_text(encoding="utf-8")) if METRICS in files else {}
+        model.results = [each for each in read_results(figures) if is_finite(each)]
+        if PICTURE in files:
+            model.picture = open_image(files[PICTURE])
+    except (ValueError, AttributeError, KeyError, TypeError):
+        pass  # what is damaged is not shown; sampling needs neither
+
+
+def plain_card(card: str) -> str:
+    """The text of a model card without its metadata and its pictures, which would be fetched from anywhere.
+
+    Args:
+        card: README.md of a repository.
+    """
+    try:
+        _, body = split_card(card)
+    except UserError:
+        body = card
+    return re.sub(r"\n{3,}", "\n\n", LEFT_OUT.sub("", body)).strip()

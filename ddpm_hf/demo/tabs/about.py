@@ -1,0 +1,60 @@
+"""What the model is: the curves of its process, its card, and how it fared."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from ddpm_hf.data.images import open_image
+from ddpm_hf.demo.model import DemoModel
+from ddpm_hf.plotting import schedule_curves
+
+
+def schedule_tab(model: DemoModel) -> None:
+    """Lay the tab of the curves out."""
+    gr.Markdown(
+        "How the model's process turns an image to noise over its time steps. **Left**: what is left of the image, and "
+        "how much noise there is. **Middle**: the ratio of both; the network learns at each of these. **Right**: the "
+        "noise that a step of sampling adds back, between its two limits (DDPM, section 3.2)."
+    )
+    gr.Image(
+        _curves(model), show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"],
+        elem_id="curves",
+    )  # fmt: skip
+
+
+def model_tab(model: DemoModel) -> None:
+    """Lay the tab of the card out."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            gr.Markdown("### The network\n\n" + _table(("", ""), list(model.facts.items())))
+            if model.picture is not None:
+                gr.Image(model.picture, label="Samples of its run", format="png", interactive=False, buttons=[])
+            gr.Markdown("### How it fared\n\n" + _results(model))
+        with gr.Column(scale=3, min_width=360):
+            gr.Markdown(model.card or "*The model has no card.*", elem_classes="ddpm-card")
+
+
+def _curves(model: DemoModel) -> Image.Image:
+    alpha_bar = torch.cumprod(1 - model.pipeline.scheduler.betas.double(), dim=0)
+    with TemporaryDirectory() as folder:
+        schedule_curves(alpha_bar, Path(folder) / "schedule.png")
+        return open_image(Path(folder) / "schedule.png")
+
+
+def _results(model: DemoModel) -> str:
+    if not model.results:
+        return "Nothing was measured yet: `python training/eval.py --model …` does it."
+    rows: list[tuple[str, ...]] = []
+    for each in model.results:
+        spread = "" if each.spread is None else f" ± {each.spread:.3g}"
+        protocol = each.protocol
+        rows.append((each.title, f"{each.value:.4g}{spread}", str(protocol["samples"]), str(protocol["steps"])))
+    return _table(("Metric", "Value", "Images", "Steps"), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    cells = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)

@@ -1,0 +1,170 @@
+"""A Hugging Face Space around a model: the demo with all that it needs, as a repository of its own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partialmethod
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, hf_hub_download
+
+from ddpm_hf._version import __version__
+from ddpm_hf.errors import UserError
+from ddpm_hf.hub.card import split_card
+from ddpm_hf.hub.client import HubClient
+from ddpm_hf.hub.hashes import Content
+from ddpm_hf.hub.listing import list_repository
+from ddpm_hf.hub.portable import refuse_tokens
+from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push
+
+PACKAGE = Path(__file__).parents[1]
+DISTRIBUTION = "ddpm-hf"
+
+GRADIO_VERSION, PYTHON_VERSION = "6.31.0", "3.12"
+"""What the Space runs on; the demo is tested with this gradio."""
+
+APP = '''"""The demo of {model}. The folder ddpm_hf beside this file is the library ddpm-hf {version}, Apache-2.0."""
+
+from ddpm_hf.demo.model import load_model
+from ddpm_hf.demo.page import serve, wait
+
+if __name__ == "__main__":
+    wait(serve(load_model("{model}"), host=None))
+'''
+
+TEXT = """
+# {name}
+
+Try [{model}](https://huggingface.co/{model}) in the browser: draw images and watch them come out of the noise,
+interpolate, inpaint. Made with ddpm-hf, whose source lies in `ddpm_hf/` (Apache-2.0, see `ddpm_hf/LICENSE`).
+
+If the model is private, give the Space a secret `HF_TOKEN` with the right to read it.
+"""
+
+
+class _SpaceApi(HfApi):
+    """huggingface_hub's client, to which every repository is a Space."""
+
+    repo_info = partialmethod(HfApi.repo_info, repo_type="space")  # type: ignore[assignment]
+    create_repo = partialmethod(HfApi.create_repo, repo_type="space", space_sdk="gradio")  # type: ignore[assignment]
+    preupload_lfs_files = partialmethod(HfApi.preupload_lfs_files, repo_type="space")  # type: ignore[assignment]
+    create_commit = partialmethod(HfApi.create_commit, repo_type="space")  # type: ignore[assignment]
+
+
+class SpaceClient(HubClient):
+    """The Hub's Spaces, with the retries of `HubClient`; takes what that takes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        models = self.api
+        self.api = _SpaceApi(models.endpoint, models.token, DISTRIBUTION, __version__)
+
+
+def push_space(
+    space_id: str,
+    model_id: str,
+    license: str | None = None,
+    private: bool = True,
+    client: SpaceClient | None = None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Pushed:
+    """Publish the demo of a model of the Hub as a Space; what people changed in its README's metadata and text stays.
+
+    Args:
+        space_id: user/name of the Space; made if need be.
+        model_id: user/name of the model.
+        license: of the Space, in the Hub's spelling; None leaves it as it is.
+        private: whether it must not be public.
+        client: the Hub; None is the usual one.
+        on_progress: called with the bytes that are done and those of all files.
+
+    Raises:
+        UserError: if a name, the token or the repository cannot be used.
+        HubUnreachableError: if the Hub did not answer.
+    """
+    client = client or SpaceClient()
+    for option, name in (("--space", space_id), ("--repo_id", model_id)):
+        if name.count("/") != 1:
+            raise UserError(f"{option}: given {name!r}; a Space needs it as USER/NAME")
+    destination = Destination(space_id, private=private)
+    prepare(client, destination)
+    files = space_files(model_id) | {CARD: make_readme(model_id, space_id, license, _read_readme(client, space_id))}
+    refuse_tokens(files.items())
+    package = Package(files, f"Publish the demo of {model_id}", is_ours=lambda path: path.startswith("ddpm_hf/"))
+    pushed = push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
+    return replace(pushed, url=f"{client.api.endpoint}/spaces/{space_id}")
+
+
+def space_files(model_id: str) -> dict[str, Content]:
+    """All files of a Space but its README: the program, what it needs, and this library's source.
+
+    Args:
+        model_id: user/name of the model.
+
+    Raises:
+        UserError: if it is not known what this library needs.
+    """
+    app = APP.format(model=model_id, version=__version__).encode()
+    sources = (file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".typed"))
+    library: dict[str, Content] = {f"ddpm_hf/{file.relative_to(PACKAGE).as_posix()}": file for file in sources}
+    license = PACKAGE.parent / "LICENSE"
+    if license.is_file():
+        library["ddpm_hf/LICENSE"] = license
+    return {"app.py": app, "requirements.txt": _requirements().encode(), **library}
+
+
+def make_readme(model_id: str, space_id: str, license: str | None, old: str | None = None) -> bytes:
+    """Write the README of a Space, whose metadata say how the Hub runs it.
+
+    Args:
+        model_id: user/name of the model.
+        space_id: user/name of the Space.
+        license: in the Hub's spelling; None leaves it as it is.
+        old: the README that there is; its text stays, and what its metadata say of the rest.
+
+    Raises:
+        UserError: if the metadata of the old one cannot be read.
+    """
+    known, text = split_card(old or "")
+    name = space_id.split("/")[1]
+    looks = {"title": name, "emoji": "🎲", "colorFrom": "indigo", "colorTo": "gray"}
+    runs = {
+        "sdk": "gradio",
+        "sdk_version": GRADIO_VERSION,
+        "python_version": PYTHON_VERSION,
+        "app_file": "app.py",
+        "models": [model_id],
+    }
+    front = {**looks, **known, **runs, **({"license": license} if license else {})}
+    written = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    text = text if "models" in known else TEXT.format(name=name, model=model_id)  # the Hub's own says nothing yet
+    return f"---\n{written}---\n\n{text.strip()}\n".encode()
+
+
+def _requirements() -> str:
+    """What this library needs besides gradio, which the Hub installs in the version that the README names."""
+    try:
+        needed = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        raise UserError("ddpm-hf is not installed, so it is not known what it needs; run: pip install -e .") from None
+    return "".join(f"{each}\n" for each in sorted(needed) if "extra ==" not in each)
+
+
+def _read_readme(client: SpaceClient, space_id: str) -> str | None:
+    def read() -> str | None:
+        head = list_repository(client, space_id)
+        if CARD not in head.files:
+            return None
+        file = hf_hub_download(
+            space_id,
+            CARD,
+            repo_type="space",
+            revision=head.commit,
+            endpoint=client.api.endpoint,
+            token=client.token,
+        )
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+
+    return client.call(f"reading {CARD} of {space_id}", read, space_id)

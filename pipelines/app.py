@@ -1,0 +1,50 @@
+"""Try a model in the browser: python pipelines/app.py --model FOLDER_OR_REPO
+
+The page is served to this machine alone, unless --host says otherwise. It needs gradio: pip install -e ".[demo]"
+"""
+
+import argparse
+import importlib.util
+
+from ddpm_hf import cli
+from ddpm_hf.errors import UserError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", metavar="FOLDER_OR_REPO", required=True, help="a saved pipeline, a run folder, or an id on the Hub"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (default: %(default)s)")
+    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--max_images", type=int, default=64, metavar="N", help="most images at once (default: 64)")
+    parser.add_argument("--max_steps", type=int, default=1000, metavar="N", help="most steps (default: 1000)")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Load the model and serve the page."""
+    for name in ("max_images", "max_steps"):
+        if getattr(arguments, name) < 2:
+            raise UserError(f"--{name}: given {getattr(arguments, name)}; allowed: at least 2")
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise UserError(f"--port: given {arguments.port}; allowed: 1 to 65535")
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('the demo needs gradio, which is not installed; install it: pip install -e ".[demo]"')
+
+    from ddpm_hf.demo.limits import Limits
+    from ddpm_hf.demo.model import load_model
+    from ddpm_hf.demo.page import serve, wait
+
+    model = load_model(arguments.model, Limits(images=arguments.max_images, steps=arguments.max_steps))
+    try:
+        page = serve(model, arguments.host, arguments.port, inbrowser=arguments.open)
+    except OSError as error:
+        raise UserError(f"--host, --port: {arguments.host} cannot be listened at: {error}") from None
+    wait(page)
+
+
+if __name__ == "__main__":
+    cli.run(make_parser(), main)

@@ -1,0 +1,101 @@
+"""A tiny model with random weights, as a saved folder, and the page of it in a process of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from ddpm_hf.demo.model import DemoModel, load_model
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.schedulers import DDPMScheduler
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def save_tiny(folder: Path, **config) -> Path:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        **{
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "attention_head_dim": None,
+        }
+        | config
+    )
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=20, beta_schedule="cosine")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def model(folder: Path) -> DemoModel:
+    return load_model(str(folder))
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> DemoModel:
+    """Three classes, and one label that stands for none."""
+    folder = tmp_path_factory.mktemp("models") / "classes"
+    return load_model(str(save_tiny(folder, in_channels=3, out_channels=3, num_class_embeds=4)))
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., str]]:
+    """Start a program that serves a page; gives its address once it answers."""
+    started: list[subprocess.Popen] = []
+
+    def start(*command: object, cwd: Path = REPOSITORY, **variables: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), **variables}
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            assert process.poll() is None, process.stdout.read()
+            try:
+                with urllib.request.urlopen(address, timeout=5):
+                    return address
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the page does not answer after a minute")
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.fail("the tests of the page need a browser: apt-get install chromium (or put one on the path)")
+    return found

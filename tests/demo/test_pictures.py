@@ -1,0 +1,106 @@
+"""Images on their way in and out: uploads within limits, masks from paint, downloads with settings."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_hf.demo.download import KEY, write_zip
+from ddpm_hf.demo.limits import Limits
+from ddpm_hf.demo.model import load_model, plain_card
+from ddpm_hf.demo.pictures import canvas, check_upload, grid, read_mask, read_upload
+from ddpm_hf.demo.work import Made
+from ddpm_hf.errors import UserError
+
+
+def test_an_upload_becomes_an_image_of_the_model(model, conditional, tmp_path):
+    file = tmp_path / "wide.png"
+    Image.new("RGB", (300, 100), (255, 0, 0)).save(file)
+    assert (read_upload(model, file).mode, read_upload(model, file).size) == ("L", (8, 8))
+    assert (read_upload(conditional, file).mode, read_upload(conditional, file).getpixel((0, 0))) == (
+        "RGB",
+        (255, 0, 0),
+    )
+    assert read_upload(model, None) is None
+
+
+def test_sixteen_bits_are_scaled_not_cut(model, tmp_path):
+    file = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(file)
+    assert read_upload(model, file).getpixel((0, 0)) == 128  # not 255
+
+
+def test_uploads_beyond_the_limits_are_refused_before_they_are_decoded(model, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="no image that can be read"):
+        read_upload(model, tmp_path / "text.png")
+    Image.new("1", (5000, 5000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 10_000
+    with pytest.raises(UserError, match=r"5000 x 5000 pixels; at most 16,777,216"):
+        read_upload(model, tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bytes; at most 10 are read"):
+        check_upload(tmp_path / "bomb.png", Limits(upload_bytes=10))
+
+
+def test_the_mask_is_what_was_painted(model):
+    side = canvas(Image.new("L", (8, 8))).width
+    layer = Image.new("RGBA", (side, side))
+    layer.paste((249, 115, 22, 255), (0, 0, side // 2, side))
+    mask = np.asarray(read_mask(model, [layer]))
+    assert (mask[:, :4] == 255).all()
+    assert (mask[:, 4:] == 0).all()
+    assert not np.asarray(read_mask(model, [])).any()
+
+
+def test_small_images_are_shown_large_and_smooth():
+    image = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
+    shown = grid([image] * 4)
+    assert shown.width > 400
+    assert len(np.unique(np.asarray(shown))) > 20  # levels between black and white
+
+
+def test_a_download_holds_the_images_and_how_they_were_made(tmp_path):
+    images = [Image.new("L", (8, 8), level) for level in (10, 20)]
+    file = write_zip(Made(images, {"seed": 3}, 0.1), grid(images), tmp_path / "out.zip")
+    with zipfile.ZipFile(file) as archive:
+        assert sorted(archive.namelist()) == ["grid.png", "images/000000.png", "images/000001.png", "settings.json"]
+        assert json.loads(archive.read("settings.json"))["seed"] == 3
+        with archive.open("images/000001.png") as stream, Image.open(stream) as image:
+            assert image.size == (8, 8)
+            assert image.getpixel((0, 0)) == 20
+            assert json.loads(image.text[KEY]) | {"ddpm_hf": ""} == {"seed": 3, "image": 1, "ddpm_hf": ""}
+
+
+def test_a_card_is_shown_without_metadata_and_foreign_pictures(folder, tmp_path):
+    card = (
+        "---\nlicense: mit\n---\n# Faces\n\n![x](https://elsewhere/x.png)\n<img src='https://elsewhere/y.png'>\n\n"
+        "<!-- ddpm-hf:samples 0123abcd -->\n## Samples\n<!-- /ddpm-hf:samples -->\nText."
+    )
+    assert plain_card(card) == "# Faces\n\nText."
+    assert plain_card("---\n: [\n---\nText") != ""
+
+
+def test_what_is_known_of_a_model_is_told(model, conditional):
+    assert model.facts["Images"] == "8x8, gray"
+    assert conditional.facts["Labels"].startswith("4")
+    assert "8x8 images" in model.card
+    assert model.results == []
+
+
+def test_figures_and_samples_of_a_run_are_found(folder, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    (run / "metrics.json").write_text(json.dumps({"metrics": {"fid": 3.2, "kid": float("nan")}}))
+    Image.new("L", (20, 20)).save(run / "samples.png")
+    (run / "README.md").write_text("# By hand")
+    model = load_model(str(run))
+    assert [result.name for result in model.results] == ["fid"]
+    assert model.picture.size == (20, 20)
+    assert model.card == "# By hand"
+    (run / "metrics.json").write_text("{")
+    (run / "samples.png").write_bytes(b"damaged")
+    assert load_model(str(run)).picture is None

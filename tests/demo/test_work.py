@@ -1,0 +1,158 @@
+"""What the buttons do: right images, progress on the way, and refusals in words."""
+
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from ddpm_hf.demo.limits import Limits, whole
+from ddpm_hf.demo.watching import Progress, Result, Stopped, watch
+from ddpm_hf.demo.work import draw, inpaint, interpolate_images, interpolate_seeds
+from ddpm_hf.errors import UserError
+from ddpm_hf.pipelines.generation import Settings, generate
+
+
+def silent(_):
+    pass
+
+
+def test_the_images_are_those_of_the_command_line(model, tmp_path):
+    made = draw(model, silent, count=3, steps=5, seed=7, sampler="ddim")
+    names = Settings.__dataclass_fields__
+    settings = Settings(**{name: value for name, value in made.settings.items() if name in names})
+    generate(model.pipeline, settings, 3, tmp_path / "out", batch_size=2)
+    files = sorted((tmp_path / "out").glob("0*.png"))
+    assert [Image.open(file).tobytes() for file in files] == [image.tobytes() for image in made.images]
+
+
+def test_progress_is_told_step_by_step_and_stages_lead_from_noise_to_image(model):
+    told = []
+    made = draw(model, told.append, count=2, steps=6, seed=0, sampler="ddim")
+    assert [(each.done, each.total) for each in told] == [(step, 6) for step in range(1, 7)]
+    assert told[0].images is not None
+    assert [stage.timestep for stage in made.stages] == sorted((s.timestep for s in made.stages), reverse=True)
+    assert len(made.stages) == 6
+    assert made.stages[0].timestep == 19
+    assert all(len(stage.x_t) == len(stage.x_0) == 2 for stage in made.stages)
+    assert made.stages[-1].x_0[0].size == (8, 8)
+
+
+def test_the_shared_pipeline_is_left_as_it_was(model):
+    before = model.pipeline.scheduler.timesteps.clone()
+    draw(model, silent, count=1, steps=3, seed=0)
+    assert (model.pipeline.scheduler.timesteps == before).all()
+
+
+@pytest.mark.filterwarnings("ignore:sampler 'pndm' does not clip")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 65}, "Images: given 65; possible is a whole number from 1 to 64"),
+        ({"count": 0}, "Images: given 0"),
+        ({"steps": 21}, "Steps: given 21; possible is a whole number from 1 to 20"),
+        ({"seed": None}, "Seed: given nothing"),
+        ({"seed": -1}, "Seed: given -1"),
+        ({"seed": 1.5}, "Seed: given 1.5"),
+        ({"seed": float("nan")}, "Seed: given nan"),
+        ({"seed": "1"}, "Seed: given '1'"),
+        ({"guidance": None}, "Guidance: given nothing"),
+        ({"guidance": 2.0}, "there are no class_labels"),
+        ({"sampler": "magic"}, "sampler is 'magic'"),
+        ({"sampler": "pndm", "steps": 7}, "cannot take 7 even steps"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(model, change, words):
+    with pytest.raises(ValueError, match=words.replace(".", r"\.")):
+        draw(model, silent, **({"count": 2, "steps": 5, "seed": 0} | change))
+
+
+def test_classes_go_in_turn_or_are_chosen(conditional):
+    turns = draw(conditional, silent, count=4, steps=2, seed=0)
+    assert turns.settings["class_labels"] == [0, 1, 2]
+    chosen = draw(conditional, silent, count=1, steps=2, seed=0, label=0, guidance=3)
+    assert chosen.settings["guidance_scale"] == 3
+    assert turns.images[0].tobytes() != chosen.images[0].tobytes()
+    with pytest.raises(ValueError, match="possible are 0 to 3"):
+        draw(conditional, silent, count=1, steps=2, seed=0, label=9)
+
+
+def test_interpolation_between_seeds_and_images(model):
+    told = []
+    between = interpolate_seeds(model, told.append, a=0, b=1, frames=4, steps=5)
+    assert len(between.images) == 4
+    assert between.settings["seeds"] == [0, 1]
+    assert (told[-1].done, told[-1].total) == (5, 5)
+    ends = {"a": between.images[0], "b": between.images[-1]}
+    told.clear()
+    assert len(interpolate_images(model, told.append, **ends, frames=3, steps=5).images) == 3
+    assert (told[-1].done, told[-1].total) == (10, 10)  # encoding and decoding
+    assert [each.done for each in told] == list(range(1, 11))
+    noisy = interpolate_images(model, silent, **ends, frames=3, steps=20, method="ddpm")
+    assert noisy.settings["num_inference_steps"] == 11  # it begins half way up
+    with pytest.raises(UserError, match="Second image: nothing was uploaded"):
+        interpolate_images(model, silent, a=ends["a"], b=None, frames=3, steps=5)
+    with pytest.raises(UserError, match="Frames: given 17"):
+        interpolate_seeds(model, silent, a=0, b=1, frames=17, steps=5)
+
+
+def test_inpainting_keeps_what_is_not_painted(model):
+    image, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
+    mask.paste(255, (0, 4, 8, 8))
+    made = inpaint(model, silent, image=image, mask=mask, variants=2, steps=3, seed=0)
+    kept = [each.crop((0, 0, 8, 4)).tobytes() for each in made.images]
+    assert kept == [image.crop((0, 0, 8, 4)).tobytes()] * 2
+    assert made.images[0].tobytes() != made.images[1].tobytes()
+    with pytest.raises(UserError, match="nothing is painted"):
+        inpaint(model, silent, image=image, mask=Image.new("L", (8, 8)), variants=2, steps=3, seed=0)
+    with pytest.raises(UserError, match="there is none yet"):
+        inpaint(model, silent, image=None, mask=mask, variants=2, steps=3, seed=0)
+
+
+def test_watching_yields_progress_and_then_the_result():
+    def run(tell):
+        for done in range(1, 4):
+            tell(Progress(done, 3))
+            time.sleep(0.2)
+        return "done"
+
+    *progress, last = watch(run)
+    assert isinstance(last, Result)
+    assert last.value == "done"
+    assert [each.done for each in progress] == sorted({each.done for each in progress})
+    assert progress
+
+
+def test_watching_raises_what_the_run_raises():
+    def run(tell):
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        list(watch(run))
+
+
+def test_a_run_that_nobody_watches_ends_at_its_next_step():
+    ended = threading.Event()
+
+    def run(tell):
+        try:
+            while True:
+                tell(Progress(1, 2))
+                time.sleep(0.01)
+        except Stopped:
+            ended.set()
+            raise
+
+    watching = watch(run)
+    next(watching)
+    watching.close()
+    assert ended.is_set()
+
+
+def test_limits_follow_the_model():
+    large = Limits().within(time_steps=50, height=512, width=512)
+    assert (large.images, large.steps, large.frames, large.inpainting_steps) == (16, 50, 16, 50)
+    assert Limits(images=8).within(1000, 32, 32).images == 8
+    assert whole("Seed", 3.0, 0, 5) == 3
+    with pytest.raises(UserError, match="possible is a whole number from 0 to 5"):
+        whole("Seed", True, 0, 5)
