@@ -82,7 +82,7 @@ def _attempt(config: DatasetConfig, call: Callable[[], Result]) -> Result:
 def _explain(config: DatasetConfig, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = lines[0]
-    if "split" in text.lower():
+    if "split" in text.lower() or text.startswith("Instruction"):
         hint = "; a stream has whole splits only" if config.streaming and "[" in config.split else ""
         return f"dataset.split: given {config.split!r}, of {config.name!r}: {text}{hint}"
     if "Config name is missing" in text or text.startswith("BuilderConfig"):
