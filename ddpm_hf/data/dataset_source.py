@@ -51,6 +51,8 @@ def _split(config: DatasetConfig, builder: datasets.DatasetBuilder) -> tuple[Dat
         _attempt(config, builder.download_and_prepare)
         dataset = _attempt(config, lambda: builder.as_dataset(split=config.split))
         return dataset, len(dataset)
+    if hasattr(builder.config, "decode_num_threads"):  # a builder of images would decode them itself, and stop at the
+        builder.config.decode_num_threads = 0  # first that is damaged
     stream = _attempt(config, lambda: builder.as_streaming_dataset(split=config.split))
     known = (builder.info.splits or {}).get(config.split)
     return stream, known.num_examples or None if known else None
@@ -147,7 +149,7 @@ def _source(config: DatasetConfig, data: Data, num_rows: int | None, fingerprint
     rows = data.select_columns([image_column] if label_column is None else [image_column, label_column])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     return Source(
-        _Examples(rows, image_column, label_column),
+        _Examples(config.name, rows, image_column, label_column),
         num_rows,
         label_column is not None,
         feature.names if isinstance(feature, datasets.ClassLabel) else None,
@@ -159,17 +161,21 @@ def _source(config: DatasetConfig, data: Data, num_rows: int | None, fingerprint
 class _Examples:
     """The rows of a dataset with their images still encoded."""
 
+    name: str
     rows: Data
     image_column: str
     label_column: str | None
 
     def __iter__(self) -> Iterator[Example]:
         number = 0
-        for batch in self.rows.iter(batch_size=ROWS):
-            cells = batch[self.image_column]
-            labels = batch[self.label_column] if self.label_column else [None] * len(cells)
-            for cell, label in zip(cells, labels, strict=True):
-                encoded, path = (cell["bytes"], cell["path"]) if cell else (None, None)
-                file = path or b"" if encoded is None else encoded
-                yield Example(file, path or f"row {number}", label)
-                number += 1
+        try:
+            for batch in self.rows.iter(batch_size=ROWS):
+                cells = batch[self.image_column]
+                labels = batch[self.label_column] if self.label_column else [None] * len(cells)
+                for cell, label in zip(cells, labels, strict=True):
+                    encoded, path = (cell["bytes"], cell["path"]) if cell else (None, None)
+                    file = path or b"" if encoded is None else encoded
+                    yield Example(file, path or f"row {number}", label)
+                    number += 1
+        except Exception as error:  # of the network, or of an archive that is cut short
+            raise OSError(f"dataset.name: {self.name!r} could not be read beyond image {number:,}: {error}") from error

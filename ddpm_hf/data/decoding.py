@@ -120,8 +120,11 @@ def _decode(chunk: list[Example], transform: Transform) -> list[Decoded]:
 def _decode_one(example: Example, transform: Transform) -> Pixels | ValueError:
     file = example.file
     if isinstance(file, str) and "://" in file:  # of the Hub, or inside an archive
-        with fsspec.open(file) as stream:
-            file = stream.read()
+        try:
+            with fsspec.open(file) as stream:
+                file = stream.read()
+        except Exception as error:  # the network's or the archive's, which does not make the image a bad one
+            raise OSError(f"dataset.name: {file} could not be read: {error}") from error
     try:
         return transform(file if isinstance(file, Image.Image) else open_image(file))
     except (ValueError, OSError) as error:

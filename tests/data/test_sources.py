@@ -15,7 +15,10 @@ from PIL import Image
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
+from ddpm_hf.data.decoding import Decoding
+from ddpm_hf.data.images import Transform
 from ddpm_hf.data.local_files import find_local
+from ddpm_hf.data.sources import Example, Source
 from ddpm_hf.errors import UserError
 
 MODEL = ModelConfig(image_size=8, image_channels=1, channel_multipliers=(1,), attention_levels=())
@@ -206,6 +209,21 @@ def test_names_that_point_outside_write_nothing_there(streaming, tmp_path):
 def test_a_pickle_in_a_shard_is_not_opened(tmp_path):
     shard(tmp_path / "some.tar", {"0.png": png(0), "0.pyd": b"cbuiltins\nexit\n(S'hostile'\ntR."})
     assert levels(load(tmp_path)) == [0]
+
+
+def test_what_cannot_be_fetched_is_not_taken_for_damaged():
+    source = Source([Example("memory://nothing.png", "nothing.png", None)], 1, False, None)
+    with pytest.raises(OSError, match=r"dataset.name: memory://nothing.png could not be read"):
+        list(Decoding(source, Transform(8, 1), "some"))
+
+
+def test_a_stream_that_breaks_off_is_told(tmp_path):
+    shard(tmp_path / "some.tar", {f"{i:03}.png": png(i) for i in range(100)})
+    os.truncate(tmp_path / "some.tar", 50_000)
+    with pytest.raises(OSError, match=r"could not be read beyond image \d+"):
+        load(tmp_path, streaming=True)
+    with pytest.raises(UserError, match=r"dataset.name: given .*generating the dataset"):
+        load(tmp_path)
 
 
 def test_no_images_end_quickly(tmp_path):
