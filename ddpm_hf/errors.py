@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and the wish to stop."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The programs print it as it is, without a traceback, and leave with exit code 2.
     """
+
+
+class Abandoned(Exception):  # noqa: N818  (a wish, not an error)
+    """Work was given up because the run is to stop; what was finished before stays."""

@@ -20,7 +20,7 @@ checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules["shape_checker"] = checker
 
 # where tensors are; the configuration is checked by pydantic
-PACKAGES = ("data", "losses", "models", "pipelines", "schedulers", "training")
+PACKAGES = ("data", "evaluation", "losses", "models", "pipelines", "schedulers", "training")
 install_import_hook([f"ddpm_hf.{package}" for package in PACKAGES], "shape_checker.check")
 
 from ddpm_hf.config import Config, load_config  # noqa: E402  (the environment above comes first)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
-from ddpm_hf.evaluation.cache import cache_folder
+from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.randomness import generator_at
 

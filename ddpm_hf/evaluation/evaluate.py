@@ -1,7 +1,9 @@
 """An evaluation from its plan to its report."""
 
+import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from ddpm_hf.config import Config
 from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.held_out import (
     HeldOut,
+    measure_baselines,
     measure_likelihood,
     measure_reconstructions,
     reconstructions_of,
@@ -24,6 +27,7 @@ from ddpm_hf.evaluation.rendering import write_report
 from ddpm_hf.evaluation.report import build_report
 from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, Figure, combine, kept_figures, score_set
+from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import generator_at
@@ -38,6 +42,7 @@ def evaluate(
     extractor: FeatureExtractor | None = None,
     label: str | None = None,
     pictures: bool = True,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any] | None:
     """Measure a model as `config.benchmark` says, and write the report.
 
@@ -51,18 +56,26 @@ def evaluate(
         extractor: what looks at the images, instead of `benchmark.features`.
         label: what the report says of itself, such as that it is a quick look.
         pictures: whether the report has pictures.
+        should_stop: asked at every denoising step and every batch whether to give up; what is finished by then is not
+            done again when the same evaluation is asked for.
 
     Returns:
         The report, as in metrics.json, in the main process; None in the others.
 
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
+        Abandoned: in all processes, soon after should_stop has said so in one of them.
     """
-    return carry_out(make_plan(model, config, output, pipeline, extractor), label, pictures)
+    return carry_out(make_plan(model, config, output, pipeline, extractor), label, pictures, should_stop)
 
 
 def quick_look(
-    pipeline: DDPMPipeline, config: Config, step: int, num_samples: int, extractor: FeatureExtractor | None = None
+    pipeline: DDPMPipeline,
+    config: Config,
+    step: int,
+    num_samples: int,
+    extractor: FeatureExtractor | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, float] | None:
     """Measure a model that is still being trained, on fewer samples than its evaluation will draw.
 
@@ -75,9 +88,13 @@ def quick_look(
         step: updates done.
         num_samples: to draw, at least 2.
         extractor: what looks at the images, kept from the last call; None loads it.
+        should_stop: as in `evaluate`.
 
     Returns:
         The figures by name in the main process; None in the others.
+
+    Raises:
+        Abandoned: as in `evaluate`.
     """
     metrics = config.benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
     benchmark = config.benchmark.model_copy(
@@ -92,23 +109,29 @@ def quick_look(
         extractor=extractor,
         label=f"quick look at step {step:,} of training",
         pictures=False,
+        should_stop=should_stop,
     )
     if report is None:
         return None
     return {name: each["value"] for name, each in report["metrics"].items() if each["value"] is not None}
 
 
-def carry_out(plan: Plan, label: str | None = None, pictures: bool = True) -> dict[str, Any] | None:
+def carry_out(
+    plan: Plan, label: str | None = None, pictures: bool = True, should_stop: Callable[[], bool] | None = None
+) -> dict[str, Any] | None:
     """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
     if state.is_main_process:
         plan.folder.mkdir(parents=True, exist_ok=True)
         (plan.folder / SETTINGS).write_text(json.dumps(plan.settings, indent=2) + "\n")
     state.wait_for_everyone()
-    references = _references(plan)
+    stop = Stop(should_stop, plan.folder)
+    stop.begin()
+    references = _references(plan, stop)
     seeds = [plan.drawing.seed + repeat for repeat in range(benchmark.num_seeds)]
     num_drawn, sampling_started = 0, time.perf_counter()
-    stores = {seed: FeatureStore(plan.folder / "features" / f"seed-{seed}", _layout(plan)) for seed in seeds}
+    folders = {seed: plan.folder / "features" / f"seed-{seed}" for seed in seeds}
+    stores = {seed: FeatureStore(folder, _layout(plan), stop.check) for seed, folder in folders.items()}
     for seed, store in stores.items():
         num_drawn += draw_samples(
             plan.pipeline,
@@ -118,14 +141,15 @@ def carry_out(plan: Plan, label: str | None = None, pictures: bool = True) -> di
             plan.folder / "samples" / f"seed-{seed}",
             benchmark.n_samples,
             benchmark.save_samples,
+            stop,
         )
     report = None
-    if state.is_main_process:
-        seconds = {"samples": time.perf_counter() - sampling_started, "drawn_by_main_process": num_drawn}
-        report = _report(plan, references, stores, label, pictures)
-        report["seconds"] = seconds | {"total": time.perf_counter() - started}
-        write_report(plan.folder, report, benchmark.save_metrics)
-    state.wait_for_everyone()
+    with stop.together():
+        if state.is_main_process:
+            seconds = {"samples": time.perf_counter() - sampling_started, "drawn_by_main_process": num_drawn}
+            report = _report(plan, references, stores, label, pictures)
+            report["seconds"] = seconds | {"total": time.perf_counter() - started}
+            write_report(plan.folder, report, benchmark.save_metrics)
     return report
 
 
@@ -143,22 +167,26 @@ def _report(
     real, training = sets[plan.reference_split], sets[plan.training_split]
     asked = {"metrics": wanted.model_dump(), "allow_few_samples": benchmark.allow_few_samples, "n": count}
 
-    def score(name: str, candidates: FeatureSet, real: FeatureSet, training: FeatureSet) -> dict[str, Figure]:
-        def compute() -> dict[str, Figure]:
-            few, device = benchmark.allow_few_samples, _metric_device(plan)
-            return score_set(candidates, real, training, wanted, plan.extractor, device, few)
-
-        return kept_figures(plan.folder / "scores" / f"{name}.json", asked, compute)
+    def score(file: Path, key: Any, candidates: FeatureSet, real: FeatureSet, train: FeatureSet) -> dict[str, Figure]:
+        few, device = benchmark.allow_few_samples, _metric_device(plan)
+        return kept_figures(file, key, lambda: score_set(candidates, real, train, wanted, plan.extractor, device, few))
 
     drawn = {seed: FeatureSet.of(store.table(count), store.logits(count)) for seed, store in stores.items()}
-    figures = combine([score(f"seed-{seed}", each, real, training) for seed, each in drawn.items()])
-    floor_candidates, floor_real, floor_training, floor_text = _floor_sets(plan, sets, count)
-    floor = score("real-vs-real", floor_candidates, floor_real, floor_training)
+    scores = plan.folder / "scores"
+    figures = combine(
+        [score(scores / f"seed-{seed}.json", asked, each, real, training) for seed, each in drawn.items()]
+    )
+    *floor_sets, floor_text = _floor_sets(plan, sets, count)
+    # real images are the same for every model: what they come to lies beside their features
+    asked = asked | {"sets": {split: reference.key for split, reference in references.items()}, "text": floor_text}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    floor = score(references[plan.reference_split].folder / f"real-vs-real-{digest}.json", asked, *floor_sets)
 
     conditional = plan.drawing.num_classes is not None
     held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, conditional)
     reconstructions = reconstructions_of(plan, held_out) if wanted.ssim or wanted.psnr else []
     rows = measure_reconstructions(reconstructions, held_out, plan, wanted)
+    baselines = measure_baselines(plan, held_out)
     if wanted.bits_per_dim:
         figures["bits_per_dim"] = measure_likelihood(plan, held_out)
     neighbors: Neighbors | None = None
@@ -166,27 +194,27 @@ def _report(
         shown = drawn[plan.drawing.seed].table.select(range(min(NUM_PAIRS, count)))
         neighbors = nearest(shown, training.table, min(NUM_NEIGHBORS_SHOWN, len(training)), _metric_device(plan))
     captions = draw_pictures(plan, held_out, reconstructions, neighbors) if pictures else {}
-    return build_report(plan, figures, floor, floor_text, rows, len(held_out.images), captions, label)
+    return build_report(plan, figures, floor, floor_text, rows, baselines, len(held_out.images), captions, label)
 
 
-def _references(plan: Plan) -> dict[str, Reference]:
+def _references(plan: Plan, stop: Stop) -> dict[str, Reference]:
     """The real images that samples are compared with, in this or that way."""
-    device = plan.pipeline.device
+    device, dataset = plan.pipeline.device, plan.config.dataset
     return {
-        split: load_reference(plan.config.dataset.model_copy(update={"split": split}), images, plan.extractor, device)
+        split: load_reference(dataset.model_copy(update={"split": split}), images, plan.extractor, device, stop)
         for split, images in plan.splits.items()
     }
 
 
 def _set(reference: Reference) -> FeatureSet:
-    return FeatureSet(reference.table, reference.logits, reference.moments)
+    return FeatureSet(reference.table, reference.logits, reference.moments, reference.radii)
 
 
 def _floor_sets(plan: Plan, sets: dict[str, FeatureSet], count: int) -> tuple[FeatureSet, FeatureSet, FeatureSet, str]:
-    """Real images in the place of samples: held-out ones if there are any, or else half of the reference."""
-    real = sets[plan.reference_split]
-    if plan.held_out_split not in (plan.reference_split, plan.training_split):
-        held_out = sets[plan.held_out_split]
+    """Real images in the place of samples: held-out ones if there are as many, or else half of the reference."""
+    real, held_out = sets[plan.reference_split], sets[plan.held_out_split]
+    is_another = plan.held_out_split not in (plan.reference_split, plan.training_split)
+    if is_another and len(held_out) >= min(count, len(real) // 2):
         order = torch.randperm(len(held_out), generator=generator_at(0, "real-vs-real"))[:count].sort().values
         text = f"{len(order):,} images of {plan.held_out_split!r} against {len(real):,} of {plan.reference_split!r}"
         return held_out.select(order.tolist()), real, sets[plan.training_split], text

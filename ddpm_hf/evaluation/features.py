@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation.memory import Parts
 
 Images = UInt8[Tensor, "batch channels height width"]
 
@@ -73,6 +74,31 @@ class FeatureExtractor(nn.Module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.name}|{self.resize}|{digest.hexdigest()[:16]}"
+
+
+class Extraction:
+    """An extractor at work on one batch after the other, in parts where a batch is too large for the memory.
+
+    Args:
+        extractor: what looks at the images.
+        device: where it is.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, device: torch.device | str) -> None:
+        self.extractor, self.device, self._parts = extractor, device, Parts("looking at")
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> Features:
+        """Look at images, wherever they are."""
+
+        def look(part: range) -> Features:
+            return self.extractor(images[part.start : part.stop].to(self.device))
+
+        found = self._parts(range(len(images)), look)
+        if len(found) == 1:
+            return found[0]
+        logits = [each.logits for each in found if each.logits is not None]
+        return Features(torch.cat([each.values for each in found]), torch.cat(logits) if logits else None)
 
 
 def as_uint8(images: Shaped[Tensor, "..."], value_range: tuple[float, float] | None = None) -> UInt8[Tensor, "..."]:

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.data import ImageSet
+from ddpm_hf.evaluation.baselines import MAX_TRAINING_IMAGES, baseline, histogram_bits, unrelated_pairs
 from ddpm_hf.evaluation.likelihood import bits_per_dim
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import MIN_SSIM_SIDE, Reconstructions, noised, psnr, reconstruct_all, ssim
@@ -29,10 +30,12 @@ class HeldOut:
     Attributes:
         images: some of the split, in a fixed random order.
         labels: their classes, for a class-conditional model.
+        others: the numbers of the rest of the split, likewise in a random order.
     """
 
     images: Images
     labels: list[int] | None
+    others: Int64[Tensor, " others"]
 
     @classmethod
     def choose(cls, images: ImageSet, count: int, conditional: bool) -> "HeldOut":
@@ -43,9 +46,10 @@ class HeldOut:
             count: at most so many.
             conditional: whether the model wants to know their classes.
         """
-        order = torch.randperm(len(images), generator=generator_at(0, "held-out images"))[:count]
+        shuffled = torch.randperm(len(images), generator=generator_at(0, "held-out images"))
+        order = shuffled[:count]
         labels = images.labels[order].tolist() if conditional and images.labels is not None else None
-        return cls(images.images[order], labels)
+        return cls(images.images[order], labels, shuffled[count:])
 
 
 def reconstructions_of(plan: Plan, held_out: HeldOut) -> list[Reconstructions]:
@@ -112,6 +116,28 @@ def measure_likelihood(plan: Plan, held_out: HeldOut) -> Figure:
 
     key = {"num_timesteps": count, "num_images": len(held_out.images)}
     return Figure(**kept(plan.folder / "scores" / "likelihood.json", key, compute))
+
+
+def measure_baselines(plan: Plan, held_out: HeldOut) -> list[dict[str, Any]]:
+    """What the same held-out images come to without a model, as rows of the report."""
+    wanted, count = plan.benchmark.metrics, len(held_out.images)
+    paired = {name for name in ("ssim", "psnr") if getattr(wanted, name)}
+    values = unrelated_pairs(held_out.images) if paired else {}
+    what = f"each of {count} held-out images and another one of them"
+    rows = [baseline(name.upper(), what, "higher", value) for name, value in values.items() if name in paired]
+    if not wanted.bits_per_dim:
+        return rows
+    rows.append(baseline("bits/dim", "all levels alike", "lower", 8.0))
+    training = plan.splits[plan.training_split].images
+    is_held_out = plan.held_out_split != plan.training_split
+    order = torch.randperm(len(training), generator=generator_at(0, "histograms")) if is_held_out else held_out.others
+    chosen = order[:MAX_TRAINING_IMAGES]
+    if len(chosen):
+        bits = histogram_bits(training[chosen.sort().values], held_out.images)
+        what = f"a coder that knows how often each pixel has each level in {len(chosen):,} other training images"
+        deviation = float(bits.std()) if count > 1 else None
+        rows.append(baseline("bits/dim", what, "lower", float(bits.mean()), deviation))
+    return rows
 
 
 def _paired(name: str, images: Images, originals: Images) -> Figure:

@@ -66,8 +66,8 @@ def load_inception(weights: str | None, resize: str) -> Inception:
     problems = []
     if missing := [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]:
         problems.append(
-            f"features 'inception' needs packages that are not installed: pip install {' '.join(missing)}"
-            " (or choose other features, such as 'digits' for handwritten digits or a transformers vision model)"
+            f"features 'inception' needs packages that are not installed: {_install(missing)} (or choose other "
+            "benchmark.features, such as 'digits' for handwritten digits or a transformers vision model)"
         )
     try:
         file = find_weights(weights)
@@ -81,7 +81,7 @@ def load_inception(weights: str | None, resize: str) -> Inception:
         network = NoTrainInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], str(file), antialias=resize == "antialias"
         )
-    except (ImportError, RuntimeError) as error:  # also a torchvision that does not fit torch
+    except (ImportError, RuntimeError) as error:
         raise UserError(f"features 'inception' cannot be loaded: {error}") from error
     return Inception(network, resize)
 
@@ -106,13 +106,22 @@ def find_weights(weights: str | None) -> Path:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"Inception's weights cannot be downloaded ({error}); where there is a network: {_command(WEIGHTS)},"
-                f" then benchmark.inception_weights={WEIGHTS}"
+                f" then here benchmark.inception_weights={WEIGHTS}, its path"
             ) from error
     try:
         torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{file} holds no weights that can be loaded safely: {str(error).splitlines()[0]}") from error
     return file
+
+
+def _install(packages: list[str]) -> str:
+    """The command that installs packages and leaves torch as it is; a torchvision for another torch breaks both."""
+    if "torchvision" not in packages:
+        return f"pip install {' '.join(packages)}"
+    build = torch.__version__.partition("+")[2]  # such as cpu or cu128
+    index = f" --extra-index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install {' '.join(packages)} torch=={torch.__version__}{index}"
 
 
 def _command(file: str | Path) -> str:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ddpm_hf import cli
 from ddpm_hf.data.images import to_model_range
+from ddpm_hf.evaluation.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
@@ -38,21 +39,25 @@ def bits_per_dim(
     labels = None if class_labels is None else torch.tensor(class_labels, device=device)
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
-    bits = []
+    bits: list[Tensor] = []
+
+    def bound(part: range) -> Float32[Tensor, " part"]:
+        x_0 = to_model_range(images[part.start : part.stop]).to(device)
+        arguments = {} if labels is None else {"class_labels": labels[part.start : part.stop]}
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return network(x_t.to(network.dtype), t, **arguments).sample.float()
+
+        seeds = [derive_seed(seed, "bits per dim", index) for index in part]
+        return variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu()
+
+    parts = Parts("measuring the likelihood of")
     try:
         with tqdm(total=len(images), desc="likelihood", unit="img", disable=not cli.is_main_process()) as bar:
             for start in range(0, len(images), batch_size):
-                part = slice(start, start + batch_size)
-                x_0 = to_model_range(images[part]).to(device)
-                some = None if labels is None else labels[part]
-
-                def predict(x_t: Tensor, t: Tensor, some: Tensor | None = some) -> Tensor:
-                    arguments = {} if some is None else {"class_labels": some}
-                    return network(x_t.to(network.dtype), t, **arguments).sample.float()
-
-                seeds = [derive_seed(seed, "bits per dim", index) for index in range(start, start + len(x_0))]
-                bits.append(variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu())
-                bar.update(len(x_0))
+                batch = range(start, min(start + batch_size, len(images)))
+                bits += parts(batch, bound)
+                bar.update(len(batch))
     finally:
         for module, training in modes:
             module.training = training

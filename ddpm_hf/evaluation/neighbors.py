@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ddpm_hf.evaluation.store import FeatureTable
 
-QUERY_ROWS = 512
-"""Rows that are compared with all others at a time."""
+QUERY_ROWS, REFERENCE_ROWS = 512, 4096
+"""Rows that are compared with each other at a time: 16 MB of distances, however many rows there are."""
 
 PRECISION_RECALL_K = 3
 
@@ -49,14 +49,15 @@ def nearest(
         best = torch.full((len(block), k), math.inf, dtype=torch.float64, device=device)
         where = torch.zeros(len(block), k, dtype=torch.int64, device=device)
         offset = 0
-        for others in references.blocks():
+        for others in references.blocks(REFERENCE_ROWS):
             squared = _squared_distances(block.to(device), others.to(device))
-            positions = torch.arange(offset, offset + len(others), device=device)
             if same:
-                squared[positions == torch.arange(start, start + len(block), device=device)[:, None]] = math.inf
-            candidates = torch.cat([best, squared], dim=1)
-            best, chosen = candidates.topk(k, dim=1, largest=False)
-            where = torch.cat([where, positions.expand(len(block), -1)], dim=1).gather(1, chosen)
+                rows = torch.arange(offset, offset + len(others), device=device)
+                rows = rows[(rows >= start) & (rows < start + len(block))]
+                squared[rows - start, rows - offset] = math.inf
+            near, at = squared.topk(min(k, len(others)), dim=1, largest=False)
+            best, chosen = torch.cat([best, near], dim=1).topk(k, dim=1, largest=False)
+            where = torch.cat([where, at + offset], dim=1).gather(1, chosen)
             offset += len(others)
         exact = _exact_distances(block, references, where.cpu())
         order = exact.argsort(dim=1, stable=True)
@@ -85,7 +86,7 @@ def _within(
     for block in queries.blocks(QUERY_ROWS):
         inside = torch.zeros(len(block), dtype=torch.bool, device=device)
         offset = 0
-        for others in references.blocks():
+        for others in references.blocks(REFERENCE_ROWS):
             limits = radii[offset : offset + len(others)].to(device)
             inside |= (_squared_distances(block.to(device), others.to(device)).sqrt() <= limits).any(1)
             offset += len(others)
@@ -93,22 +94,36 @@ def _within(
     return torch.cat(found)
 
 
-def precision_recall(real: FeatureTable, fake: FeatureTable, device: torch.device | str = "cpu") -> tuple[float, float]:
+def radii(table: FeatureTable, device: torch.device | str = "cpu") -> Float64[Tensor, " rows"]:
+    """The distance of each row from its third neighbour.
+
+    Args:
+        table: more than 3 rows.
+        device: where distances are computed; it must know float64.
+    """
+    return nearest(table, table, PRECISION_RECALL_K, device, same=True).distances[:, -1].contiguous()
+
+
+def precision_recall(
+    real: FeatureTable,
+    fake: FeatureTable,
+    device: torch.device | str = "cpu",
+    real_radii: Float64[Tensor, " reals"] | None = None,
+) -> tuple[float, float]:
     """Improved precision and recall with k = 3 (Kynkäänniemi et al. 2019, eq. 1 and 2).
 
     Args:
         real: more than 3 rows.
         fake: likewise, of the same features.
         device: where distances are computed; it must know float64.
+        real_radii: `radii` of the real rows, where they are known.
 
     Returns:
         Precision, the share of samples within the real images' neighbourhoods; recall, the other way round.
     """
-    k = PRECISION_RECALL_K
-    real_radii = nearest(real, real, k, device, same=True).distances[:, -1]
-    fake_radii = nearest(fake, fake, k, device, same=True).distances[:, -1]
+    real_radii = radii(real, device) if real_radii is None else real_radii
     precision = _within(fake, real, real_radii, device).double().mean()
-    recall = _within(real, fake, fake_radii, device).double().mean()
+    recall = _within(real, fake, radii(fake, device), device).double().mean()
     return float(precision), float(recall)
 
 

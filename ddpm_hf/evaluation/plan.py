@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 
 from ddpm_hf.config import BenchmarkConfig, Config
-from ddpm_hf.data import ImageSet, load_image_set
+from ddpm_hf.data import ImageSet
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import FeatureExtractor, UserExtractor, load_extractor
 from ddpm_hf.evaluation.reference import reference_key
 from ddpm_hf.evaluation.sampling import Drawing
+from ddpm_hf.evaluation.splits import held_out_split, load_splits
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.generation import weights_hash
@@ -79,7 +80,7 @@ class Plan:
     @property
     def held_out_split(self) -> str:
         """The split of the images that are reconstructed."""
-        return self.benchmark.held_out_split or self.training_split
+        return held_out_split(self.config)
 
 
 def make_plan(
@@ -117,7 +118,7 @@ def make_plan(
         device = pipeline.device if pipeline is not None else "cpu"
         with PartialState().local_main_process_first():
             extractor = attempt(lambda: load_extractor(benchmark, device))
-    splits = attempt(lambda: _load_splits(config))
+    splits = attempt(lambda: load_splits(config, model))
     problems += _check_packages(benchmark)
     how = None
     if pipeline is not None:
@@ -139,27 +140,6 @@ def evaluations_of(model: str | Path) -> Path:
     """Where the evaluations of a model go: below its folder, or in runs/ for one of the Hub."""
     path = Path(model).expanduser()
     return (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation"
-
-
-def _load_splits(config: Config) -> dict[str, ImageSet]:
-    """Every split that is used, once each."""
-    benchmark, dataset = config.benchmark, config.dataset
-    problems, splits = [], {}
-    for field, split in (
-        ("dataset.split", dataset.split),
-        ("benchmark.reference_split", benchmark.reference_split),
-        ("benchmark.held_out_split", benchmark.held_out_split),
-    ):
-        if split is None or split in splits:
-            continue
-        try:
-            progress = PartialState().is_main_process
-            splits[split] = load_image_set(dataset.model_copy(update={"split": split}), config.model, progress)
-        except UserError as error:
-            problems.append(f"{field}: given {split!r}: {error}" if field != "dataset.split" else str(error))
-    if problems:
-        raise UserError("; ".join(problems))
-    return splits
 
 
 def _check_packages(benchmark: BenchmarkConfig) -> list[str]:
@@ -262,7 +242,7 @@ def _settings(
         "batch_size": benchmark.batch_size,
         "training": keys[config.dataset.split],
         "reference": keys[benchmark.reference_split or config.dataset.split],
-        "held_out": keys[benchmark.held_out_split or config.dataset.split],
+        "held_out": keys[held_out_split(config)],
         "num_held_out": benchmark.num_held_out,
         "reconstruction_levels": list(benchmark.reconstruction_levels),
         "likelihood_timesteps": benchmark.likelihood_timesteps,

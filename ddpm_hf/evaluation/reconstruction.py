@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ddpm_hf import cli
 from ddpm_hf.evaluation.features import as_uint8
+from ddpm_hf.evaluation.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
 
@@ -89,19 +90,23 @@ def reconstruct_all(
     """
     T = pipeline.scheduler.config.num_train_timesteps
     pipeline.set_progress_bar_config(disable=True)
-    parts = [range(at, min(at + batch_size, len(originals))) for at in range(0, len(originals), batch_size)]
+    batches = [range(at, min(at + batch_size, len(originals))) for at in range(0, len(originals), batch_size)]
+    parts = Parts("reconstructing")
     seeds = [derive_seed(seed, "reconstruction", index) for index in range(len(originals))]
     found = []
     quiet = not cli.is_main_process()
     top, ddim_steps = ddim_range(pipeline, num_inference_steps)
-    with tqdm(total=len(parts) * (len(levels) + 1), desc="reconstructions", disable=quiet, dynamic_ncols=True) as bar:
+    with tqdm(total=len(batches) * (len(levels) + 1), desc="reconstructions", disable=quiet, dynamic_ncols=True) as bar:
 
         def over_parts(one: Callable[[range, Tensor, list[int] | None], Tensor]) -> Images:
-            made = []
-            for part in parts:
+            def work(part: range) -> Images:
                 labels = None if class_labels is None else list(class_labels[part.start : part.stop])
                 pixels = originals[part.start : part.stop].float() / 255
-                made.append(as_uint8(one(part, pixels, labels).nan_to_num(0.0), (0, 1)).cpu())
+                return as_uint8(one(part, pixels, labels).nan_to_num(0.0), (0, 1)).cpu()
+
+            made: list[Images] = []
+            for batch in batches:
+                made += parts(batch, work)
                 bar.update()
             return torch.cat(made)
 

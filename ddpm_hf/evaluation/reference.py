@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from jaxtyping import Float64
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.cache import cache_folder
+from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.distances import Moments, moments
-from ddpm_hf.evaluation.features import FeatureExtractor
+from ddpm_hf.evaluation.features import Extraction, FeatureExtractor
+from ddpm_hf.evaluation.neighbors import radii
+from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
-
-TRANSFORM = "gray or RGB, shorter side resized by Lanczos, middle square, 8 bits"
-"""What `ddpm_hf.data.images.to_array` does; the key holds it beside the images that came of it."""
 
 BATCH_SIZE = 128
 
@@ -44,6 +45,21 @@ class Reference:
     logits: FeatureTable | None
     folder: Path
 
+    def radii(self, device: torch.device | str) -> Float64[Tensor, " images"]:
+        """How far each image's third neighbour is, which precision needs; computed once.
+
+        Args:
+            device: where distances are computed; it must know float64.
+        """
+        file = self.folder / "radii.safetensors"
+        try:
+            return load_file(file)["radii"]
+        except (OSError, SafetensorError, KeyError):
+            pass
+        found = radii(self.table, device)
+        _save({"radii": found}, file)
+        return found
+
     def moments(self) -> Moments:
         """The sums that a Fréchet distance needs; computed once."""
         file = self.folder / "moments.safetensors"
@@ -54,9 +70,7 @@ class Reference:
             pass
         with _bar(len(self.table), "reference statistics") as bar:
             summed = moments(self.table, bar.update)
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({"count": torch.tensor(summed.count), "total": summed.total, "outer": summed.outer}, aside)
-        aside.replace(file)
+        _save({"count": torch.tensor(summed.count), "total": summed.total, "outer": summed.outer}, file)
         return summed
 
 
@@ -82,7 +96,7 @@ def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureEx
         "image_column": dataset.image_column,
         "num_images": len(images),
         "image_shape": list(pixels.shape[1:]),
-        "transform": TRANSFORM,
+        "transform": _transform(dataset),
         "fingerprint": digest.hexdigest(),
         "extractor": extractor.fingerprint,
         "resize": extractor.resize,
@@ -91,7 +105,11 @@ def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureEx
 
 
 def load_reference(
-    dataset: DatasetConfig, images: ImageSet, extractor: FeatureExtractor, device: torch.device | str
+    dataset: DatasetConfig,
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    device: torch.device | str,
+    stop: Stop | None = None,
 ) -> Reference:
     """Take the features of real images, or find them where an earlier evaluation left them.
 
@@ -102,25 +120,42 @@ def load_reference(
         images: all of them.
         extractor: what looks at them.
         device: where it is.
+        stop: asked at every batch; None for nobody who would ask.
+
+    Raises:
+        Abandoned: in all processes, if one is to stop; the batches that are finished stay.
     """
-    state = PartialState()
+    state, stop = PartialState(), stop or Stop()
     key = reference_key(dataset, images, extractor)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "references" / name
     layout = Layout(BATCH_SIZE, extractor.num_features, extractor.num_classes)
     with state.local_main_process_first():
-        store = FeatureStore(folder, layout)
+        store = FeatureStore(folder, layout, stop.check)
         if state.is_local_main_process:
             (folder / "key.json").write_text(json.dumps(key, indent=2) + "\n")
     missing = store.missing(len(images))
     state.wait_for_everyone()  # before anyone writes, so that all divide the same work
     own = missing[state.process_index :: state.num_processes]
-    with _bar(sum(map(len, own)), "features of the reference", not own) as bar, torch.inference_mode():
+    extraction = Extraction(extractor, device)
+    with stop.together(), _bar(sum(map(len, own)), "features of the reference", not own) as bar:
         for batch in own:
-            store.write(batch, extractor(images.images[batch.start : batch.stop].to(device)))
+            store.write(batch, extraction(images.images[batch.start : batch.stop]))
             bar.update(len(batch))
-    state.wait_for_everyone()
     return Reference(key, images, store.table(len(images)), store.logits(len(images)), folder)
+
+
+def _transform(dataset: DatasetConfig) -> str:
+    """How the images came to the model's size; the key holds it beside the images that came of it."""
+    ways = {"crop": "shorter side resized by Lanczos, middle square", "pad": "longer side resized by Lanczos, bars"}
+    colour = ", ".join(map(str, dataset.background))
+    return f"gray or RGB on a background of ({colour}), {ways[dataset.resize]}, 8 bits"
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file(tensors, aside)
+    aside.replace(file)
 
 
 def _bar(total: int, what: str, quiet: bool = False) -> tqdm:

@@ -110,6 +110,12 @@ def _tables(report: dict[str, Any]) -> Iterable[tuple[str, list[str], list[list[
                 cells += [number(row[name]), "" if without is None else f"{without:.4g}"]
             rows.append(cells)
         yield "Reconstructions of held-out images", header, rows
+    if report["baselines"]:
+        yield (
+            "Without any model",
+            ["", "of the held-out images", "better", "what it is of"],
+            [[each["name"], number(each), each["better"], each["what"]] for each in report["baselines"]],
+        )
     sampling, features, reference = report["sampling"], report["features"], report["reference"]
     facts = {
         "model": f"{report['model']['name']}, weights {report['model']['weights']}",

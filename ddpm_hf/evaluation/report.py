@@ -4,15 +4,14 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ddpm_hf._version import __version__
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.scoring import NAMES, Figure, name_of
+from ddpm_hf.evaluation.splits import run_config
 
 FORMAT = 1
 """Of metrics.json; a reader may rely on it."""
@@ -28,6 +27,7 @@ def build_report(
     floor: dict[str, Figure],
     floor_text: str,
     reconstructions: list[dict[str, Any]],
+    baselines: list[dict[str, Any]],
     num_held_out: int,
     pictures: dict[str, str],
     label: str | None,
@@ -40,6 +40,7 @@ def build_report(
         floor: of real images in their place.
         floor_text: which real images these were.
         reconstructions: rows of SSIM and PSNR.
+        baselines: rows of what held-out images come to without a model.
         num_held_out: images that were reconstructed.
         pictures: caption of each picture, by its file.
         label: what the report says of itself.
@@ -92,6 +93,7 @@ def build_report(
         "real_vs_real": floor_text,
         "metrics": metrics,
         "reconstructions": reconstructions,
+        "baselines": baselines,
         "pictures": pictures,
         "warnings": [],
         "versions": _versions(),
@@ -141,14 +143,11 @@ def _deviation_over(name: str, num_seeds: int) -> str:
 
 def _ema(model: str) -> str:
     """Whether the weights are averaged, as far as the folder of the model tells."""
-    folder = Path(model).expanduser()
-    for candidate in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
-        try:
-            training = yaml.safe_load(candidate.read_text())["training"]
-            return f"yes, decay {float(training['ema_decay'])}: a run saves the averaged weights for use"
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-            continue
-    return "not recorded: the weights as they were saved"
+    try:
+        decay = float(run_config(model)["training"]["ema_decay"])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return "not recorded: the weights as they were saved"
+    return f"yes, decay {decay}: a run saves the averaged weights for use"
 
 
 def _versions() -> dict[str, str]:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_hf.evaluation.features import FeatureExtractor, Features, as_uint8
+from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features, as_uint8
+from ddpm_hf.evaluation.memory import Parts
+from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.plotting import save_png
@@ -52,6 +54,7 @@ def draw_samples(
     folder: Path,
     num_samples: int,
     keep_images: bool,
+    stop: Stop | None = None,
 ) -> int:
     """Draw samples 0 to num_samples - 1 and take their features, of which one batch is in memory at a time.
 
@@ -66,11 +69,15 @@ def draw_samples(
         folder: where the images go.
         num_samples: at least 1.
         keep_images: keep all of them, not only the first.
+        stop: asked at every denoising step; None for nobody who would ask.
 
     Returns:
         The number of samples drawn by this process.
+
+    Raises:
+        Abandoned: in all processes, if one is to stop; the batches that are finished stay.
     """
-    state = PartialState()
+    state, stop = PartialState(), stop or Stop()
     folder.mkdir(parents=True, exist_ok=True)
     kept = num_samples if keep_images else min(NUM_SHOWN, num_samples)
     work = _work(store, folder, num_samples, kept)
@@ -79,19 +86,20 @@ def draw_samples(
     pipeline.set_progress_bar_config(disable=True)
     quiet = not state.is_main_process or not own
     num_drawn, total = 0, sum(map(len, own))
-    with tqdm(total=total, desc="samples", unit="img", disable=quiet, dynamic_ncols=True) as bar:
+    parts, extraction = Parts("drawing"), Extraction(extractor, pipeline.device)
+    with stop.together(), tqdm(total=total, desc="samples", unit="img", disable=quiet, dynamic_ncols=True) as bar:
         for batch in own:
             files = [sample_file(folder, index) for index in batch]
             if all(file.exists() for file in files):
                 images, is_finite = read_images(files), torch.ones(len(batch), dtype=torch.bool)
             else:
-                images, is_finite = _draw(pipeline, drawing, batch)
+                drawn = parts(batch, lambda part: _draw(pipeline, drawing, part, stop))
+                images, is_finite = (torch.cat(each) for each in zip(*drawn, strict=True))
                 num_drawn += len(batch)
                 for file, image in zip(files[: max(0, kept - batch.start)], images, strict=False):
                     save_png(to_pil(image), file)
-            store.write(batch, _features(extractor, images, is_finite, pipeline.device))
+            store.write(batch, _without_lost(extraction(images), is_finite))
             bar.update(len(batch))
-    state.wait_for_everyone()
     return num_drawn
 
 
@@ -131,8 +139,8 @@ def _work(store: FeatureStore, folder: Path, num_samples: int, kept: int) -> lis
 
 
 def _draw(
-    pipeline: DDPMPipeline, drawing: Drawing, batch: range
-) -> tuple[UInt8[Tensor, "batch channels height width"], Tensor]:
+    pipeline: DDPMPipeline, drawing: Drawing, batch: range, stop: Stop
+) -> tuple[UInt8[Tensor, "batch channels height width"], Bool[Tensor, " batch"]]:
     """The images of a batch, and which of them hold numbers only."""
     output: Any = pipeline(
         seeds=image_seeds(drawing.seed, batch),
@@ -140,18 +148,15 @@ def _draw(
         sampler=drawing.sampler,
         class_labels=drawing.labels(batch),
         output_type="pt",
+        callback_on_step_end=None if stop.asked is None else lambda *_: stop.check(),
     )
     pixels: Float[Tensor, "batch channels height width"] = output.images
     is_finite = pixels.isfinite().flatten(1).all(1)
     return as_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
 
 
-@torch.inference_mode()
-def _features(
-    extractor: FeatureExtractor, images: UInt8[Tensor, "..."], is_finite: Tensor, device: torch.device
-) -> Features:
+def _without_lost(features: Features, is_finite: Bool[Tensor, " batch"]) -> Features:
     """The features of a batch; NaN for a sample that is not finite, so that no figure hides it."""
-    features = extractor(images.to(device))
     lost = ~is_finite.to(features.values.device)
     values = features.values.masked_fill(lost[:, None], torch.nan)
     logits = None if features.logits is None else features.logits.masked_fill(lost[:, None], torch.nan)

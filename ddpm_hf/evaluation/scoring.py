@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.evaluation.distances import Moments, Score, classifier_score, frechet_distance, kernel_distance, moments
 from ddpm_hf.evaluation.features import FeatureExtractor
-from ddpm_hf.evaluation.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall
+from ddpm_hf.evaluation.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
 from ddpm_hf.evaluation.store import FeatureTable
 
 
@@ -46,16 +48,18 @@ class FeatureSet:
         table: one row per image.
         logits: likewise; None if the extractor is no classifier.
         moments: sums up the features, or finds the sums.
+        radii: measures how far the third neighbour of each image is, or finds it; takes a device.
     """
 
     table: FeatureTable
     logits: FeatureTable | None
     moments: Callable[[], Moments]
+    radii: Callable[[torch.device | str], Float64[Tensor, " images"]]
 
     @classmethod
     def of(cls, table: FeatureTable, logits: FeatureTable | None) -> "FeatureSet":
-        """A set whose moments are summed up when they are asked for."""
-        return cls(table, logits, lambda: moments(table))
+        """A set whose moments and radii are computed when they are asked for."""
+        return cls(table, logits, lambda: moments(table), lambda device: radii(table, device))
 
     def select(self, positions: list[int]) -> "FeatureSet":
         """Some of the images."""
@@ -151,12 +155,14 @@ def score_set(
 
         def compute(which: int) -> Score:
             if not both:
-                both.extend(precision_recall(real.table, candidates.table, device))
+                both.extend(precision_recall(real.table, candidates.table, device, real.radii(device)))
             return Score(both[which])
 
         for which, name in enumerate(("precision", "recall")):
             add(name, lambda which=which: compute(which), k + 1, f"{k} neighbours need {k + 1}")  # type: ignore[misc]
-    if wanted.memorization:
+    if wanted.memorization and len(training) < 2:
+        figures["memorization_rate"] = Figure(None, None, "not computed: one training image, and two neighbours need 2")
+    elif wanted.memorization:
         add(
             "memorization_rate",
             lambda: Score(float(memorized(nearest(candidates.table, training.table, 2, device)).double().mean())),

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,13 +43,14 @@ class FeatureStore:
     Args:
         folder: made if it does not exist.
         layout: must be that of an earlier use of the folder.
+        check: called at every write and every read; what it raises ends the work between them.
 
     Raises:
         ValueError: if the folder holds rows of another layout.
     """
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self.layout = folder, layout
+    def __init__(self, folder: Path, layout: Layout, check: Callable[[], object] = lambda: None) -> None:
+        self.folder, self.layout, self.check = folder, layout, check
         folder.mkdir(parents=True, exist_ok=True)
         description = folder / "layout.json"
         if description.exists() and json.loads(description.read_text()) != asdict(layout):
@@ -83,15 +84,16 @@ class FeatureStore:
             _put(self._logits, batch.start * self.layout.num_classes * 4, features.logits)
         number = batch.start // self.layout.batch_size
         _write_at(self._done, number * DONE_TYPE.itemsize, np.array([len(batch)], DONE_TYPE).tobytes())
+        self.check()
 
     def table(self, num_images: int) -> "FeatureTable":
         """The features of images 0 to num_images - 1, all of which are there."""
-        return FeatureTable(self._values, self.layout.num_features, range(num_images))
+        return FeatureTable(self._values, self.layout.num_features, range(num_images), self.check)
 
     def logits(self, num_images: int) -> "FeatureTable | None":
         """The logits of images 0 to num_images - 1; None if there are no classes."""
         classes = self.layout.num_classes
-        return FeatureTable(self._logits, classes, range(num_images)) if classes else None
+        return FeatureTable(self._logits, classes, range(num_images), self.check) if classes else None
 
 
 class FeatureTable:
@@ -101,17 +103,20 @@ class FeatureTable:
         file: float32 rows.
         num_features: columns.
         rows: the numbers of the rows that belong to this table, in order.
+        check: called at every read; what it raises ends the work that reads.
     """
 
-    def __init__(self, file: Path, num_features: int, rows: Sequence[int]) -> None:
-        self.file, self.num_features, self.rows = file, num_features, rows
+    def __init__(
+        self, file: Path, num_features: int, rows: Sequence[int], check: Callable[[], object] = lambda: None
+    ) -> None:
+        self.file, self.num_features, self.rows, self.check = file, num_features, rows, check
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, positions: Sequence[int]) -> "FeatureTable":
         """Some of the rows, as a table of its own."""
-        return FeatureTable(self.file, self.num_features, [self.rows[position] for position in positions])
+        return FeatureTable(self.file, self.num_features, [self.rows[position] for position in positions], self.check)
 
     def blocks(self, max_rows: int | None = None) -> Iterator[Float64[Tensor, "rows features"]]:
         """All rows in float64, a block in memory at a time."""
@@ -122,6 +127,7 @@ class FeatureTable:
 
     def read(self, positions: Sequence[int]) -> Float64[Tensor, "rows features"]:
         """Rows by their positions in this table, in float64."""
+        self.check()
         numbers = [self.rows[position] for position in positions]
         width = self.num_features * 4
         with self.file.open("rb", buffering=0) as stream:

@@ -9,7 +9,7 @@ from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
 from ddpm_hf.evaluation.features import as_uint8, load_extractor, to_network_size
-from ddpm_hf.evaluation.inception import find_weights, load_inception
+from ddpm_hf.evaluation.inception import _install, find_weights, load_inception
 from ddpm_hf.evaluation.scoring import name_of
 
 IMAGES = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -195,6 +195,22 @@ def test_missing_packages_of_inception_are_named_with_the_command_that_installs_
     with pytest.raises(UserError, match="pip install torch-fidelity torchvision") as caught:
         load_inception(str(tmp_path / "weights.pth"), "tensorflow")
     assert "curl -L" in str(caught.value), "and what else is missing, at once"
+
+
+@pytest.mark.parametrize(
+    ("version", "command"),
+    [
+        ("2.13.0", "pip install torchvision torch==2.13.0"),
+        (
+            "2.13.0+cpu",
+            "pip install torchvision torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu",
+        ),
+    ],
+)
+def test_the_command_leaves_torch_as_it_is(monkeypatch, version, command):
+    monkeypatch.setattr(torch, "__version__", version)
+    assert _install(["torchvision"]) == command
+    assert _install(["torch-fidelity"]) == "pip install torch-fidelity"
 
 
 def test_weights_that_run_code_are_refused(tmp_path):

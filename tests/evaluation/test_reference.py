@@ -4,9 +4,11 @@ from torch.testing import assert_close
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
+from ddpm_hf.errors import Abandoned
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.features import UserExtractor
-from ddpm_hf.evaluation.reference import load_reference
+from ddpm_hf.evaluation.reference import load_reference, reference_key
+from ddpm_hf.evaluation.stopping import Stop
 
 
 class Counting(torch.nn.Module):
@@ -81,6 +83,29 @@ def test_an_interrupted_reference_goes_on():
     second = extractor()
     load_reference(DatasetConfig(), images(), second, "cpu")
     assert second.module.seen == 300 - 128
+
+
+def test_a_reference_stops_between_two_batches_and_goes_on(tmp_path):
+    first, asked = extractor(), []
+    stop = Stop(lambda: bool(asked.append(1)) or len(asked) == 2, tmp_path)
+    with pytest.raises(Abandoned):
+        load_reference(DatasetConfig(), images(), first, "cpu", stop)
+    assert first.module.seen == 256
+    second = extractor()
+    load_reference(DatasetConfig(), images(), second, "cpu")
+    assert second.module.seen == 300 - 256
+
+
+def test_radii_are_measured_once(monkeypatch):
+    reference = load_reference(DatasetConfig(), images(), extractor(), "cpu")
+    found = reference.radii("cpu")
+    monkeypatch.setattr("ddpm_hf.evaluation.reference.radii", None)
+    assert torch.equal(reference.radii("cpu"), found)
+
+
+def test_the_way_to_the_size_of_the_model_is_in_the_key():
+    cropped, padded = (reference_key(DatasetConfig(resize=way), images(), extractor()) for way in ("crop", "pad"))
+    assert cropped["transform"] != padded["transform"]
 
 
 def test_damaged_sums_are_summed_up_again():

@@ -1,0 +1,80 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ddpm_hf.errors import Abandoned
+from ddpm_hf.evaluation.evaluate import quick_look
+from ddpm_hf.evaluation.stopping import MARKER, Stop
+
+
+class Patience:
+    """Says to stop from the given question on."""
+
+    def __init__(self, enough: float):
+        self.asked, self.enough = 0, enough
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked > self.enough
+
+
+@pytest.fixture
+def look(make_pipeline, make_config, tmp_path):
+    """A quick look of a run of its own, that counts what its network does."""
+
+    def make(run: str, should_stop=None) -> tuple[dict, int]:
+        pipeline, drawn = make_pipeline(), []
+        pipeline.unet.register_forward_pre_hook(lambda network, arguments: drawn.append(len(arguments[0])))
+        config = make_config(f"output_dir={tmp_path / run}")
+        try:
+            figures = quick_look(pipeline, config, step=40, num_samples=70, should_stop=should_stop)
+        except Abandoned:
+            return {}, sum(drawn)
+        return figures, sum(drawn)
+
+    return make
+
+
+def test_an_evaluation_in_training_stops_within_a_step_and_goes_on_where_it_was(look, tmp_path):
+    whole, evaluations = look("whole")
+    assert evaluations == 70 * 10
+    stopped = Patience(enough=27)  # in the third batch, once the reference is in the cache
+    figures, evaluations = look("stopped", stopped)
+    assert figures == {}
+    assert stopped.asked == 28, "nobody asks again"
+    assert evaluations < 70 * 10
+    folder = tmp_path / "stopped/evaluation/step-40"
+    assert not (folder / "metrics.json").exists()
+    finished = int(np.fromfile(folder / "features/seed-0/done.u32", "<u4").sum())
+    assert finished == 2 * 16
+    resumed, evaluations = look("stopped", lambda: False)
+    assert evaluations == (70 - finished) * 10
+    assert resumed == whole
+    assert json.loads((folder / "metrics.json").read_text())["label"].startswith("quick look")
+
+
+def test_it_stops_while_figures_are_computed_too(look):
+    asked = Patience(enough=math.inf)
+    whole, _ = look("whole", asked)
+    while_drawn = 70 // 16 * 11 + 11
+    assert asked.asked > while_drawn + 100, "a hundred subsets of the kernel distance alone"
+    for enough in (while_drawn + 1, while_drawn + 100):
+        assert look("stopped", Patience(enough))[0] == {}
+    figures, evaluations = look("stopped")
+    assert evaluations == 0, "all samples are there"
+    assert figures == whole
+
+
+def test_without_anyone_who_asks_nothing_stops(tmp_path):
+    (tmp_path / MARKER).touch()
+    stop = Stop(None, tmp_path)
+    stop.check()
+    with stop.together():
+        pass
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(ValueError, match="another"), Stop(lambda: True, tmp_path).together():
+        raise ValueError("another")
