@@ -56,7 +56,7 @@ def _write_parquet(pngs: Sequence[Path], labels: Sequence[int] | None, file: Pat
 
     columns = {"image": ImageFeature()} | ({} if labels is None else {"label": Value("int64")})
     schema = Features(columns).arrow_schema
-    with ParquetWriter(file, schema) as writer:
+    with ParquetWriter(file, schema, write_statistics=False) as writer:  # they would hold images
         for start in range(0, len(pngs), rows):
             some = pngs[start : start + rows]
             values: dict[str, list] = {"image": [{"bytes": png.read_bytes(), "path": png.name} for png in some]}

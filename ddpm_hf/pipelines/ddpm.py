@@ -228,10 +228,13 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
         if seeds is not None:
             if generator is not None:
                 raise ValueError("both seeds and generator were given; give one of them")
-            generator = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+            generator = _generators(seeds)
+        given = generator if isinstance(generator, list) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in given):
+            raise ValueError(f"generator is {generator}; possible are a torch.Generator, a list of them, or seeds=[…]")
         counts = {"generator" if seeds is None else "seeds": len(generator)} if isinstance(generator, list) else {}
-        if class_labels is not None and not isinstance(class_labels, int):
-            counts["class_labels"] = len(class_labels)
+        if class_labels is not None and np.ndim(class_labels):  # type: ignore[arg-type]  # a tensor has one, too
+            counts["class_labels"] = len(class_labels)  # type: ignore[arg-type]  # a row of them
         if batch_size is None:
             batch_size = next(iter(counts.values()), 1)
         if batch_size < 1:
@@ -254,10 +257,15 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
             return None
         if num_classes is None:
             raise ValueError("class_labels were given, but the model is unconditional; leave them out")
-        labels = torch.as_tensor(class_labels, device=self._execution_device).expand(batch_size)
-        if labels.is_floating_point() or not bool(((labels >= 0) & (labels < num_classes)).all()):
+        labels = torch.as_tensor(class_labels, device=self._execution_device)
+        whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        if not whole or labels.ndim > 1 or not bool(((labels >= 0) & (labels < num_classes)).all()):
             raise ValueError(f"class_labels are {labels.tolist()}; possible are 0 to {num_classes - 1}")
-        return labels
+        if labels.ndim == 1 and len(labels) != batch_size:
+            raise ValueError(f"{len(labels)} class_labels for {batch_size} images; give one for all or one for each")
+        if not np.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale}; possible is any finite number")
+        return labels.expand(batch_size)
 
     def to_json_string(self) -> str:
         """Write model_index.json in names that diffusers knows, without a path of the saver's own disk."""
@@ -284,6 +292,15 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         for weights in Path(save_directory).glob("unet/*.safetensors"):
             weights.chmod(0o644)  # safetensors leaves them to their owner alone
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    try:
+        return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+    except (TypeError, ValueError, RuntimeError):  # not a row, not a number, beyond 64 bits
+        raise ValueError(
+            f"seeds is {seeds}; possible is a list of whole numbers of 64 bits, one for each image"
+        ) from None
 
 
 def _our_network(unet: Any) -> Any:

@@ -81,7 +81,7 @@ class Editing:
             ValueError: an argument is not possible for this model.
         """
         check_output_type(output_type, self._image_shape[0])
-        if tuple(latents.shape[1:]) != self._image_shape:
+        if tuple(latents.shape[1:]) != self._image_shape or not len(latents):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; the model's are (batch, *{self._image_shape})"
             )

@@ -75,13 +75,19 @@ def to_input(images: Images, channels: int, size: tuple[int, int], what: str = "
         if images.ndim != 4:
             raise ValueError(f"{what}: shape {images.shape}; possible is (batch, height, width, channels)")
         pixels = torch.from_numpy(images.astype(np.float32) / scale).permute(0, 3, 1, 2)
-    else:
+    elif isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
         pixels = torch.stack([_pixels(image, channels, size, what) for image in images])
+    else:
+        kinds = {type(image).__name__ for image in images} if isinstance(images, list | tuple) else {repr(images)}
+        given = ", ".join(sorted(kinds)) or "none"
+        raise ValueError(f"{what}: given {given}; possible are PIL images, one or more, an array or a tensor")
     if tuple(pixels.shape[1:]) != (channels, *size):
         raise ValueError(
             f"{what}: shape {tuple(pixels.shape)}; possible is (batch, {channels}, {size[0]}, {size[1]}), the model's"
             " (batch, channels, height, width): resize or crop first"
         )
+    if not len(pixels):
+        raise ValueError(f"{what}: none were given; possible are one or more")
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{what}: values from {low:g} to {high:g}; possible is 0 to 1, or uint8 arrays, or PIL images")

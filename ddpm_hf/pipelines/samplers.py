@@ -186,7 +186,7 @@ def set_num_steps(scheduler: Any, num_inference_steps: int) -> None:
         ValueError: the number is not possible, for any scheduler or for this one.
     """
     T = scheduler.config["num_train_timesteps"]
-    if not 1 <= num_inference_steps <= T:
+    if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= T:
         raise ValueError(
             f"num_inference_steps is {num_inference_steps}; possible are 1 to {T}, the steps it was trained for"
         )

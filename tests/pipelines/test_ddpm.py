@@ -244,6 +244,7 @@ def test_previews_leave_the_network_as_it_was(tiny_pipeline, raises):
         ({"guidance_scale": 2.0}, "there are no class_labels"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'; possible are 'pil', 'np', 'pt'"),
         ({"sampler": "magic"}, "sampler is 'magic'; possible are ddpm, ddim"),
+        ({"seeds": [2**70]}, "possible is a list of whole numbers of 64 bits"),
         ({"return_intermediates": -1}, "return_intermediates is -1; possible is 0 or more"),
     ],
 )
@@ -256,14 +257,27 @@ def test_bad_arguments(tiny_pipeline, arguments, message):
     ("labels", "message"),
     [
         (None, "class-conditional: give class_labels, each from 0 to 3"),
-        (4, r"class_labels are \[4\]; possible are 0 to 3"),
+        (4, "class_labels are 4; possible are 0 to 3"),
         ([0, -1], r"class_labels are \[0, -1\]"),
         (torch.tensor([0.5]), "class_labels are"),
+        (torch.tensor([True]), "class_labels are"),
+        (torch.zeros(2, 2, dtype=torch.long), "class_labels are"),
     ],
 )
 def test_bad_labels(tiny_pipeline, labels, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(num_class_embeds=4)(class_labels=labels)
+
+
+def test_bad_guidance(tiny_pipeline):
+    with pytest.raises(ValueError, match="guidance_scale is nan; possible is any finite number"):
+        tiny_pipeline(num_class_embeds=4)(class_labels=1, guidance_scale=float("nan"))
+
+
+def test_one_label_for_all_may_be_a_tensor(tiny_pipeline):
+    pipeline = tiny_pipeline(num_class_embeds=4)
+    images = [pipeline(seeds=[1, 2], class_labels=each, output_type="pt").images for each in (2, torch.tensor(2))]
+    assert torch.equal(*images)
 
 
 def test_network_without_a_size(tiny_pipeline):

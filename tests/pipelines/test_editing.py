@@ -233,11 +233,19 @@ def test_repaints_way_is_connected_and_does_each_step_ten_times(num_steps):
         (lambda p, x: p.inpaint(x, torch.ones(3, 1, 8, 8)), "3 masks for 2 images"),
         (lambda p, x: p.inpaint(x, torch.ones(1, 1, 8, 8), output_type="gif"), "output_type is 'gif'"),
         (lambda p, x: p.encode(x, class_labels=1), "the model is unconditional"),
+        (lambda p, x: p.encode(x[:0]), "images: none were given"),
+        (lambda p, x: p.encode([]), "images: given none; possible are PIL images"),
+        (lambda p, x: p.decode(x[:0]), r"latents have shape \(0, 1, 8, 8\)"),
     ],
 )  # fmt: skip
 def test_bad_arguments(tiny_pipeline, edit, message):
     with pytest.raises(ValueError, match=message):
         edit(tiny_pipeline(), torch.zeros(2, 1, 8, 8))
+
+
+def test_labels_of_an_interpolation_are_one_or_one_for_each_image(tiny_pipeline):
+    with pytest.raises(ValueError, match="2 class_labels for 4 images; give one for all or one for each"):
+        tiny_pipeline(num_class_embeds=3).interpolate(1, 2, 4, class_labels=[0, 1])
 
 
 def test_editing_with_any_scheduler(tiny_pipeline):
