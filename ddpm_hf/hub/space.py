@@ -47,10 +47,10 @@ If the model is private, give the Space a secret `HF_TOKEN` with the right to re
 class _SpaceApi(HfApi):
     """huggingface_hub's client, to which every repository is a Space."""
 
-    repo_info = partialmethod(HfApi.repo_info, repo_type="space")  # type: ignore[assignment]
-    create_repo = partialmethod(HfApi.create_repo, repo_type="space", space_sdk="gradio")  # type: ignore[assignment]
-    preupload_lfs_files = partialmethod(HfApi.preupload_lfs_files, repo_type="space")  # type: ignore[assignment]
-    create_commit = partialmethod(HfApi.create_commit, repo_type="space")  # type: ignore[assignment]
+    repo_info = partialmethod(HfApi.repo_info, repo_type="space")
+    create_repo = partialmethod(HfApi.create_repo, repo_type="space", space_sdk="gradio")
+    preupload_lfs_files = partialmethod(HfApi.preupload_lfs_files, repo_type="space")
+    create_commit = partialmethod(HfApi.create_commit, repo_type="space")
 
 
 class SpaceClient(HubClient):

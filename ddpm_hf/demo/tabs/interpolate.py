@@ -85,7 +85,14 @@ def interpolate_tab(model: DemoModel) -> None:
 
 def _upload(label: str) -> gr.Image:
     return gr.Image(
-        label=label, type="filepath", image_mode=None, sources=["upload"], height=160, min_width=120, format="png"
+        label=label,
+        type="filepath",
+        image_mode=None,
+        sources=["upload"],
+        height=160,
+        min_width=120,
+        format="png",
+        elem_id=label.lower().replace(" ", "-"),
     )
 
 
