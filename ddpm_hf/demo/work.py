@@ -12,6 +12,7 @@ from ddpm_hf.demo.limits import MAX_SEED, number, whole
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.demo.watching import EVERY, Tell, WatchedPipeline
 from ddpm_hf.errors import UserError
+from ddpm_hf.pipelines.editing import MIN_SIGNAL
 from ddpm_hf.pipelines.generation import Settings
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.inpainting import repaint_moves
@@ -185,8 +186,7 @@ def _interpolate(
 ) -> Made:
     frames = whole("Frames", frames, 2, model.limits.frames)
     steps = whole("Steps", steps, 1, model.limits.steps)
-    if method == "ddpm":
-        steps = min(steps, model.time_steps // 2 + 1)  # it begins half way up
+    steps = min(steps, _start(model, method) + 1)  # it does not begin at the top
     labels = _labels(model, 0 if label is None else label)
     start = time.monotonic()
     images = WatchedPipeline.around(model.pipeline, tell, num_runs).interpolate(
@@ -253,6 +253,14 @@ def inpaint(
     settings |= {"num_samples": variants, "num_inference_steps": steps, "class_labels": labels}
     settings |= {"guidance_scale": guidance, "network_evaluations": sum(down for _, down in repaint_moves(steps))}
     return Made(images, settings, time.monotonic() - start)
+
+
+def _start(model: DemoModel, method: str) -> int:
+    """The timestep that `Editing.interpolate` begins at."""
+    if method == "ddpm":
+        return model.time_steps // 2
+    signal = model.pipeline.scheduler.alphas_cumprod.double().sqrt()
+    return max(int((signal >= MIN_SIGNAL).sum()) - 1, 0)
 
 
 def _labels(model: DemoModel, label: Label) -> list[int] | None:

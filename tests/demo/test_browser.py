@@ -123,8 +123,10 @@ def test_inpainting_with_the_brush(page):
         page.mouse.move(x - 40 + 8 * step, y + 2 * step)
     page.mouse.up()
     page.wait_for_timeout(300)
+    page.locator("#repaint-steps input[type=number]").fill("3")
+    page.keyboard.press("Tab")
     page.locator("#inpaint").click()
-    expect(page.get_by_text("9 variants · seed 0")).to_be_visible()
+    expect(page.get_by_text("9 variants · seed 0 · 3 steps")).to_be_visible()
     assert picture(page, "variants")
 
 

@@ -90,6 +90,7 @@ def test_interpolation_between_seeds_and_images(model):
     assert [each.done for each in told] == list(range(1, 11))
     noisy = interpolate_images(model, silent, **ends, frames=3, steps=20, method="ddpm")
     assert noisy.settings["num_inference_steps"] == 11  # it begins half way up
+    assert interpolate_seeds(model, silent, a=0, b=1, frames=2, steps=20).settings["num_inference_steps"] < 20
     with pytest.raises(UserError, match="Second image: nothing was uploaded"):
         interpolate_images(model, silent, a=ends["a"], b=None, frames=3, steps=5)
     with pytest.raises(UserError, match="Frames: given 17"):

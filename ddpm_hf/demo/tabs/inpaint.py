@@ -51,6 +51,7 @@ def inpaint_tab(model: DemoModel) -> None:
                 step=1,
                 label="Steps",
                 info="each is done ten times, so that what is new fits what is kept",
+                elem_id="repaint-steps",
             )
             label, guidance = parts.label_field(model), parts.guidance_field(model)
             seed = parts.seed_field()
