@@ -233,7 +233,7 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
         if not all(each is None or isinstance(each, torch.Generator) for each in given):
             raise ValueError(f"generator is {generator}; possible are a torch.Generator, a list of them, or seeds=[…]")
         counts = {"generator" if seeds is None else "seeds": len(generator)} if isinstance(generator, list) else {}
-        if class_labels is not None and np.ndim(class_labels):  # type: ignore[arg-type]  # a tensor has one, too
+        if class_labels is not None and np.ndim(class_labels):
             counts["class_labels"] = len(class_labels)  # type: ignore[arg-type]  # a row of them
         if batch_size is None:
             batch_size = next(iter(counts.values()), 1)
