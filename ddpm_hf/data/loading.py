@@ -145,11 +145,12 @@ class _Loader:
 
 def _checked(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> ImageSet:
     if images.skipped:
-        found = f"{len(images.skipped):,} images of {dataset.name!r} cannot be read"
+        count = len(images.skipped)
+        found = f"{count:,} image{'s' if count > 1 else ''} of {dataset.name!r} cannot be read"
         if dataset.strict:
             raise UserError(f"dataset.strict: {found}: {'; '.join(images.skipped)}")
         shown = "; ".join(images.skipped[:5]) + ("; …" if len(images.skipped) > 5 else "")
-        logger.warning("%s and are left out: %s", found, shown)
+        logger.warning("%s, left out: %s", found, shown)
     _check_labels(images.labels, model, dataset)
     return images
 

@@ -71,7 +71,7 @@ def test_damaged_images_are_named_and_left_out(folder, caplog):
     with caplog.at_level(logging.WARNING):
         images = load(folder)
     assert len(images) == len(images.labels) == 6
-    assert "1 images of" in caplog.text
+    assert "1 image of" in caplog.text
     assert "broken.png" in caplog.text
 
 
