@@ -1,30 +1,39 @@
-"""What an evaluation costs: its overhead over pure sampling, and one pass over many reference images.
+"""What an evaluation costs: its overhead over pure sampling, one pass over CIFAR-10, and the memory of many samples.
 
-    python benchmarks/evaluation.py [--model FOLDER] [--num_samples 512] [--num_images 50000] [--output FILE]
+    python benchmarks/evaluation.py [overhead] [reference] [memory] [--cifar10 FOLDER] [--model FOLDER] [--output FILE]
 
 Overhead: the time to draw samples, save them as PNG files and take their features in float64 statistics, against the
-time to draw them alone, batch by batch in turn, so that a busy machine slows both alike. Reference: CIFAR-10's 50,000
-images of 32x32 in number and size, of random pixels, through a small network for colours of 64 features.
+time to draw them alone, batch by batch in turn, so that a busy machine slows both alike.
+Reference: the 50,000 training images of CIFAR-10 (--cifar10, a folder of its parquet files; else random pixels in the
+same number and size) through a small ResNet of transformers with random weights. It stands for no extractor of worth:
+it is there so that the pass itself is measured and nothing need be downloaded.
+Memory: the peak of a process of its own that computes every figure from random features of 2,000 and of 50,000
+samples against 2,500 others.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from transformers import ResNetConfig, ResNetModel
 
-from ddpm_hf.config import DatasetConfig, ModelConfig
-from ddpm_hf.data import ImageSet
+from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig
+from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.distances import moments
-from ddpm_hf.evaluation.features import UserExtractor
+from ddpm_hf.evaluation.features import Features, load_extractor
 from ddpm_hf.evaluation.reference import load_reference
 from ddpm_hf.evaluation.sampling import Drawing, draw_samples
+from ddpm_hf.evaluation.scoring import FeatureSet, score_set
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.models import build_network
@@ -33,6 +42,7 @@ from ddpm_hf.randomness import image_seeds
 from ddpm_hf.schedulers import DDPMScheduler
 
 BATCH_SIZE = 64
+NUM_CLASSES, NUM_REAL = 10, 2500
 
 
 def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dict[str, float]:
@@ -64,39 +74,82 @@ def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dic
     }
 
 
-def measure_reference(num_images: int) -> dict[str, float]:
-    """Seconds of one pass over many images, and of finding the same statistics again."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (num_images, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    images = ImageSet(pixels, None, None)
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 32, 3, stride=2), nn.SiLU(), nn.Conv2d(32, 64, 3, stride=2), nn.SiLU(), nn.AdaptiveAvgPool2d(1)
-    )
-
-    class Small(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            return self.network(batch.float() / 255).flatten(1)
-
-    extractor = UserExtractor("small", Small())
-    extractor.probe((3, 32, 32))
-    seconds = []
+def measure_reference(cifar10: str | None) -> dict[str, object]:
+    """Seconds and memory of one pass over CIFAR-10's images, and seconds of finding the same statistics again."""
+    model = ModelConfig(image_size=32, image_channels=3)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["DDPM_HF_CACHE"] = cache
+        dataset = DatasetConfig(name=cifar10 or "random", image_column="img" if cifar10 else None)
+        began = time.perf_counter()
+        images = load_image_set(dataset, model) if cifar10 else _random_images()
+        decoded = time.perf_counter() - began
+        extractor = load_extractor(BenchmarkConfig(features=_save_resnet(Path(cache) / "random-resnet")))
+        before, seconds = _peak_mb(), []
         for _ in range(2):
             began = time.perf_counter()
-            load_reference(DatasetConfig(name="random"), images, extractor, "cpu").moments()
+            load_reference(dataset, images, extractor, "cpu").moments()
             seconds.append(round(time.perf_counter() - began, 2))
     return {
-        "num_images": num_images,
+        "images": "CIFAR-10, train" if cifar10 else "random pixels",
+        "num_images": len(images),
+        "extractor": "ResNet of transformers with random weights",
+        "num_features": extractor.num_features,
+        "resize": extractor.resize,
+        "decoding_seconds": round(decoded, 2),
         "first_seconds": seconds[0],
         "again_seconds": seconds[1],
-        "images_per_second": round(num_images / seconds[0]),
+        "images_per_second": round(len(images) / seconds[0]),
+        "peak_mb_before": before,
+        "peak_mb": _peak_mb(),
     }
+
+
+def measure_memory(num_features: int) -> dict[str, object]:
+    """Peak memory and seconds of all figures of few and of many samples, each in a process of its own."""
+    found: dict[str, object] = {"num_features": num_features}
+    for count in (2_000, 50_000):
+        command = [sys.executable, __file__, "--score", str(count), str(num_features)]
+        found[f"of_{count}"] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def score(count: int, num_features: int) -> dict[str, object]:
+    """Peak memory and seconds of all figures of so many samples."""
+    classifier = load_digits_classifier()
+    classifier.num_features = num_features
+    with tempfile.TemporaryDirectory() as folder:
+        sets = []
+        for name, rows in (("samples", count), ("real", NUM_REAL)):
+            store = FeatureStore(Path(folder) / name, Layout(BATCH_SIZE, num_features, NUM_CLASSES))
+            for batch in store.missing(rows):
+                values = torch.randn(len(batch), num_features)
+                store.write(batch, Features(values, values[:, :NUM_CLASSES]))
+            sets.append(FeatureSet.of(store.table(rows), store.logits(rows)))
+        before, began = _peak_mb(), time.perf_counter()
+        metrics = BenchmarkConfig().metrics
+        figures = score_set(sets[0], sets[1], sets[1], metrics, classifier, "cpu", allow_few=True)
+        assert all(figure.value is not None for figure in figures.values()), figures
+        seconds = round(time.perf_counter() - began, 1)
+    return {"peak_mb": _peak_mb(), "peak_mb_before": before, "seconds": seconds, "figures": sorted(figures)}
+
+
+def _peak_mb() -> int:
+    """The most memory that this process has had, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _random_images() -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    return ImageSet(torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=generator), None, None)
+
+
+def _save_resnet(folder: Path) -> str:
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[32, 64], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    size = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    return str(folder)
 
 
 def _untrained() -> DDPMPipeline:
@@ -115,21 +168,32 @@ def _untrained() -> DDPMPipeline:
 def main() -> None:
     """Measure and print; and write, where a file is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="overhead, reference, memory (default: all)")
     parser.add_argument("--model", help="a saved model of digits (default: an untrained one of the same size)")
     parser.add_argument("--num_samples", type=int, default=512, help="a multiple of 64")
     parser.add_argument("--num_inference_steps", type=int, default=100)
-    parser.add_argument("--num_images", type=int, default=50_000)
-    parser.add_argument("--output", help="JSON file to write besides")
+    parser.add_argument("--cifar10", help="a folder of CIFAR-10's parquet files")
+    parser.add_argument("--output", help="JSON file to write besides; what it holds of other measurements stays")
+    parser.add_argument("--score", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    results = {
-        "overhead": measure_overhead(arguments.model, arguments.num_samples, arguments.num_inference_steps),
-        "reference": measure_reference(arguments.num_images),
-        "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()},
+    if arguments.score:
+        print(json.dumps(score(*arguments.score)))
+        return
+    measures: dict[str, Callable[[], object]] = {
+        "overhead": lambda: measure_overhead(arguments.model, arguments.num_samples, arguments.num_inference_steps),
+        "reference": lambda: measure_reference(arguments.cifar10),
+        "memory": lambda: [measure_memory(num_features) for num_features in (64, 2048)],
     }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if arguments.output:
-        Path(arguments.output).write_text(text + "\n")
+    if unknown := set(arguments.what) - measures.keys():
+        parser.error(f"given {', '.join(sorted(unknown))}; possible are {', '.join(measures)}")
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+    output = Path(arguments.output) if arguments.output else None
+    results = json.loads(output.read_text()) if output and output.exists() else {}
+    for name in arguments.what or measures:
+        results[name] = {"found": measures[name](), "machine": machine}
+        print(name, json.dumps(results[name], indent=2))
+        if output:
+            output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

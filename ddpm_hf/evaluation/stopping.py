@@ -1,8 +1,11 @@
 """A wish to stop that all processes of an evaluation honour together, in the midst of their work."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -11,6 +14,10 @@ from accelerate.utils import reduce
 from ddpm_hf.errors import Abandoned
 
 MARKER = ".stop"
+
+SECONDS_BETWEEN_QUESTIONS = 0.1
+
+Result = TypeVar("Result")
 
 
 class Stop:
@@ -62,7 +69,28 @@ class Stop:
         except Abandoned:
             stopped = True
         if not self._alone:
-            total = reduce(torch.tensor([int(stopped)], device=PartialState().device))
+            total = reduce(torch.tensor([int(stopped)], device=PartialState().device), "sum")
             stopped = bool(total.item())
         if stopped:
             raise Abandoned
+
+
+def patiently(work: Callable[[], Result], check: Callable[[], object]) -> Result:
+    """Do one long piece of work in a thread of its own, so that a wish to stop need not wait for its end.
+
+    Args:
+        work: cannot be interrupted; if it is abandoned, it goes on unheard.
+        check: asked every tenth of a second; what it raises ends the waiting.
+    """
+    found: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not wait([found], SECONDS_BETWEEN_QUESTIONS).done:
+        check()
+    return found.result()

@@ -1,12 +1,16 @@
 import json
 import math
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from ddpm_hf.errors import Abandoned
 from ddpm_hf.evaluation.evaluate import quick_look
-from ddpm_hf.evaluation.stopping import MARKER, Stop
+from ddpm_hf.evaluation.stopping import MARKER, Stop, patiently
 
 
 class Patience:
@@ -18,6 +22,30 @@ class Patience:
     def __call__(self) -> bool:
         self.asked += 1
         return self.asked > self.enough
+
+
+PROCESSES = """
+import sys, time
+from pathlib import Path
+from accelerate import PartialState
+from ddpm_hf.errors import Abandoned
+from ddpm_hf.evaluation.stopping import Stop
+
+state, folder = PartialState(cpu=True), Path(sys.argv[1])
+asked = lambda: state.process_index == 0 and time.perf_counter() - began > 1
+stop = Stop(asked, folder)
+(folder / ".stop").touch()  # of an earlier call
+stop.begin()
+began = time.perf_counter()
+try:
+    with stop.together():
+        for step in range(200 if state.process_index == 0 else 3000):
+            stop.check()
+            time.sleep(0.01)
+except Abandoned:
+    (folder / f"stopped-{state.process_index}").write_text(str(time.perf_counter() - began))
+state.wait_for_everyone()
+"""
 
 
 @pytest.fixture
@@ -65,6 +93,32 @@ def test_it_stops_while_figures_are_computed_too(look):
     figures, evaluations = look("stopped")
     assert evaluations == 0, "all samples are there"
     assert figures == whole
+
+
+def test_a_long_piece_of_work_is_not_waited_for():
+    began, go_on = time.perf_counter(), threading.Event()
+    with pytest.raises(Abandoned):
+        patiently(lambda: go_on.wait(30), Stop(lambda: True).check)
+    assert time.perf_counter() - began < 5
+    go_on.set()
+    assert patiently(lambda: 7, lambda: None) == 7
+    with pytest.raises(ZeroDivisionError):
+        patiently(lambda: 1 / 0, lambda: None)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_when_one_is_asked_to(tmp_path):
+    """Two processes, of which the second has far more to do; only the first is told to stop."""
+    program = tmp_path / "program.py"
+    program.write_text(PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(program), str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = {path.name: float(path.read_text()) for path in tmp_path.glob("stopped-*")}
+    assert told.keys() == {"stopped-0", "stopped-1"}
+    assert max(told.values()) < 10
 
 
 def test_without_anyone_who_asks_nothing_stops(tmp_path):
