@@ -1,6 +1,7 @@
 """Train denoising diffusion models, prove how good they are, and share them on the Hugging Face Hub.
 
 The names below are imported when they are first used: `import ddpm_hf` alone loads neither torch nor diffusers.
+docs/api.md describes each.
 """
 
 import importlib
@@ -10,6 +11,10 @@ from ddpm_hf._version import __version__
 
 if TYPE_CHECKING:
     from ddpm_hf.config import Config, load_config
+    from ddpm_hf.errors import UserError
+    from ddpm_hf.evaluation import evaluate
+    from ddpm_hf.hub import push_run
+    from ddpm_hf.hub.loading import load_pipeline
     from ddpm_hf.losses import DiffusionLoss
     from ddpm_hf.models import DDPMUNet
     from ddpm_hf.pipelines import DDPMPipeline
@@ -23,7 +28,11 @@ _HOMES = {
     "DDPMUNet": "ddpm_hf.models",
     "DiffusionLoss": "ddpm_hf.losses",
     "Trainer": "ddpm_hf.training.trainer",
+    "UserError": "ddpm_hf.errors",
+    "evaluate": "ddpm_hf.evaluation",
     "load_config": "ddpm_hf.config",
+    "load_pipeline": "ddpm_hf.hub.loading",
+    "push_run": "ddpm_hf.hub",
 }
 
 __all__ = [
@@ -33,8 +42,12 @@ __all__ = [
     "DDPMUNet",
     "DiffusionLoss",
     "Trainer",
+    "UserError",
     "__version__",
+    "evaluate",
     "load_config",
+    "load_pipeline",
+    "push_run",
 ]
 
 

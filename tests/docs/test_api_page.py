@@ -1,0 +1,46 @@
+"""docs/api.md: current and complete."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ddpm_hf
+
+REPOSITORY = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("api_page", REPOSITORY / "docs" / "api_page.py")
+api_page = importlib.util.module_from_spec(SPEC)
+sys.modules["api_page"] = api_page
+SPEC.loader.exec_module(api_page)
+
+
+def test_page_is_current():
+    page = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+    assert page == api_page.page(), "write it anew with: make docs"
+
+
+def test_page_has_every_public_name():
+    assert set(ddpm_hf._HOMES) | {"__version__"} == set(ddpm_hf.__all__)
+
+
+@pytest.mark.parametrize("name", ddpm_hf._HOMES)
+def test_every_public_thing_is_documented_and_typed(name):
+    found = api_page.find(name, ddpm_hf._HOMES[name])
+    assert ast.get_docstring(found.node)
+    functions = [node for _, node in api_page.methods(found)] if isinstance(found.node, ast.ClassDef) else [found.node]
+    for node in functions:
+        assert ast.get_docstring(node), node.name
+        assert node.returns is not None, node.name
+        arguments = [each for each in (*node.args.args, *node.args.kwonlyargs) if each.arg not in ("self", "cls")]
+        assert all(each.annotation for each in arguments), node.name
+        named = [each.arg for each in arguments if f"{each.arg}:" not in ast.get_docstring(node)]
+        # a method with a single argument may tell of it in its one sentence
+        assert len(named) == 0 or len(arguments) == 1, (node.name, named)
+
+
+def test_the_page_needs_nothing_installed():
+    command = [sys.executable, "-I", "-S", str(REPOSITORY / "docs" / "api_page.py")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("# The public names")
