@@ -5,6 +5,7 @@ The page is served to this machine alone, unless --host says otherwise. It needs
 
 import argparse
 import importlib.util
+import socket
 
 from ddpm_hf import cli
 from ddpm_hf.errors import UserError
@@ -33,17 +34,26 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"--port: given {arguments.port}; allowed: 1 to 65535")
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the demo needs gradio, which is not installed; install it: pip install -e ".[demo]"')
+    _check_address(arguments.host, arguments.port)
 
     from ddpm_hf.demo.limits import Limits
     from ddpm_hf.demo.model import load_model
     from ddpm_hf.demo.page import serve, wait
 
     model = load_model(arguments.model, Limits(images=arguments.max_images, steps=arguments.max_steps))
+    wait(serve(model, arguments.host, arguments.port, inbrowser=arguments.open))
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Refuse an address that cannot be listened at; gradio would try a hundred ports, and say so of each."""
     try:
-        page = serve(model, arguments.host, arguments.port, inbrowser=arguments.open)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except OSError as error:
-        raise UserError(f"--host, --port: {arguments.host} cannot be listened at: {error}") from None
-    wait(page)
+        where = host if port is None else f"{host}, port {port},"
+        raise UserError(f"--host, --port: {where} cannot be listened at: {error.strerror}; give another") from None
 
 
 if __name__ == "__main__":

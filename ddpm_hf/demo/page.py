@@ -22,7 +22,7 @@ SESSIONS = 50
 HOUR = 3600
 
 CSS = """
-.gradio-container { max-width: 1160px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1160px !important; margin: 0 auto !important; }
 .ddpm-status { display: flex; flex-direction: column; gap: 6px; min-height: 34px; justify-content: center; }
 .ddpm-status span { font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
 .ddpm-status progress { width: 100%; height: 8px; accent-color: var(--color-accent); }
@@ -32,6 +32,7 @@ CSS = """
 .prose table th, .prose table td { border-color: var(--border-color-primary) !important; padding: 6px 10px !important;
   word-break: normal; overflow-wrap: break-word; }
 .prose table thead:not(:has(th:not(:empty))) { display: none; }
+#images img, #variants img { max-height: 560px; object-fit: contain; }
 footer { opacity: 0.6; }
 """
 

@@ -84,8 +84,8 @@ def status() -> gr.HTML:
     return gr.HTML(said(NOTHING))
 
 
-def picture(label: str, elem_id: str, height: int | None = None) -> gr.Image:
-    """Where a result goes."""
+def picture(label: str, elem_id: str, height: int | None = None, has_buttons: bool = True) -> gr.Image:
+    """Where a result goes; buttons would cover a low one."""
     return gr.Image(
         label=label,
         show_label=False,
@@ -94,7 +94,7 @@ def picture(label: str, elem_id: str, height: int | None = None) -> gr.Image:
         interactive=False,
         height=height,
         elem_id=elem_id,
-        buttons=["download", "fullscreen"],
+        buttons=["download", "fullscreen"] if has_buttons else [],
     )
 
 

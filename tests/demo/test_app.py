@@ -1,6 +1,7 @@
 """The program's command line: mistakes are one line, and exit code 2."""
 
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def app(capsys):
     [
         (["--model", "nowhere"], "there is no folder nowhere"),
         (["--model", "{folder}", "--port", "99999"], "--port: given 99999; allowed: 1 to 65535"),
+        (["--model", "{folder}", "--host", "203.0.113.1"], "--host, --port: 203.0.113.1 cannot be listened at"),
         (["--model", "{folder}", "--max_images", "0"], "--max_images: given 0; allowed: at least 2"),
     ],
 )
@@ -39,6 +41,15 @@ def test_mistakes_are_one_line(app, folder, arguments, words):
     assert code == 2
     assert words in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_said_so_before_anything_is_loaded(app):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, said = app("--model", "nowhere", "--port", taken.getsockname()[1])
+    assert code == 2
+    assert "cannot be listened at: Address already in use" in said
 
 
 def test_without_gradio_it_says_how_to_install_it(app, folder, monkeypatch):

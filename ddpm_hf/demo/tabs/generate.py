@@ -38,7 +38,7 @@ def generate_tab(model: DemoModel) -> None:
                 stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
         with gr.Column(scale=3, min_width=360):
             line = parts.status()
-            result = parts.picture("Images", "images", height=560)
+            result = parts.picture("Images", "images")
             with gr.Group():
                 step = gr.Slider(
                     0, 1, 1, step=1, label="Look back, from noise to image", interactive=False, elem_id="step"

@@ -60,7 +60,7 @@ def inpaint_tab(model: DemoModel) -> None:
                 stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
         with gr.Column(scale=3, min_width=360):
             line = parts.status()
-            result = parts.picture("Variants", "variants", height=560)
+            result = parts.picture("Variants", "variants")
             file = parts.download()
     image = gr.State(None, time_to_live=3600)
 

@@ -37,7 +37,7 @@ def interpolate_tab(model: DemoModel) -> None:
                 stop = gr.Button("Stop", variant="stop", scale=1, min_width=80)
         with gr.Column(scale=3, min_width=360):
             line = parts.status()
-            result = parts.picture("From one to the other", "frames")
+            result = parts.picture("From one to the other", "frames", has_buttons=False)
             one = parts.picture("On the way", "frame", height=300)
             way = gr.Slider(0, 1, 0, step=1, label="Go along, from first to second", interactive=False, elem_id="way")
             file = parts.download()
