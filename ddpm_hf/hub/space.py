@@ -50,7 +50,7 @@ class _SpaceApi(HfApi):
     repo_info = partialmethod(HfApi.repo_info, repo_type="space")
     create_repo = partialmethod(HfApi.create_repo, repo_type="space", space_sdk="gradio")
     preupload_lfs_files = partialmethod(HfApi.preupload_lfs_files, repo_type="space")
-    create_commit = partialmethod(HfApi.create_commit, repo_type="space")
+    create_commit = partialmethod(HfApi.create_commit, repo_type="space")  # type: ignore[assignment]  # an overloaded function
 
 
 class SpaceClient(HubClient):

@@ -1,6 +1,8 @@
 """The page in a real browser: every tab is used as a person would, and nothing is asked of any other machine."""
 
 import json
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 
@@ -140,3 +142,14 @@ def test_the_model_and_its_schedule_are_shown(page):
 def test_nothing_was_asked_of_another_machine(page, address):
     assert not [url for url in page.asked_elsewhere if not url.startswith((address, "data:", "blob:"))]
     assert page.errors == []
+
+
+@pytest.mark.parametrize("path", ["setup.cfg", "/etc/passwd"])
+def test_files_of_the_machine_are_not_served(address, path):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{address}/gradio_api/file={path}", timeout=30)
+
+
+def test_the_functions_of_the_page_are_no_public_interface(address):
+    with urllib.request.urlopen(f"{address}/gradio_api/info", timeout=30) as answer:
+        assert json.load(answer) == {"named_endpoints": {}, "unnamed_endpoints": {}}
