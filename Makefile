@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/one_process.yaml
 RUN := runs/digits
 
-.PHONY: demo test test-slow style quality schema clean
+.PHONY: demo test test-slow style quality schema docs clean
 
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
 	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
@@ -30,6 +30,10 @@ quality: $(VENV)/.installed-test  ## check formatting, lint and types
 
 schema: $(VENV)/.installed  ## write the JSON schema that editors check the YAML files with
 	$(BIN)/python -m ddpm_hf.config > configs/schema.json
+
+docs: $(VENV)/.installed  ## write the pages and tables of docs/ that follow from the code
+	$(BIN)/python docs/api_page.py > docs/api.md
+	$(BIN)/python docs/scaling_table.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
