@@ -159,6 +159,11 @@ def peak_memory(network: nn.Module, name: str, task: str, batch: int, dtype: str
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
+    return peak_memory_of(call)
+
+
+def peak_memory_of(call: Callable[[], object]) -> int:
+    """Give the bytes by which a call raises what PyTorch has allocated on the processor, at its peak."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]

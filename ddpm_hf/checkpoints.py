@@ -18,14 +18,21 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Write the checkpoint of a step, then remove all but the newest ones.
+def write_checkpoint(
+    root: Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: int,
+    find_best: Callable[[list[Path]], Path | None] = lambda checkpoints: None,
+) -> Path:
+    """Write the checkpoint of a step, then remove all but the newest ones and the best one.
 
     Args:
         root: the folder of all checkpoints.
         step: updates done.
         write: fills the folder that it is given.
         keep: checkpoints that stay, this one included; at least 1.
+        find_best: names one of all checkpoints, which stays besides if it is not among the newest.
 
     Returns:
         The folder of the checkpoint.
@@ -49,8 +56,11 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
         _remove(final)
     staged.rename(final)
     _sync(root)
-    for old in list_checkpoints(root)[keep:]:
-        _remove(old)
+    checkpoints = list_checkpoints(root)
+    best = find_best(checkpoints)
+    for old in checkpoints[keep:]:
+        if old != best:
+            _remove(old)
     return final
 
 

@@ -14,7 +14,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
     parser.add_argument("--model_type", choices=["ddpm"], help="kind of model; the same as model_type=…")
     parser.add_argument(
-        "--resume", metavar="latest|FOLDER|hub:…", help="go on from the newest complete checkpoint, or from one"
+        "--resume",
+        metavar="latest|auto|FOLDER|hub:…",
+        help="go on from the newest complete checkpoint, or from one; auto: or start, if there is no run yet",
     )
     parser.add_argument("--dry_run", action="store_true", help="check everything, say what would be done, take no step")
     parser.add_argument(
@@ -42,7 +44,8 @@ def main(arguments: argparse.Namespace) -> None:
         evaluate_once(config.output_dir or "", config)
         return
 
-    from ddpm_hf.training.trainer import Trainer  # seconds to import: a wrong file is reported before
+    from ddpm_hf.training.preflight import draw_plan  # seconds to import: a wrong file is reported before
+    from ddpm_hf.training.trainer import Trainer
 
     trainer = Trainer(config, arguments.resume)
     if not arguments.dry_run:
@@ -50,6 +53,7 @@ def main(arguments: argparse.Namespace) -> None:
     elif trainer.accelerator.is_main_process:
         print(config.to_yaml())
         print(trainer.describe())
+        print("pictures:   " + ", ".join(str(picture) for picture in draw_plan(trainer.plan)))
 
 
 def _name_of(config: Config) -> str:

@@ -10,5 +10,7 @@ class LoggingConfig(Section):
 
     log_every: PositiveInt = 10
     """Updates between two lines of metrics.jsonl; each line is the mean since the one before."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where accelerate sends the same figures besides."""
+    tracker: Literal[
+        "none", "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"
+    ] = "none"
+    """Where accelerate sends the same figures besides; each needs its own package."""

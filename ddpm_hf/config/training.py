@@ -64,34 +64,77 @@ class TrainingConfig(Section):
     """The learning rate over the run."""
     ema_decay: Decay = 0.9999
     """Decay per update of the averaged weights, which are the ones that are saved for use."""
-    ema_warmup: bool = True
-    """Let the decay grow as min(ema_decay, (1 + n) / (10 + n)), so that the average forgets the first weights."""
+    ema_schedule: Literal["constant", "warmup", "power"] = "warmup"
+    """How the decay gets there, so that the average forgets the first weights: at update n it is ema_decay, or at most
+    (1 + n) / (10 + n), or at most 1 - (1 + n) ** -ema_power."""
+    ema_power: Annotated[Float, Gt(0), Le(1)] = 0.75
+    """Exponent of the `power` schedule: 2/3 suits runs of a million updates, 3/4 shorter ones."""
+    ema_extra_decays: tuple[Decay, ...] = ()
+    """Further averages, saved beside the one of ema_decay as variants, such as `ema-0_999`, that from_pretrained loads
+    with variant=…"""
     label_dropout: Probability = 0.1
     """Share of images trained without their class, for classifier-free guidance; only for a model with num_classes."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's arithmetic; `auto`: bf16 where the processor multiplies it natively, otherwise no."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    channels_last: bool = False
+    """Keep images with their channels innermost: faster on GPUs, slower on processors."""
+    compile: bool = False
+    """Compile the network's blocks with torch.compile: minutes of warm-up, then faster on GPUs."""
+    fit_memory: bool = False
+    """Before the first update, cut each process's share of the batch into more parts until one fits into memory."""
+    max_skipped_updates: NonNegativeInt = 0
+    """Updates that may be left out because the loss or the gradient is not finite; one more stops the run."""
     checkpoint_every: PositiveInt | None = 5000
     """Updates between two checkpoints; null: only at the end."""
     checkpoints_to_keep: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    keep_best_by: Literal["validation_loss", "frechet_distance", "kernel_distance"] | None = None
+    """Also keep the checkpoint with the smallest of these figures; it is known where validate_every or evaluate_every
+    falls together with checkpoint_every."""
     preview_every: PositiveInt | None = 5000
     """Updates between two pictures of samples from the averaged weights; null: only at the end."""
     evaluate_every: PositiveInt | None = None
     """Updates between two evaluations on num_evaluation_samples, by the benchmark section; null: none."""
     num_evaluation_samples: PositiveInt = 1000
     """Samples of such an evaluation; its figures compare with each other only, not with those of a whole one."""
+    validate_every: PositiveInt | None = None
+    """Updates between two measurements of the loss on held-out images (dataset.validation_split or
+    validation_fraction), by timestep, always with the same timesteps and noise; null: none."""
+    num_validation_images: PositiveInt = 1024
+    """Held-out images in such a measurement, at most."""
+    validation_bits_per_dim: bool = False
+    """Also estimate the variational bound on their likelihood, in bits per dimension."""
     num_preview_images: PositiveInt = 64
     """Images in one picture of samples."""
     preview_inference_steps: PositiveInt | None = None
     """Denoising steps of previews; null: as many as the model has time steps."""
+    timeout_minutes: PositiveFloat = 60.0
+    """How long the processes of a run wait for each other: longer than any preview or upload of the first one takes."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.batch_size % self.gradient_accumulation_steps:
-            parts = self.gradient_accumulation_steps
-            mistakes(("batch_size", self.batch_size, f"a multiple of gradient_accumulation_steps ({parts})"))
-        if self.scheduler.min_lr > self.learning_rate:
-            mistakes(("scheduler.min_lr", self.scheduler.min_lr, f"at most learning_rate ({self.learning_rate})"))
-        if self.scheduler.type == "exponential" and self.scheduler.min_lr == 0:
-            mistakes(("scheduler.min_lr", 0.0, "above 0 for an exponential schedule, which never reaches 0"))
+        parts, schedule = self.gradient_accumulation_steps, self.scheduler
+        figure = self.keep_best_by
+        measured = self.validate_every if figure == "validation_loss" else self.evaluate_every
+        mistakes(
+            ("batch_size", self.batch_size, f"a multiple of gradient_accumulation_steps ({parts})")
+            if self.batch_size % parts
+            else None,
+            ("scheduler.min_lr", schedule.min_lr, f"at most learning_rate ({self.learning_rate})")
+            if schedule.min_lr > self.learning_rate
+            else None,
+            ("scheduler.min_lr", 0.0, "above 0 for an exponential schedule, which never reaches 0")
+            if schedule.type == "exponential" and schedule.min_lr == 0
+            else None,
+            (
+                "keep_best_by",
+                figure,
+                f"null, or {'validate_every' if figure == 'validation_loss' else 'evaluate_every'} a divisor of "
+                f"checkpoint_every ({self.checkpoint_every})",
+            )
+            if figure and (not measured or not self.checkpoint_every or self.checkpoint_every % measured)
+            else None,
+        )
         return self

@@ -1,6 +1,5 @@
 """What of a run folder is pushed: an allow-list, cleaned of what belongs to one machine."""
 
-import ast
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,6 +9,7 @@ import yaml
 from ddpm_hf.checkpoints import MANIFEST, find_latest
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub.bundle import one_file
 from ddpm_hf.hub.card import make_card
 from ddpm_hf.hub.download import INDEX, PROGRESS, STATE
 from ddpm_hf.hub.facts import CONFIG, METRICS, gather_facts, read_config
@@ -28,7 +28,14 @@ PIPELINE_FILES = (
 
 NEEDED = (INDEX, "unet/config.json", "unet/diffusion_pytorch_model*.safetensors", "scheduler/scheduler_config.json")
 
-STATE_FILES = ("network.safetensors", "optimizer.safetensors", "timestep_sampler.safetensors", "progress.json")
+STATE_FILES = (
+    "network.safetensors",
+    "optimizer.safetensors",
+    "timestep_sampler.safetensors",
+    "adversary.safetensors",
+    "adversary_optimizer.safetensors",
+    "progress.json",
+)
 """Of a checkpoint's training state, what is pushed."""
 
 PICTURES = ("samples.png", "denoising.png")
@@ -56,7 +63,7 @@ def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Pat
     if "metrics" in settings.include and pipeline == run and (run / METRICS).is_file():
         files[METRICS] = _clean_json(run / METRICS)
     if "code" in settings.include:
-        files |= pipeline_code()
+        files["pipeline.py"] = one_file(PIPELINE_SOURCE).encode()
     refuse_tokens(files.items())
     facts = gather_facts(run, pipeline, repo_id, settings.revision, files, settings.license)
 
@@ -107,25 +114,6 @@ def find_pipeline(run: Path) -> Path:
         )
         raise UserError(f"RUN_FOLDER: {run} {what}; give the output_dir of a run")
     return checkpoint
-
-
-def pipeline_code() -> dict[str, Content]:
-    """Our pipeline as pipeline.py, and the modules beside it that it needs."""
-    files: dict[str, Content] = {}
-    waiting = [PIPELINE_SOURCE.stem]
-    while waiting:
-        name = waiting.pop()
-        source = PIPELINE_SOURCE.with_name(f"{name}.py")
-        path = "pipeline.py" if source == PIPELINE_SOURCE else source.name
-        files[path] = source.read_bytes()
-        waiting += [each for each in _siblings(files[path]) if f"{each}.py" not in files]
-    return files
-
-
-def _siblings(source: Content) -> list[str]:
-    assert isinstance(source, bytes)
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    return [node.module for node in nodes if node.level == 1 and node.module]
 
 
 def _pipeline_files(folder: Path) -> dict[str, Content]:

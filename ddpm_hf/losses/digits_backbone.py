@@ -1,5 +1,7 @@
 """A backbone for the perceptual loss on the built-in digits: trained in seconds, nothing to download."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,14 +21,16 @@ def train_digits_backbone() -> nn.Module:
     from sklearn.datasets import load_digits
     from transformers import ConvNextBackbone, ConvNextConfig
 
+    num_channels = [16, 32]
+    options: dict[str, Any] = {"out_indices": [1, 2]}
     config = ConvNextConfig(
         num_channels=1,
         patch_size=1,
         num_stages=2,
-        hidden_sizes=[16, 32],
+        hidden_sizes=num_channels,
         depths=[1, 1],
-        out_indices=[1, 2],
         image_size=8,
+        **options,
     )
     digits = load_digits()
     images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # sixteen levels of gray, 0 to 16
@@ -37,7 +41,7 @@ def train_digits_backbone() -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(derive_seed(0, "digits backbone"))
             backbone = ConvNextBackbone(config)
-            _train(backbone, nn.Linear(config.hidden_sizes[-1], 10), images, labels)
+            _train(backbone, nn.Linear(num_channels[-1], 10), images, labels)
     finally:
         torch.set_num_threads(threads)
     return backbone

@@ -2,12 +2,34 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float32, Int64
 from torch import Tensor
+
+NUM_BINS = 10
+"""Equal parts of the timesteps, whose losses differ by orders of magnitude."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one process tells of an update.
+
+    Attributes:
+        figures: by name, each of this process's images.
+        timesteps: of these images; None if the update was left out.
+        losses: of these images.
+    """
+
+    figures: Mapping[str, Tensor | float]
+    timesteps: Int64[Tensor, " batch"] | None = None
+    losses: Float32[Tensor, " batch"] | None = None
 
 
 class Meter:
@@ -15,19 +37,31 @@ class Meter:
 
     Args:
         accelerator: knows the other processes.
+        num_timesteps: T, whose tenths the loss is also told of.
         sums: what a checkpoint kept of an unfinished line.
     """
 
-    def __init__(self, accelerator: Accelerator, sums: dict[str, float] | None = None) -> None:
+    def __init__(self, accelerator: Accelerator, num_timesteps: int, sums: dict[str, float] | None = None) -> None:
         self.accelerator = accelerator
+        self.num_timesteps = num_timesteps
         # a sum over the processes, so one of them carries it on
         self._sums: dict[str, Any] = defaultdict(float, sums or {} if accelerator.is_main_process else {})
 
-    def add(self, **values: Tensor | float) -> None:
+    def add(self, update: Update) -> None:
         """Count the figures of one update of this process; not every update has all of them."""
-        for name, value in values.items():
-            self._sums[name] += value
-            self._sums[f"{name} count"] += 1.0
+        for name, value in update.figures.items():
+            self._count(name, value, 1.0)
+        if update.timesteps is not None and update.losses is not None:
+            tenth = update.timesteps * NUM_BINS // self.num_timesteps
+            zeros = torch.zeros(NUM_BINS, device=tenth.device)
+            totals = zeros.index_add(0, tenth, update.losses)
+            counts = zeros.index_add(0, tenth, torch.ones_like(update.losses))
+            for name, total, count in zip(bin_names(self.num_timesteps), totals, counts, strict=True):
+                self._count(name, total, count)
+
+    def _count(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        self._sums[name] += total
+        self._sums[f"{name} count"] += count
 
     def sums(self) -> dict[str, float]:
         """The sums over all processes; to be called on each of them."""
@@ -43,7 +77,14 @@ class Meter:
         """The means over all processes, and start again; to be called on each of them."""
         sums = self.sums()
         self._sums.clear()
-        return {name: value / sums[f"{name} count"] for name, value in sums.items() if not name.endswith(" count")}
+        counts = {name: sums[f"{name} count"] for name in sums if not name.endswith(" count")}
+        return {name: sums[name] / count for name, count in counts.items() if count}
+
+
+def bin_names(num_timesteps: int) -> list[str]:
+    """What the loss in each tenth of the timesteps is called."""
+    edges = [-(-bin * num_timesteps // NUM_BINS) for bin in range(NUM_BINS + 1)]
+    return [f"loss/t{start}-{stop - 1}" for start, stop in pairwise(edges)]
 
 
 class MetricsFile:

@@ -35,6 +35,7 @@ class Objective:
         accelerator: the processes and devices.
 
     Attributes:
+        plain_loss: without what an adversary says.
         game: the adversary and its optimiser; None without an adversarial loss.
     """
 
@@ -52,14 +53,18 @@ class Objective:
 
             variance_term = learned_variance_term(scheduler)
         alpha_bar, predicts = scheduler.process.tables["alpha_bar"], config.model.prediction_type
-        self._loss = DiffusionLoss(options, alpha_bar, predicts, image_terms, variance_term).to(device)
+        self.plain_loss = DiffusionLoss(options, alpha_bar, predicts, image_terms, variance_term).to(device)
         if self.game is not None:
             image_terms["adversarial"] = options.adversarial.weight, self.game.adversary.network_term
             self._loss_in_game = DiffusionLoss(options, alpha_bar, predicts, image_terms, variance_term).to(device)
 
     def loss_at(self, step: int) -> DiffusionLoss:
         """The loss of the network at a step, counted from 0."""
-        return self._loss_in_game if self.game is not None and self.game.adversary.is_active(step) else self._loss
+        return self._loss_in_game if self.game is not None and self.game.adversary.is_active(step) else self.plain_loss
+
+    def game_at(self, step: int) -> "Game | None":
+        """The game, if the adversary learns at a step."""
+        return self.game if self.game is not None and self.game.adversary.is_trained(step) else None
 
 
 class Game:

@@ -10,13 +10,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_hf.config import Config
-from ddpm_hf.data import ImageSet, load_image_set
+from ddpm_hf.data import ImageSet, load_image_sets
 from ddpm_hf.errors import UserError
+from ddpm_hf.hub import pin_dataset
 from ddpm_hf.models import build_network
+from ddpm_hf.plotting import learning_rate_curve, schedule_curves
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
+from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
-from ddpm_hf.training.resume import find_start
+from ddpm_hf.training.resume import find_start, go_on_with
 from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.state import STATE, load_progress
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.perceptual import PerceptualLoss
@@ -29,10 +33,11 @@ class Plan:
     """A run that has passed every check.
 
     Attributes:
-        config: its configuration.
+        config: its configuration, the dataset's commit included.
         run: the folder that it writes to.
         start: the checkpoint that it goes on from; None for the beginning.
         images: the training images.
+        held_out: those that the loss is measured on; None where it is not.
         num_steps: updates of the whole run.
         perceptual: the perceptual loss, if the configuration asks for one.
     """
@@ -41,6 +46,7 @@ class Plan:
     run: RunFolder
     start: Path | None
     images: ImageSet
+    held_out: ImageSet | None
     num_steps: int
     perceptual: "PerceptualLoss | None"
 
@@ -52,7 +58,10 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         UserError: naming what does not fit.
     """
     run = RunFolder(config.output_dir or "runs/run")
-    start = find_start(run, config, resume)
+    start = find_start(run, resume)
+    if start is not None:
+        config = go_on_with(config, start)
+    config = config.model_copy(update={"dataset": pin_dataset(config.dataset)})
     training, parts = config.training, accelerator.num_processes * config.training.gradient_accumulation_steps
     if training.batch_size % parts:
         raise UserError(
@@ -61,14 +70,25 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         )
     if warning := terminal_signal_warning(build_scheduler(config.model)):
         logger.warning(warning)
-    images = load_image_set(config.dataset, config.model, progress=accelerator.is_main_process)
+    images, held_out = load_image_sets(config.dataset, config.model, config.seed, accelerator.is_main_process)
     if training.batch_size > len(images):
         raise UserError(
             f"training.batch_size: given {training.batch_size}; allowed: at most {len(images)}, the number of images "
             f"in {config.dataset.name!r}"
         )
+    if training.validate_every and held_out is None:
+        raise UserError(
+            f"training.validate_every: given {training.validate_every}; allowed: null, or images to measure on: set "
+            "dataset.validation_split or dataset.validation_fraction"
+        )
+    if start is not None and (before := load_progress(start / STATE).num_images) not in (None, len(images)):
+        raise UserError(
+            f"{start} belongs to a run on {before:,} images; {config.dataset.name!r} now has {len(images):,}, whose "
+            "order is another"
+        )
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
-    return Plan(config, run, start, images, num_steps, load_perceptual(config))
+    held_out = held_out if training.validate_every else None
+    return Plan(config, run, start, images, held_out, num_steps, load_perceptual(config))
 
 
 def describe(plan: Plan, accelerator: Accelerator) -> str:
@@ -80,22 +100,41 @@ def describe(plan: Plan, accelerator: Accelerator) -> str:
     epochs = steps * config.training.batch_size / len(images)
     start = f"{plan.start}" if plan.start else "the beginning"
     device = f"{accelerator.num_processes} on {accelerator.device.type}"
+    held_out = f", {len(plan.held_out):,} held out" if plan.held_out is not None else ""
+    levels = len(config.model.channel_multipliers)
+    smallest = config.model.image_size // 2 ** (levels - 1)
     lines = {
-        "parameters": f"{num_parameters:,}",
-        "data": f"{len(images):,} images of {config.dataset.name!r} in an epoch",
+        "network": f"{num_parameters:,} parameters, {levels} levels, the deepest at {smallest}x{smallest} pixels",
+        "data": f"{len(images):,} images of {config.dataset.name!r} in an epoch{held_out}",
         "steps": f"{steps:,} of {config.training.batch_size} images, {epochs:,.1f} epochs, from {start}",
+        "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
         "processes": f"{device}, precision {accelerator.mixed_precision}",
         "memory": f"about {_gigabytes(_memory(network, config, images, accelerator.num_processes))} per process",
         "disk": f"about {_gigabytes(_disk(num_parameters, config))} of {_gigabytes(plan.run.free_bytes())} free",
         "output": f"{plan.run.path}/",
     }
+    if config.hub.repo_id is not None:
+        lines["hub"] = f"{config.hub.repo_id}, which can be written to"
     return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items())
+
+
+def draw_plan(plan: Plan) -> list[Path]:
+    """Draw the learning rate and the noise schedule of a run that is only planned; returns the pictures."""
+    training, folder = plan.config.training, plan.run.dry_run
+    folder.mkdir(parents=True, exist_ok=True)
+    peak, shape = training.learning_rate, training.scheduler
+    rates = [learning_rate(step, plan.num_steps, peak, shape) for step in range(plan.num_steps)]
+    pictures = [folder / "learning_rate.png", folder / "schedule.png"]
+    learning_rate_curve(rates, pictures[0])
+    schedule_curves(build_scheduler(plan.config.model).process.tables["alpha_bar"], pictures[1])
+    return pictures
 
 
 def _memory(network: nn.Module, config: Config, images: ImageSet, num_processes: int) -> int:
     """Bytes of a process: weights, gradients, Adam's moments, average, activations of a part, and the data."""
     share = config.training.batch_size // num_processes // config.training.gradient_accumulation_steps
-    fixed = 5 * sum(parameter.nbytes for parameter in network.parameters())
+    averages = 1 + len(config.training.ema_extra_decays)
+    fixed = (4 + averages) * sum(parameter.nbytes for parameter in network.parameters())
     return fixed + share * _activations(network, config) + images.images.nbytes
 
 
@@ -118,8 +157,11 @@ def _activations(network: nn.Module, config: Config) -> int:
 
 
 def _disk(num_parameters: int, config: Config) -> int:
-    """Bytes of the kept checkpoints (weights, their average, two moments), one being written, and the pipeline."""
-    return 4 * num_parameters * (4 * (config.training.checkpoints_to_keep + 1) + 1)
+    """Bytes of the kept checkpoints (weights, their averages, two moments), one being written, and the pipeline."""
+    training = config.training
+    averages = 1 + len(training.ema_extra_decays)
+    kept = training.checkpoints_to_keep + 1 + (training.keep_best_by is not None)
+    return 4 * num_parameters * ((3 + averages) * kept + averages)
 
 
 def _gigabytes(num_bytes: int) -> str:

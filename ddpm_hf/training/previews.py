@@ -1,15 +1,23 @@
 """Pictures of what a network draws, while it is trained and at the end."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
+from ddpm_hf.data import ImageSet
+from ddpm_hf.errors import Abandoned
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.plotting import image_grid, save_png
+from ddpm_hf.plotting import denoising_strips, image_grid, save_png
 from ddpm_hf.randomness import image_seeds
+from ddpm_hf.training.colours import Colours
+from ddpm_hf.training.memory import in_pieces
 
 NUM_STAGES = 10
 """Pictures in a row of the denoising strip."""
@@ -17,9 +25,8 @@ NUM_STAGES = 10
 NUM_STRIPS = 6
 """Rows of the denoising strip."""
 
-
-class Abandoned(Exception):  # noqa: N818  (a wish, not an error)
-    """Drawing was given up because the run is to stop."""
+NUM_COMPARED = 10_000
+"""Training images, at most, whose colours are compared with those of previews."""
 
 
 class Previews:
@@ -27,6 +34,7 @@ class Previews:
 
     Args:
         pipeline: around the averaged network.
+        images: those it is trained on.
         seed: of the run; image i is that of `generate.py` with the same seed.
         num_images: images in a grid.
         num_inference_steps: denoising steps; None takes all.
@@ -36,6 +44,7 @@ class Previews:
     def __init__(
         self,
         pipeline: DDPMPipeline,
+        images: ImageSet,
         seed: int,
         num_images: int,
         num_inference_steps: int | None,
@@ -49,27 +58,46 @@ class Previews:
         self.class_labels = None if num_classes is None else [index % (num_classes - 1) for index in range(num_images)]
         self.num_inference_steps = num_inference_steps
         self.should_stop = should_stop
+        every = math.ceil(len(images) / NUM_COMPARED)
+        self.real = Colours.of(images.images[::every])
 
-    def draw(self, samples: Path, denoising: Path | None = None) -> None:
+    def draw(self, samples: Path, denoising: Path | None = None) -> Colours:
         """Write a grid of samples, and a strip that shows some of them emerge from noise.
+
+        Where memory does not suffice for all at once, they are drawn in pieces: an image does not depend on the others.
+
+        Returns:
+            The colours of the samples.
 
         Raises:
             Abandoned: if should_stop said so; nothing is written then.
         """
-        output: Any = self.pipeline(
-            batch_size=len(self.seeds),
-            seeds=self.seeds,
-            class_labels=self.class_labels,
+        indices = range(len(self.seeds))
+        pieces = in_pieces(lambda some: self._sample(some).images, indices, "preview images")
+        drawn: list[Image.Image] = [image for piece in pieces for image in piece]
+        save_png(image_grid(drawn), samples)
+        if denoising:
+            save_png(self._strips(indices[:NUM_STRIPS]), denoising)
+        arrays = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
+        return Colours.of(torch.from_numpy(arrays).permute(0, 3, 1, 2))
+
+    def _sample(self, indices: Sequence[int], num_stages: int = 0) -> Any:
+        return self.pipeline(
+            batch_size=len(indices),
+            seeds=[self.seeds[index] for index in indices],
+            class_labels=None if self.class_labels is None else [self.class_labels[index] for index in indices],
             num_inference_steps=self.num_inference_steps,
-            return_intermediates=NUM_STAGES if denoising else 0,
+            return_intermediates=num_stages,
             callback_on_step_end=self._keep_on,
         )
-        save_png(image_grid(output.images), samples)
-        if denoising:
-            strips = min(NUM_STRIPS, len(self.seeds))
-            stages = [to_output(stage.x_t[:strips], "pil") for stage in output.intermediates]
-            rows = zip(*stages, output.images[:strips], strict=True)
-            save_png(image_grid([image for row in rows for image in row], columns=len(stages) + 1), denoising)
+
+    def _strips(self, indices: Sequence[int]) -> Image.Image:
+        stages: list[list[Image.Image]] = [[] for _ in range(NUM_STAGES + 1)]
+        for output in in_pieces(lambda some: self._sample(some, NUM_STAGES), indices, "rows of the strip"):
+            pictures = [to_output(each.x_t, "pil") for each in output.intermediates]
+            for stage, images in zip(stages, [*pictures, output.images], strict=False):
+                stage += images
+        return denoising_strips([stage for stage in stages if stage])
 
     def _keep_on(self, pipeline: Any, step: int, timestep: Tensor, state: dict[str, Tensor]) -> None:
         if self.should_stop():

@@ -9,6 +9,7 @@ from ddpm_hf.checkpoints import find_damage, find_latest
 from ddpm_hf.config import Config
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import fetch_checkpoint, portable_config
+from ddpm_hf.hub.dataset import COMMIT
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import STATE, load_progress
 
@@ -24,59 +25,77 @@ FIXED = (
 )
 """What may not change on the way: the weights or the order of images would not belong to either run."""
 
+FREE = ("cache_dir", "in_memory", "streaming", "strict", "validation_split")
+"""Options of the dataset that may change all the same: they leave the training images as they are."""
+
 FIXED_IN_GAME = ("loss_config.adversarial.hidden_channels", "loss_config.adversarial.num_levels")
 """Nor may these, once there is an adversary."""
 
 
-def find_start(run: RunFolder, config: Config, resume: str | None) -> Path | None:
+def find_start(run: RunFolder, resume: str | None) -> Path | None:
     """Find the checkpoint that a run goes on from.
 
     Args:
         run: where the run lies, or will lie.
-        config: the configuration to go on with.
-        resume: "latest", the folder of a checkpoint, "hub:USER/REPO[@REV]" for one on the Hub, or None for a new run.
+        resume: "latest", the folder of a checkpoint, "hub:USER/REPO[@REV]" for one on the Hub; "auto" for latest where
+            there is a run, and a new one where there is none; None for a new run.
 
     Returns:
         The checkpoint, or None for the beginning.
 
     Raises:
-        UserError: if a new run would overwrite another; if the checkpoint is missing or damaged; if the configuration
-            has changed so that the run cannot go on with it.
+        UserError: if a new run would overwrite another; if the checkpoint is missing or damaged.
     """
-    if resume is None:
+    if resume is None or (resume == "auto" and not run.holds_a_run):
         run.check_free()
         return None
     if resume.startswith("hub:"):
         resume = str(fetch_checkpoint(resume))
-    if resume == "latest":
+    if resume in ("auto", "latest"):
         if not run.holds_a_run:
             raise UserError(f"--resume latest: there is no run in {run.path}; leave --resume out to start one")
         checkpoint = find_latest(run.checkpoints)
         if checkpoint is None:
             logger.warning("%s has no complete checkpoint yet: starting at the beginning", run.path)
-            return None
-    else:
-        checkpoint = Path(resume)
-        damage = find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
-        if damage is not None:
-            raise UserError(f"--resume {resume}: {damage}; allowed: latest, or the folder of a complete checkpoint")
-        if checkpoint.resolve().parent != run.checkpoints.resolve():
-            run.check_free()
-    _compare(checkpoint, load_progress(checkpoint / STATE).config, config)
+        return checkpoint
+    checkpoint = Path(resume)
+    damage = find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+    if damage is not None:
+        raise UserError(f"--resume {resume}: {damage}; allowed: latest, auto, or the folder of a complete checkpoint")
+    if checkpoint.resolve().parent != run.checkpoints.resolve():
+        run.check_free()
     return checkpoint
+
+
+def go_on_with(config: Config, checkpoint: Path) -> Config:
+    """The configuration that a run goes on with: as given, but on the commit of the dataset that it began with.
+
+    Raises:
+        UserError: if the configuration has changed so that the run cannot go on.
+    """
+    before = _with_defaults(load_progress(checkpoint / STATE).config, Config().to_dict())
+    commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
+    if same_name and _is_commit(commit) and not _is_commit(config.dataset.revision):
+        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"revision": commit})})
+    _compare(checkpoint, before, config)
+    return config
 
 
 def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
     """List what has changed since a checkpoint; refuse what may not."""
-    before = _with_defaults(before, Config().to_dict())
     fixed = (*FIXED, *FIXED_IN_GAME) if before["loss_config"]["adversarial"]["weight"] else FIXED
     differences = _differences(portable_config(before), portable_config(config.to_dict()))
     changes = {name: f"{name}: {old!r} → {new!r}" for name, old, new in differences}
-    refused = [text for name, text in changes.items() if name.startswith(fixed)]
+    free = {f"dataset.{name}" for name in FREE}
+    refused = [text for name, text in changes.items() if name.startswith(fixed) and name not in free]
     if refused:
         raise UserError(f"{checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
     if changes:
         logger.warning("the configuration has changed since %s: %s", checkpoint, "; ".join(changes.values()))
+
+
+def _is_commit(revision: str | None) -> bool:
+    return COMMIT.fullmatch(revision or "") is not None
 
 
 def _with_defaults(given: Any, defaults: Any) -> Any:

@@ -26,6 +26,8 @@ class RunFolder:
         self.samples = self.path / "samples.png"
         self.denoising = self.path / "denoising.png"
         self.loss = self.path / "loss.png"
+        self.skipped = self.path / "skipped.txt"
+        self.dry_run = self.path / "dry_run"
 
     @property
     def holds_a_run(self) -> bool:
@@ -45,7 +47,7 @@ class RunFolder:
                 f"output_dir: {self.path} holds another run; continue it with --resume latest, or choose another "
                 "folder with output_dir=FOLDER"
             )
-        if self.path.exists() and any(file.name != ".lock" for file in self.path.iterdir()):
+        if self.path.exists() and any(file.name not in (".lock", self.dry_run.name) for file in self.path.iterdir()):
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
     @contextmanager

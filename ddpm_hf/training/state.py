@@ -29,6 +29,10 @@ class Progress:
         seconds: spent on them.
         sums: what the next line of metrics.jsonl has gathered so far.
         scaler: state of fp16's loss scaling; empty otherwise.
+        num_images: of the training data, whose order depends on it.
+        num_parts: into which the batch is cut.
+        num_skipped: updates left out because something was not finite.
+        score: the figure that the best checkpoint has least of, at this step; None where it was not measured.
         config: of the run, as plain values.
     """
 
@@ -36,6 +40,10 @@ class Progress:
     seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+    num_images: int | None = None
+    num_parts: int = 1
+    num_skipped: int = 0
+    score: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,6 +73,19 @@ def save_state(
 def load_progress(folder: Path) -> Progress:
     """Read how far the run was."""
     return Progress(**json.loads((folder / PROGRESS).read_text()))
+
+
+def find_best(checkpoints: list[Path]) -> Path | None:
+    """The checkpoint with the smallest score, the newest of equals; None where none was measured."""
+    scored = [(score, checkpoint) for checkpoint in checkpoints if (score := _score(checkpoint)) is not None]
+    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        return load_progress(checkpoint / STATE).score
+    except (OSError, ValueError, TypeError):  # damaged, and so not the best
+        return None
 
 
 def load_state(

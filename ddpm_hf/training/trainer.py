@@ -2,27 +2,32 @@
 
 import contextlib
 import logging
-import time
+import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, PartialState
-from tqdm import tqdm
 
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.config import Config
-from ddpm_hf.hub import HubUploader, pin_dataset, record_environment
-from ddpm_hf.plotting import loss_curve
+from ddpm_hf.errors import Abandoned, UserError
+from ddpm_hf.hub import HubUploader, record_environment
 from ddpm_hf.training.interruption import Interrupted, StopSignals
+from ddpm_hf.training.journal import Journal
 from ddpm_hf.training.learner import Learner
-from ddpm_hf.training.metrics import Meter, MetricsFile
+from ddpm_hf.training.metrics import Meter
 from ddpm_hf.training.precision import choose_precision, use_all_cores
 from ddpm_hf.training.preflight import describe, make_plan
-from ddpm_hf.training.previews import Abandoned, Previews
-from ddpm_hf.training.state import STATE, Progress, load_progress
+from ddpm_hf.training.previews import Previews
+from ddpm_hf.training.state import STATE, Progress, find_best, load_progress
+from ddpm_hf.training.validation import Validation
 
 SECONDS_TO_UPLOAD_WHEN_STOPPED = 5
 """A run that is asked to stop has seconds, not minutes; what is not uploaded then is told."""
+
+SHARE_BEFORE_COLOURS = 0.2
+"""Of a run, before which previews are too noisy for their colours to say anything."""
 
 if TYPE_CHECKING:
     from ddpm_hf.evaluation.features import FeatureExtractor
@@ -37,8 +42,8 @@ class Trainer:
 
     Args:
         config: the run.
-        resume: "latest" for the newest complete checkpoint of the run folder, or the folder of a checkpoint; None
-            starts a new run.
+        resume: "latest" for the newest complete checkpoint of the run folder, "auto" for that or a new run, or the
+            folder of a checkpoint; None starts a new run.
 
     Raises:
         UserError: for anything in the configuration, the data or the run folder that would end in failure later.
@@ -46,10 +51,8 @@ class Trainer:
 
     def __init__(self, config: Config, resume: str | None = None) -> None:
         self.accelerator = _make_accelerator(config)
-        self.config = config = config.model_copy(update={"dataset": pin_dataset(config.dataset)})
         self.plan = make_plan(config, resume, self.accelerator)
-        self.run_folder, self.num_steps = self.plan.run, self.plan.num_steps
-        self.metrics = MetricsFile(self.run_folder.metrics)
+        self.config, self.run_folder, self.num_steps = self.plan.config, self.plan.run, self.plan.num_steps
         self.signals = StopSignals()
         self.uploader = HubUploader(config.hub, self.run_folder.path)
         if self.accelerator.is_main_process:
@@ -70,63 +73,78 @@ class Trainer:
         lock = self.run_folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext()
         with lock, self.signals:
             self._set_up()
-            with tqdm(
-                desc="training",
-                total=self.num_steps,
-                initial=self.step,
-                unit="step",
-                dynamic_ncols=True,
-                disable=not self.accelerator.is_main_process,
-            ) as bar:
+            with self.journal.bar:
                 while self.step < self.num_steps:
-                    self._advance(bar)
+                    self._advance()
             self._finish()
 
     def _set_up(self) -> None:
         """Make everything that the checkpoint, if any, has a say in."""
-        checkpoint, training = self.plan.start, self.config.training
+        checkpoint, config, training = self.plan.start, self.config, self.config.training
         self.learner = Learner(
-            self.config, self.plan.images, self.num_steps, self.accelerator, checkpoint, self.plan.perceptual
+            config, self.plan.images, self.num_steps, self.accelerator, checkpoint, self.plan.perceptual
         )
+        if training.fit_memory:
+            self.learner.fit_memory()
         progress = load_progress(checkpoint / STATE) if checkpoint else Progress()
-        self.step = progress.step
-        self.meter = Meter(self.accelerator, progress.sums)
+        self.step = self.saved_step = progress.step
+        self.score: float | None = None
+        self.meter = Meter(self.accelerator, config.model.time_steps, progress.sums)
         if self.accelerator.scaler is not None and progress.scaler:
             self.accelerator.scaler.load_state_dict(progress.scaler)
-        self.logged_step, self.logged_seconds = self.step, progress.seconds
-        self.saved_step = self.step
-        self.started = time.perf_counter() - progress.seconds
+        self.journal = Journal(
+            self.run_folder,
+            self.meter,
+            self.accelerator,
+            training.batch_size,
+            self.num_steps,
+            self.step,
+            progress.seconds,
+        )
+        pipeline = self.learner.pipeline
         self.previews = Previews(
-            self.learner.pipeline,
-            self.config.seed,
+            pipeline,
+            self.plan.images,
+            config.seed,
             training.num_preview_images,
             training.preview_inference_steps,
             should_stop=lambda: bool(self.signals.received),
         )
+        self.validation = None
+        if self.plan.held_out is not None:
+            loss = self.learner.objective.plain_loss
+            self.validation = Validation(
+                self.plan.held_out, config, pipeline.unet, pipeline.scheduler, loss, self.accelerator
+            )
         self.accelerator.init_trackers("ddpm-hf")
         if self.accelerator.is_main_process:
             self.uploader.start()
             record_environment(
                 self.run_folder.path, self.accelerator.num_processes, str(self.accelerator.mixed_precision)
             )
-            self.run_folder.config.write_text(self.config.to_yaml(), encoding="utf-8")
-            self.metrics.cut_after(self.step)
+            self.run_folder.config.write_text(config.to_yaml(), encoding="utf-8")
+            if self.plan.images.skipped:
+                self.run_folder.skipped.write_text("\n".join(self.plan.images.skipped) + "\n", encoding="utf-8")
+            self.journal.metrics.cut_after(self.step)
 
-    def _advance(self, bar: tqdm) -> None:
-        """One update, and whatever is due after it."""
-        training = self.config.training
-        self.meter.add(**self.learner.update(self.step))
+    def _advance(self) -> None:
+        """One update, and whatever is due after it; the checkpoint last, so that a resumed run misses none of it."""
+        training, is_last = self.config.training, self.step + 1 == self.num_steps
+        self.meter.add(self.learner.update(self.step))
         self.step += 1
-        bar.update()
-        if self.step == self.num_steps or _due(self.step, self.config.logging.log_every):
-            self._log(bar)
-        if self.step == self.num_steps or _due(self.step, training.checkpoint_every):
-            self._save_checkpoint()
-        if self.step < self.num_steps and _due(self.step, training.preview_every):
+        self.journal.bar.update()
+        self.score = None
+        if is_last or _due(self.step, self.config.logging.log_every):
+            self.journal.write_means(self.step)
+        if not is_last and _due(self.step, training.preview_every):
             self._preview()
-        if self.step < self.num_steps and _due(self.step, training.evaluate_every):
+        if _due(self.step, training.validate_every):
+            self._validate()
+        if _due(self.step, training.evaluate_every):
             self._evaluate()
-        if self._shall_stop() and self.step < self.num_steps:
+        if is_last or _due(self.step, training.checkpoint_every):
+            self._save_checkpoint()
+        if self._shall_stop() and not is_last:
             self._save_checkpoint()
             self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
             raise Interrupted(self.signals.received, f"stopped at step {self.step:,} with a checkpoint; {self._go_on}")
@@ -139,26 +157,17 @@ class Trainer:
         self.signals.received = int(self.accelerator.gather(received).max())
         return bool(self.signals.received)
 
-    def _log(self, bar: tqdm) -> None:
-        """Write the means since the last line to metrics.jsonl, the tracker and the bar."""
-        means = self.meter.means()
-        seconds = time.perf_counter() - self.started
-        images = self.config.training.batch_size * (self.step - self.logged_step)
-        rate = images / (seconds - self.logged_seconds)
-        self.logged_step, self.logged_seconds = self.step, seconds
-        record = {"step": self.step, **means, "images_per_second": round(rate, 1), "seconds": round(seconds, 2)}
-        if self.accelerator.is_main_process:
-            self.metrics.append(record)
-        self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=self.step)
-        bar.set_postfix_str(f"loss {means['loss']:.4f}, lr {means['learning_rate']:.1e}, {rate:,.0f} img/s")
-
     def _save_checkpoint(self) -> None:
         """Write a complete checkpoint, unless this step has one; a disk that is full does not end the run."""
         progress = Progress(
             step=self.step,
-            seconds=time.perf_counter() - self.started,
+            seconds=self.journal.seconds,
             sums=self.meter.sums(),
             scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
+            num_images=len(self.plan.images),
+            num_parts=self.learner.num_parts,
+            num_skipped=self.learner.num_skipped,
+            score=self.score,
             config=self.config.to_dict(),
         )
         if self.accelerator.is_main_process and self.saved_step != self.step:
@@ -168,9 +177,11 @@ class Trainer:
                     self.step,
                     lambda folder: self.learner.save(folder, progress),
                     self.config.training.checkpoints_to_keep,
+                    find_best,
                 )
                 last = self.step == self.num_steps or bool(self.signals.received)
                 self.uploader.submit(checkpoint, self.step, last)
+                self.journal.draw()
             except OSError as error:
                 logger.warning("no checkpoint at step %d: %s; the last one stays, training goes on", self.step, error)
         self.saved_step = self.step
@@ -180,8 +191,24 @@ class Trainer:
         """Draw samples from the averaged weights as they are now."""
         if self.accelerator.is_main_process:
             with contextlib.suppress(Abandoned):
-                self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
+                colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
+                self.journal.write(self.step, {"preview": colours.figures()})
+                drift = colours.drift_from(self.previews.real)
+                if drift and self.step >= SHARE_BEFORE_COLOURS * self.num_steps:
+                    logger.warning(
+                        "the colours of the preview at step %d are off: %s; a longer average (training.ema_decay), a "
+                        "lower learning rate or more steps help",
+                        self.step,
+                        drift,
+                    )
         self.accelerator.wait_for_everyone()
+
+    def _validate(self) -> None:
+        """Measure the loss of the averaged weights on held-out images."""
+        if self.validation is not None and (figures := self.validation.measure(self._shall_stop)) is not None:
+            self.journal.write(self.step, {"validation": figures})
+            if self.config.training.keep_best_by == "validation_loss":
+                self.score = figures["loss"]
 
     def _load_extractor(self) -> "FeatureExtractor":
         from ddpm_hf.evaluation.features import load_extractor  # only where it is asked for
@@ -192,18 +219,26 @@ class Trainer:
         """Measure the averaged weights on a few samples; the figures stand in metrics.jsonl beside the step."""
         from ddpm_hf.evaluation import quick_look
 
-        figures = quick_look(
-            self.learner.pipeline, self.config, self.step, self.config.training.num_evaluation_samples, self.extractor
-        )
-        if self.accelerator.is_main_process:
-            self.metrics.append({"step": self.step, "evaluation": figures})
+        figures = None
+        with contextlib.suppress(Abandoned):
+            figures = quick_look(
+                self.learner.pipeline,
+                self.config,
+                self.step,
+                self.config.training.num_evaluation_samples,
+                self.extractor,
+                should_stop=lambda: bool(self.signals.received),
+            )
+        if figures is not None:
+            self.journal.write(self.step, {"evaluation": figures})
+            if self.config.training.keep_best_by != "validation_loss":
+                self.score = figures.get(str(self.config.training.keep_best_by))
 
     def _finish(self) -> None:
         """Leave the pipeline and the pictures in the run folder, and say how to use them."""
         if self.accelerator.is_main_process:
-            self.run_folder.publish(self.learner.pipeline.save_pretrained)
-            losses = [record for record in self.metrics.read() if "loss" in record]
-            loss_curve(losses, self.run_folder.loss)
+            self.run_folder.publish(self.learner.save_pipeline)
+            self.journal.draw()
             try:
                 self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
             except Abandoned:
@@ -222,7 +257,7 @@ class Trainer:
         return f"go on with: accelerate launch training/train.py --config {self.run_folder.config} --resume latest"
 
     def _closing_words(self) -> str:
-        minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
+        minutes, seconds = divmod(round(self.journal.seconds), 60)
         folder, T = self.run_folder.path, self.config.model.time_steps
         steps = f", num_inference_steps={T}" if T < 1000 else ""  # diffusers asks for 1000 unless told otherwise
         return (
@@ -237,13 +272,21 @@ class Trainer:
 
 
 def _make_accelerator(config: Config) -> Accelerator:
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise UserError(
+                f"accelerate's {kind}: it cuts the weights into pieces, of which no average is kept yet; allowed: "
+                "distributed_type MULTI_GPU, as in configs/accelerate/gpus.yaml. If memory is short, "
+                "training.gradient_checkpointing or training.gradient_accumulation_steps help"
+            )
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if on_cpu:
         use_all_cores()
     tracker, folder = config.logging.tracker, config.output_dir
+    state = PartialState(cpu=on_cpu, timeout=timedelta(minutes=config.training.timeout_minutes))
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision=choose_precision(config.training.mixed_precision, PartialState(cpu=on_cpu).device),
+        mixed_precision=choose_precision(config.training.mixed_precision, state.device),
         log_with=None if tracker == "none" else tracker,
         project_dir=None if tracker == "none" else f"{folder}/logs",
     )

@@ -227,3 +227,48 @@ def test_every_field_is_documented():
 def test_reading_a_configuration_loads_no_torch():
     code = "import sys, ddpm_hf.config; assert not {'torch', 'diffusers', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_and_off_are_words_as_in_yaml_1_2(read):
+    assert read("training:\n  mixed_precision: no\n").training.mixed_precision == "no"
+    assert read("", "training.mixed_precision=no").training.mixed_precision == "no"
+    assert read("", "training.compile=true").training.compile is True
+    assert mistakes(read, "", "training.compile=yes") == [
+        "command line: training.compile: given 'yes'; allowed: true or false"
+    ]
+
+
+def test_sections_that_do_not_fit_each_other_are_told_at_their_lines(read):
+    text = """
+model_config: {image_size: 8, channel_multipliers: [1, 2], attention_levels: [], variance_type: learned_range}
+loss_config:
+  vlb_weight: 0
+  adversarial:
+    weight: 0.1
+    num_levels: 4
+"""
+    found = mistakes(read, text)
+    assert found == [
+        "run.yaml:4: loss_config.vlb_weight: given 0.0; allowed: above 0, since nothing else trains a variance of "
+        "learned_range",
+        "run.yaml:7: loss_config.adversarial.num_levels: given 4; allowed: 1 to 3, since images of 8 pixels can be "
+        "halved 3 times",
+    ]
+
+
+def test_the_losses_mistakes_come_all_at_once(read):
+    text = """
+loss_config:
+  huber_delta: 0
+  time_weight_params: {gamma: -1}
+  perceptual: {weight: 1}
+  adversarial: {weight: -1, loss: wasserstein}
+"""
+    assert len(mistakes(read, text)) == 5
+
+
+def test_the_best_checkpoint_needs_its_figure_at_every_checkpoint(read):
+    found = mistakes(read, "training: {keep_best_by: validation_loss, validate_every: 300, checkpoint_every: 1000}")
+    assert len(found) == 1
+    assert "validate_every a divisor of checkpoint_every (1000)" in found[0]
+    read("training: {keep_best_by: validation_loss, validate_every: 500, checkpoint_every: 1000}")

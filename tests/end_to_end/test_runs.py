@@ -61,7 +61,8 @@ def state(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(run_folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_a_launched_run_loads_in_diffusers_where_we_are_not_installed(tiny_yaml, tmp_path):
@@ -88,7 +89,7 @@ def test_the_commands_that_a_run_prints_work(tiny_yaml, tmp_path):
 
 
 def test_two_processes_train_as_one(tiny_yaml, tmp_path):
-    options = ["model_config.dropout=0", "training.num_steps=20", "logging.log_every=1", "training.preview_every=7"]
+    options = ["model_config.dropout=0", "training.num_steps=50", "logging.log_every=1", "training.preview_every=7"]
     run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'one'}", *options, check=True)
     run(*TORCHRUN, free_port(), TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'two'}", *options, check=True)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -111,6 +112,20 @@ def test_two_processes_stop_together_at_a_signal(tiny_yaml, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0
     assert state(folder)
+
+
+def test_a_dead_process_is_started_again_and_the_run_goes_on(tiny_yaml, tmp_path):
+    options = ["model_config.dropout=0", "training.num_steps=60", "training.checkpoint_every=5", "logging.log_every=1"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={whole}", *options, check=True)
+    restarting = [*TORCHRUN, free_port(), "--max_restarts", "1", TRAIN, "--config", tiny_yaml, "--resume", "auto"]
+    process = subprocess.Popen([*restarting, f"output_dir={folder}", *options], stderr=subprocess.DEVNULL)
+    wait_for(folder / "checkpoints" / "step-10" / "manifest.json")
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(workers.split()[0]), signal.SIGKILL)
+    assert process.wait(timeout=200) == 0
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-4)
+    torch.testing.assert_close(state(folder), state(whole), rtol=1e-3, atol=1e-5)
 
 
 def free_port() -> str:

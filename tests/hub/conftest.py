@@ -80,6 +80,7 @@ def environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
         "HF_HOME": str(tmp_path / "hf-home"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "0" if hub.xet else "1",
+        "DDPM_HF_CACHE": str(tmp_path / "ddpm-hf"),
         "OMP_NUM_THREADS": "1",
     }
 

@@ -16,7 +16,7 @@ def moved(network: nn.Linear, amount: float) -> None:
 def test_it_is_the_weighted_sum_of_all_weights():
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
-    ema = ExponentialMovingAverage(network, decay=0.9, warmup=False)
+    ema = ExponentialMovingAverage(network, decay=0.9, schedule="constant")
     expected = network.weight.detach().double()
     for step in range(20):
         moved(network, 0.1 * step)
@@ -29,6 +29,13 @@ def test_the_warm_up_forgets_the_first_weights():
     ema = ExponentialMovingAverage(nn.Linear(1, 1), decay=0.999)
     assert ema.decay_at(0) == pytest.approx(0.1)
     assert ema.decay_at(90) == pytest.approx(0.91)
+    assert ema.decay_at(10**6) == 0.999
+
+
+def test_the_power_form_is_that_of_its_formula():
+    ema = ExponentialMovingAverage(nn.Linear(1, 1), decay=0.999, schedule="power", power=2 / 3)
+    assert ema.decay_at(0) == 0
+    assert ema.decay_at(7) == pytest.approx(1 - 8 ** (-2 / 3))
     assert ema.decay_at(10**6) == 0.999
 
 

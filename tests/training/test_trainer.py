@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from safetensors.torch import load_file
 
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
+from ddpm_hf.training.batches import Batches
 from ddpm_hf.training.interruption import Interrupted
 from ddpm_hf.training.learner import Learner
+from ddpm_hf.training.preflight import draw_plan
 from ddpm_hf.training.trainer import Trainer
+
+CLOCK = ("seconds", "images_per_second", "data_wait", "memory_gb")
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -29,11 +34,13 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def figures(run: Path) -> list[dict]:
-    """metrics.jsonl without what the clock says."""
+    """metrics.jsonl without what the clock and the machine say."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines
-    ]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in figures(run) if "loss" in line]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -85,7 +92,7 @@ def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-4", "step-6"}
     assert {path.name for path in (run / "previews").iterdir()} == {"step-4.png"}
     assert load_config(run / "config.yaml") == config
-    assert [line["step"] for line in figures(run)] == [3, 6]
+    assert [line["step"] for line in figures(run)] == [3, 4, 6]  # the preview's at 4
     with Image.open(run / "samples.png") as picture:
         assert picture.mode == "L"
     said = capsys.readouterr().out
@@ -145,7 +152,7 @@ def test_a_run_without_a_checkpoint_yet_starts_at_the_beginning(tiny, tmp_path, 
 
 def test_a_finished_run_can_be_trained_on(tiny, tmp_path, whole_run):
     Trainer(tiny(f"output_dir={whole_run}", "training.num_steps=8"), resume="latest").train()
-    assert [line["step"] for line in figures(whole_run)] == [3, 6, 8]
+    assert [line["step"] for line in figures(whole_run)] == [3, 4, 6, 8]  # the preview's at 4
 
 
 def test_a_checkpoint_starts_a_run_elsewhere(tiny, tmp_path, whole_run):
@@ -160,7 +167,7 @@ def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, whole_run):
         run = tmp_path / f"parts-{parts}"
         options = ("model_config.dropout=0", f"training.gradient_accumulation_steps={parts}", f"output_dir={run}")
         Trainer(tiny(*options)).train()
-        runs.append([line["loss"] for line in figures(run)])
+        runs.append(losses(run))
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
 
@@ -180,6 +187,25 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny
         trainer.train()
     torch.testing.assert_close(trainer.learner.network.state_dict(), before, rtol=0, atol=0)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_updates_that_are_not_finite_may_be_left_out(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("ddpm_hf.training.batches.to_model_range", lambda images: images.float() / 128)
+    at = Batches.at
+
+    def poisoned(self, step):
+        batch = at(self, step)
+        return replace(batch, x_0=batch.x_0 * float("nan")) if step in (1, 4) else batch
+
+    monkeypatch.setattr(Batches, "at", poisoned)
+    Trainer(tiny("training.max_skipped_updates=2", f"output_dir={tmp_path / 'skipping'}")).train()
+    assert "step 4 is nan" in caplog.text
+    assert "the 2. so far" in caplog.text
+    assert all(torch.isfinite(tensor).all() for tensor in tensors(tmp_path / "skipping" / "unet").values())
+    progress = tmp_path / "skipping/checkpoints/step-6/training_state/progress.json"
+    assert json.loads(progress.read_text())["num_skipped"] == 2
+    with pytest.raises(FloatingPointError, match="step 4"):
+        Trainer(tiny("training.max_skipped_updates=1")).train()
 
 
 def test_a_full_disk_is_told_and_does_not_end_the_run(tiny, tmp_path, monkeypatch, caplog):
@@ -212,29 +238,72 @@ def test_a_class_conditional_run(tiny, tmp_path):
         ("loss_config.loss_type=hybrid", "loss_config.use_time_weighting=true", "model_config.prediction_type=sample"),
         ("training.num_steps=null", "training.num_epochs=1", "training.batch_size=1000"),
         ("training.preview_inference_steps=3", "logging.tracker=tensorboard"),
+        ("training.gradient_checkpointing=true", "training.channels_last=true"),
+        ("training.ema_schedule=power",),
     ],
     ids=lambda options: options[0],
 )
 def test_options_run(tiny, tmp_path, options):
     Trainer(tiny(*options)).train()
     assert (tmp_path / "run" / "samples.png").exists()
-    assert all(0 < line["loss"] < 10 for line in figures(tmp_path / "run"))
+    assert all(0 < loss < 10 for loss in losses(tmp_path / "run"))
 
 
 def test_a_run_can_be_measured_while_it_goes_on(tiny, tmp_path):
     benchmark = ("benchmark.features=digits", "benchmark.allow_few_samples=true")
     Trainer(tiny("training.evaluate_every=3", "training.num_evaluation_samples=12", *benchmark)).train()
     measured = [line for line in figures(tmp_path / "run") if "evaluation" in line]
-    assert [line["step"] for line in measured] == [3]
+    assert [line["step"] for line in measured] == [3, 6]
     assert measured[0]["evaluation"]["frechet_distance"] > 0
     assert "quick look at step 3" in (tmp_path / "run" / "evaluation" / "step-3" / "report.md").read_text()
 
 
-def test_a_dry_run_writes_nothing_and_tells_the_cost(tiny, tmp_path):
-    said = Trainer(tiny()).describe()
+def test_a_dry_run_tells_the_cost_and_draws_the_plan(tiny, tmp_path):
+    trainer = Trainer(tiny())
+    said = trainer.describe()
     assert not (tmp_path / "run").exists()
-    for part in ("parameters:", "1,797 images", "6 of 8 images", "memory:", "disk:", str(tmp_path / "run")):
+    for part in ("44,969 parameters", "schedule:", "1,797 images", "6 of 8 images", "memory:", "disk:", "run/"):
         assert part in said
+    for picture in draw_plan(trainer.plan):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
+    Trainer(tiny("training.num_steps=1")).train()  # the pictures of a plan are in nobody's way
+
+
+def test_averages_of_several_decays_are_variants_of_the_pipeline(tiny, tmp_path):
+    options = ("training.ema_extra_decays=[0.5,0]", "training.ema_schedule=constant")
+    Trainer(tiny(*options, f"output_dir={tmp_path / 'whole'}")).train()
+    whole = tmp_path / "whole"
+    networks = {
+        variant: StockPipeline.from_pretrained(whole, variant=variant).unet for variant in (None, "ema-0_5", "ema-0")
+    }
+    raw = load_file(whole / "checkpoints/step-6/training_state/network.safetensors")
+    torch.testing.assert_close(networks["ema-0"].state_dict(), raw, rtol=0, atol=0)
+    weights = {variant: network.conv_in.weight for variant, network in networks.items()}
+    assert not torch.equal(weights["ema-0_5"], weights["ema-0"])
+    assert not torch.equal(weights["ema-0_5"], weights[None])
+    Trainer(tiny(*options), resume=str(whole / "checkpoints" / "step-4")).train()
+    last = "checkpoints/step-6"
+    torch.testing.assert_close(tensors(tmp_path / "run" / last), tensors(whole / last), rtol=0, atol=0)
+
+
+def test_auto_starts_a_run_or_goes_on_with_it(tiny, tmp_path, whole_run):
+    Trainer(tiny("training.num_steps=4"), resume="auto").train()
+    Trainer(tiny(), resume="auto").train()
+    assert tensors(tmp_path / "run/unet").keys() == tensors(whole_run / "unet").keys()
+    assert figures(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_a_changed_dataset_is_not_gone_on_with(tiny, tmp_path, whole_run):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(8):
+        Image.new("L", (8, 8), index).save(folder / f"{index}.png")
+    options = (f"dataset.name={folder}", "dataset.in_memory=true", "training.num_steps=2")
+    Trainer(tiny(*options)).train()
+    Image.new("L", (8, 8), 99).save(folder / "9.png")
+    with pytest.raises(UserError, match=r"a run on 8 images.* now has 9"):
+        Trainer(tiny(*options, "training.num_steps=4"), resume="latest")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +321,29 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny, tmp_path, 
     with pytest.raises(UserError, match=message):
         Trainer(tiny(*overrides), resume)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_in_pieces_are_refused(tiny, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(UserError, match=f"{kind}.*MULTI_GPU"):
+        Trainer(tiny())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, of which there are many
+def test_compiled_and_plain_runs_go_on_from_each_other(tiny, tmp_path):
+    options = ("training.preview_every=null", "model_config.attention_levels=[]", "model_config.dropout=0")
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    Trainer(tiny(*options, f"output_dir={plain}")).train()
+    Trainer(tiny(*options, "training.compile=true", f"output_dir={compiled}")).train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert tensors(compiled / "checkpoints/step-6").keys() == tensors(plain / "checkpoints/step-6").keys()
+    for start, option in ((plain, "training.compile=true"), (compiled, "training.compile=false")):
+        folder = tmp_path / f"from-{start.name}"
+        at_four = str(start / "checkpoints" / "step-4")
+        Trainer(tiny(*options, option, f"output_dir={folder}"), resume=at_four).train()
+        assert losses(folder)[-1] == pytest.approx(losses(plain)[-1], rel=1e-4)
 
 
 def test_a_run_is_not_overwritten(tiny, whole_run):

@@ -1,0 +1,242 @@
+"""What things cost as they grow: python benchmarks/cost_curves.py --save
+
+Training (images/s and memory of an update) against batch, image size and parameters; sampling against batch and steps;
+scoring against the number of samples; a whole run on one and two processes. Each curve is the median of several
+repetitions after a warm-up, fitted by seconds = a x^b on all its points (least squares of the logarithms). The first
+bend is the first point from which on the local exponent differs from that of the fit by more than 0.25. The data cache
+against the size of the data is measured by data.py.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from network import cpu_name, peak_memory_of
+
+from ddpm_hf.config import Config, ModelConfig, TrainingConfig, load_config
+from ddpm_hf.data import ImageSet
+from ddpm_hf.evaluation.distances import frechet_distance, moments
+from ddpm_hf.evaluation.neighbors import precision_recall
+from ddpm_hf.evaluation.store import FeatureTable
+from ddpm_hf.training.learner import Learner
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+BASE = {
+    "channel_multipliers": (1, 2, 2),
+    "attention_levels": (),
+    "num_res_blocks": 1,
+    "norm_groups": 16,
+    "dropout": 0.1,
+}
+REPETITIONS = 5
+
+Point = tuple[float, Callable[[], object], int]
+"""The abscissa, what is timed, and how many images one call is about."""
+
+
+def learner(batch: int, **model: Any) -> Learner:
+    """A learner on random images, in the precision that `auto` chooses."""
+    config = Config(
+        model_config=ModelConfig(**{**BASE, "hidden_channels": 64, "image_size": 32, **model}),
+        training=TrainingConfig(batch_size=batch),
+    )
+    size = config.model.image_size
+    images = ImageSet(torch.randint(256, (256, 3, size, size), dtype=torch.uint8), None, None)
+    precision = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    return Learner(config, images, 1000, Accelerator(cpu=True, mixed_precision=precision))
+
+
+def training(batch: int, **model: Any) -> Callable[[], object]:
+    subject = learner(batch, **model)
+    return lambda: subject.update(0)
+
+
+def by_batch() -> Iterator[Point]:
+    for batch in (1, 2, 4, 8, 16, 32, 64, 128):
+        yield batch, training(batch), batch
+
+
+def by_image_size() -> Iterator[Point]:
+    for size in (8, 16, 32, 64, 128):
+        yield size, training(4, image_size=size), 4
+
+
+def by_parameters() -> Iterator[Point]:
+    for channels in (32, 64, 128, 192, 320):
+        subject = learner(4, hidden_channels=channels)
+        count = sum(parameter.numel() for parameter in subject.parameters)
+        yield count, (lambda subject=subject: subject.update(0)), 4
+
+
+def sampling_by_batch() -> Iterator[Point]:
+    pipeline = learner(1).pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    for batch in (1, 4, 16, 64):
+        seeds = list(range(batch))
+        yield batch, (lambda seeds=seeds: pipeline(seeds=seeds, num_inference_steps=2)), batch
+
+
+def sampling_by_steps() -> Iterator[Point]:
+    pipeline = learner(1).pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    for steps in (1, 2, 4, 8, 16):
+        yield steps, (lambda steps=steps: pipeline(seeds=[0, 1, 2, 3], num_inference_steps=steps)), 4
+
+
+def scoring_by_samples() -> Iterator[Point]:
+    with tempfile.TemporaryDirectory() as folder:
+
+        def table_of(count: int) -> FeatureTable:
+            file = Path(folder) / f"{count}.f32"
+            torch.randn(count, 64).numpy().tofile(file)
+            return FeatureTable(file, 64, range(count))
+
+        real = table_of(2001)
+        for count in (500, 1000, 2000, 4000, 8000, 16000):
+
+            def score(fake: FeatureTable) -> None:
+                frechet_distance(moments(real), moments(fake))
+                precision_recall(real, fake)
+
+            yield count, partial(score, table_of(count)), count
+
+
+CURVES: dict[str, tuple[str, Callable[[], Iterator[Point]]]] = {
+    "training by batch": ("images per update", by_batch),
+    "training by image size": ("side in pixels, 4 images per update", by_image_size),
+    "training by parameters": ("parameters, 4 images of 32x32 per update", by_parameters),
+    "sampling by batch": ("images, 2 steps", sampling_by_batch),
+    "sampling by steps": ("denoising steps, 4 images", sampling_by_steps),
+    "scoring by samples": ("samples against 2,001 real ones, 64 features", scoring_by_samples),
+}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Measure one curve."""
+    label, make = CURVES[name]
+    points = []
+    for x, call, images in make():
+        call()
+        seconds = []
+        for _ in range(REPETITIONS):
+            started = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - started)
+        points.append(
+            {
+                "x": x,
+                "seconds": statistics.median(seconds),
+                "images_per_second": images / statistics.median(seconds),
+                "memory": peak_memory_of(call),
+            }
+        )
+        print(name, points[-1], file=sys.stderr)
+    return {"name": name, "label": label, "points": points, **fit(points)}
+
+
+def fit(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The exponent of the time, and where the curve first leaves it."""
+    logs = [(math.log(point["x"]), math.log(point["seconds"])) for point in points]
+    exponent = float(np.polyfit(*zip(*logs, strict=True), 1)[0])
+    bend = None
+    for before, after, point in zip(logs, logs[1:], points[1:], strict=False):
+        local = (after[1] - before[1]) / (after[0] - before[0])
+        if abs(local - exponent) > 0.25:
+            bend = {"x": point["x"], "local_exponent": local}
+            break
+    return {"exponent": exponent, "bend": bend}
+
+
+def processes() -> dict[str, Any]:
+    """Images per second of a whole run on one process and on two, one thread each."""
+    rates = {}
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--standalone"]
+            options = ["training.num_steps=60", "logging.log_every=20", "training.num_preview_images=1"]
+            more = ["training.preview_inference_steps=1", f"output_dir={folder}/run"]
+            config = str(ROOT / "configs" / "digits.yaml")
+            command = [*launch, str(ROOT / "training" / "train.py"), "--config", config, *options, *more]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+            subprocess.run(command, check=True, capture_output=True, env={**environment, "MKL_NUM_THREADS": "1"})
+            lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+            rates[count] = statistics.median(line["images_per_second"] for line in lines[1:])
+    return {"one": rates[1], "two": rates[2], "ratio": rates[2] / rates[1]}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Write the results as Markdown."""
+    lines = [
+        "# What things cost as they grow",
+        "",
+        " ".join((__doc__ or "").split("\n\n")[1].split()),
+        "",
+        f"{result['machine']}; torch {result['torch']}; {result['date']}. Network: {BASE}, 64 channels at 32x32 unless "
+        "the curve says otherwise.",
+        "",
+    ]
+    for curve in result["curves"]:
+        bend = curve["bend"]
+        local = None if bend is None else f"first bend at {bend['x']:,} (local exponent {bend['local_exponent']:.2f})"
+        told = local or "no bend"
+        lines += [
+            f"## {curve['name']}: seconds ~ x^{curve['exponent']:.2f}, {told}",
+            "",
+            f"| {curve['label']} | seconds | images/s | memory, MB |",
+            "|--:|--:|--:|--:|",
+        ]
+        lines += [
+            f"| {point['x']:,} | {point['seconds']:.4f} | {point['images_per_second']:,.2f} "
+            f"| {point['memory'] / 1e6:,.1f} |"
+            for point in curve["points"]
+        ]
+        lines.append("")
+    if "processes" in result:
+        rates = result["processes"]
+        lines += [
+            "## one and two processes, one core each, digits",
+            "",
+            f"{rates['one']:,.0f} and {rates['two']:,.0f} images/s: {rates['ratio']:.2f}x.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*CURVES, "processes"], help="curves to measure (default: all)")
+    parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results/cost_curves.*")
+    arguments = parser.parse_args()
+    load_config(ROOT / "configs" / "digits.yaml")  # the import of everything is nobody's cost
+    chosen = arguments.only or [*CURVES, "processes"]
+    result: dict[str, Any] = {
+        "machine": cpu_name(),
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "curves": [measure(name) for name in chosen if name in CURVES],
+    }
+    if "processes" in chosen:
+        result["processes"] = processes()
+    print(table(result))
+    if arguments.save:
+        (RESULTS / "cost_curves.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "cost_curves.md").write_text(table(result))
+
+
+if __name__ == "__main__":
+    main()

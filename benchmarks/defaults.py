@@ -1,0 +1,51 @@
+"""What each default is worth at equal time on the digits: python benchmarks/defaults.py --save (see equal_time.py)"""
+
+import equal_time
+
+WEIGHTED = "loss_config.use_time_weighting=true"
+MEAN_1 = "loss_config.time_weight_params.normalize=true"
+
+CHOICES = {
+    "as in digits.yaml": {"": ()},
+    "initialisation": {"pytorch": ("model_config.initialization=pytorch",)},
+    "average": {
+        "none": ("training.ema_decay=0",),
+        "0.999 without warm-up": ("training.ema_schedule=constant",),
+        "0.99": ("training.ema_decay=0.99",),
+        "0.9999": ("training.ema_decay=0.9999",),
+    },
+    "prediction": {
+        "x_0": ("model_config.prediction_type=sample",),
+        "v": ("model_config.prediction_type=v_prediction",),
+    },
+    "schedule": {"linear": ("model_config.beta_schedule=linear",)},
+    "weight": {
+        "min_snr": (WEIGHTED, "loss_config.time_weight_type=min_snr", MEAN_1),
+        "p2": (WEIGHTED, "loss_config.time_weight_type=p2", MEAN_1),
+    },
+    "dropout": {"0.1": ("model_config.dropout=0.1",)},
+    "flips": {"on": ("dataset.horizontal_flip=true",)},
+    "batch": {
+        "32": ("training.batch_size=32",),
+        "128": ("training.batch_size=128",),
+        "128, rate 4e-3": ("training.batch_size=128", "training.learning_rate=4e-3"),
+    },
+    "learning rate": {
+        "5e-4": ("training.learning_rate=5e-4",),
+        "1e-3": ("training.learning_rate=1e-3",),
+        "4e-3": ("training.learning_rate=4e-3",),
+        "constant": ("training.scheduler.type=constant",),
+    },
+    "timesteps": {
+        "uniform": ("loss_config.timestep_sampling=uniform",),
+        "importance": ("loss_config.timestep_sampling=importance",),
+    },
+    "variance": {
+        "fixed_large": ("model_config.variance_type=fixed_large",),
+        "learned": ("model_config.variance_type=learned_range",),
+    },
+    "optimiser": {"adam": ("training.optimizer=adam",)},
+}
+
+if __name__ == "__main__":
+    equal_time.main("defaults", "What each default is worth", CHOICES)

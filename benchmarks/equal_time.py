@@ -1,0 +1,208 @@
+"""Choices compared at equal time on the digits: what losses.py and defaults.py share.
+
+Every choice trains on 80% of scikit-learn's digits for the same CPU seconds of one thread, so that other work on the
+machine does not decide, and for several seeds. The learning rate runs over the time, not over a number of steps. The
+quality is the Fréchet distance between as many samples as there are training images and the other 20%, in the features
+of the evaluation's digits classifier, divided by the distance of the training images themselves from them: 1.0 is as
+near as the training images are. Every (choice, seed) is a line of results/NAME.jsonl; what is there is not done again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_hf import cli
+from ddpm_hf.config import Config, load_config
+from ddpm_hf.config.dataset import DatasetConfig
+from ddpm_hf.data import load_image_set
+from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
+from ddpm_hf.evaluation.distances import Moments, frechet_distance
+from ddpm_hf.randomness import image_seeds
+from ddpm_hf.training.learner import Learner
+from ddpm_hf.training.objective import load_perceptual
+
+RESULTS = Path(__file__).parent / "results"
+BASE = Path(__file__).parents[1] / "configs" / "digits.yaml"
+TRAIN, HELD_OUT = "train[:80%]", "train[80%:]"
+FEW_STEPS = 50
+"""Denoising steps of the samples, for every choice."""
+
+Choices = Mapping[str, Mapping[str, Sequence[str]]]
+"""By question and answer: the options that differ from configs/digits.yaml."""
+
+
+class Judge:
+    """The held-out digits, and how far images are from them.
+
+    Attributes:
+        floor: the distance of the training images.
+    """
+
+    def __init__(self) -> None:
+        self.classifier = load_digits_classifier().eval()
+        self.held_out = self._moments(self._digits(HELD_OUT))
+        training = self._digits(TRAIN)
+        self.num_samples = len(training)
+        self.floor = frechet_distance(self.held_out, self._moments(training)).value
+
+    def ratio(self, images: Tensor) -> float:
+        """The distance of images, uint8, in floors."""
+        return frechet_distance(self.held_out, self._moments(images)).value / self.floor
+
+    def _digits(self, split: str) -> Tensor:
+        config = load_config(BASE)
+        return load_image_set(DatasetConfig(split=split), config.model).images
+
+    @torch.no_grad()
+    def _moments(self, images: Tensor) -> Moments:
+        features = self.classifier(images).values.double()
+        return Moments(len(features), features.sum(0), features.T @ features)
+
+
+def train_for(config: Config, seconds: float) -> tuple[Learner, int]:
+    """Train for some CPU seconds; the learning rate and its warm-up run over the time.
+
+    Returns:
+        What has learnt, and in how many updates.
+    """
+    images = load_image_set(config.dataset, config.model)
+    learner = Learner(config, images, 10**9, Accelerator(cpu=True), None, load_perceptual(config))
+    learner.update(0)  # whatever is done once at the beginning is not the choice's
+    step, started = 1, time.process_time()
+    while (spent := time.process_time() - started) < seconds:
+        learner.num_steps = max(step + 1, round(step * seconds / spent)) if step > 20 else 10_000
+        learner.update(step)
+        step += 1
+    return learner, step
+
+
+@torch.no_grad()
+def sample(learner: Learner, count: int, variance_type: str | None = None) -> Tensor:
+    """Draw images, uint8, from the averaged weights."""
+    pipeline = learner.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    if variance_type is not None:
+        pipeline.scheduler.register_to_config(variance_type=variance_type)
+    seeds = image_seeds(0, range(count))
+    parts = [
+        torch.from_numpy(pipeline(seeds=seeds[at : at + 256], num_inference_steps=FEW_STEPS, output_type="np").images)
+        for at in range(0, count, 256)
+    ]
+    return (torch.cat(parts).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
+
+
+def run_one(judge: Judge, options: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
+    """Train and judge one choice."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = (f"dataset.split={TRAIN}", f"output_dir={folder}/run", f"seed={seed}")
+        config = load_config(BASE, [*base, *options])
+        learner, steps = train_for(config, seconds)
+        ratio = judge.ratio(sample(learner, judge.num_samples))
+    return {"ratio": round(ratio, 4), "steps": steps}
+
+
+def main(name: str, title: str, choices: Choices) -> None:
+    """The program: measure what is missing, then write the table and the plot."""
+    parser = argparse.ArgumentParser(description=f"{title}: python benchmarks/{name}.py --save")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="CPU seconds of training (default 60)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="choices whose name has one of these texts in it")
+    parser.add_argument("--save", action="store_true", help=f"keep results in benchmarks/results/{name}.*")
+    cli.run(parser, lambda arguments: _measure(arguments, name, title, choices))
+
+
+def _measure(arguments: argparse.Namespace, name: str, title: str, choices: Choices) -> None:
+    torch.set_num_threads(1)
+    file = RESULTS / f"{name}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["question"], row["answer"], row["seed"], row["seconds"]) for row in rows}
+    asked = [
+        (question, answer, seed)
+        for seed in arguments.seeds
+        for question, answers in choices.items()
+        for answer in answers
+        if arguments.only is None or any(text in f"{question}: {answer}" for text in arguments.only)
+    ]
+    asked = [each for each in asked if (*each, arguments.seconds) not in done]
+    judge = Judge()
+    for question, answer, seed in tqdm(asked, unit="run"):
+        result = run_one(judge, choices[question][answer], seed, arguments.seconds)
+        row = {"question": question, "answer": answer, "seed": seed, "seconds": arguments.seconds, **result}
+        row |= {"torch": torch.__version__, "date": datetime.now(timezone.utc).date().isoformat()}
+        tqdm.write(json.dumps(row))
+        rows.append(row)
+        if arguments.save:
+            with file.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+    rows = [row for row in rows if row["seconds"] == arguments.seconds]
+    text = table(rows, title, choices, judge.floor, arguments.seconds)
+    print(text)
+    if arguments.save:
+        (RESULTS / f"{name}.md").write_text(text)
+        plot(rows, choices, RESULTS / f"{name}.png")
+
+
+def summary(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tuple[float, float, float, int] | None:
+    """Mean and standard deviation of the ratio, mean of the steps, and the number of seeds of an answer."""
+    found = [row for row in rows if (row["question"], row["answer"]) == (question, answer)]
+    if not found:
+        return None
+    ratios = [row["ratio"] for row in found]
+    spread = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
+    return statistics.mean(ratios), spread, statistics.mean(row["steps"] for row in found), len(found)
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str, choices: Choices, floor: float, seconds: float) -> str:
+    """Write the results as Markdown."""
+    cores = os.cpu_count()
+    date = max((row["date"] for row in rows), default="")
+    lines = [
+        f"# {title}",
+        "",
+        f"{' '.join((__doc__ or '').split(chr(10) * 2)[1].split())}",
+        "",
+        f"{seconds:g} CPU seconds, {FEW_STEPS} denoising steps, floor {floor:.4f}; torch {torch.__version__}, "
+        f"{cores} cores, {date}. *ratio* is mean ± standard deviation over the seeds.",
+        "",
+        "| question | answer | ratio | updates | seeds |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for question, answers in choices.items():
+        for answer in answers:
+            if (found := summary(rows, question, answer)) is not None:
+                mean, spread, steps, seeds = found
+                lines.append(f"| {question} | {answer} | {mean:.2f} ± {spread:.2f} | {steps:,.0f} | {seeds} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Mapping[str, Any]], choices: Choices, file: Path) -> None:
+    """Draw every choice side by side."""
+    from matplotlib.figure import Figure
+
+    found = [
+        (f"{question}: {answer}", *numbers[:2])
+        for question, answers in choices.items()
+        for answer in answers
+        if (numbers := summary(rows, question, answer)) is not None
+    ]
+    figure = Figure(figsize=(8, 1 + 0.26 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    names, means, spreads = zip(*found, strict=True)
+    axes.barh(names, means, xerr=spreads, color="tab:blue", alpha=0.7)
+    axes.invert_yaxis()
+    axes.axvline(1, color="0.3", linewidth=1, label="training images")
+    axes.set(xlabel="distance from held-out digits, in those of the training images (smaller is better)")
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,62 @@
+"""Whether samples have the colours of the images that they are to look like."""
+
+from dataclasses import dataclass
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+ROOM = 0.05
+"""Difference of a channel's mean, in [-1, 1], that is no drift however sure it is."""
+
+STANDARD_ERRORS = 5.0
+"""Difference of a channel's mean from which it is no accident."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Mean and standard deviation of each channel, for values in [-1, 1].
+
+    Attributes:
+        count: images.
+        mean: of each channel, over all images and pixels.
+        std: likewise.
+        spread: standard deviation, over the images, of their own means.
+    """
+
+    count: int
+    mean: list[float]
+    std: list[float]
+    spread: list[float]
+
+    @classmethod
+    def of(cls, images: UInt8[Tensor, "num_images channels height width"]) -> "Colours":
+        """Measure some images."""
+        values = images.double() / 127.5 - 1
+        means = values.mean((2, 3))
+        return cls(
+            count=len(images),
+            mean=values.mean((0, 2, 3)).tolist(),
+            std=values.std((0, 2, 3), correction=0).tolist(),
+            spread=means.std(0, correction=0).tolist(),
+        )
+
+    def drift_from(self, real: "Colours") -> str | None:
+        """Say in which channels the mean differs from that of real images by more than accident allows.
+
+        Args:
+            real: the colours of many real images; how much the means of single ones differ decides what is an accident.
+        """
+        names = ("gray",) if len(self.mean) == 1 else ("red", "green", "blue")
+        drifted = [
+            f"{name} {ours:+.2f} instead of {theirs:+.2f}"
+            for name, ours, theirs, spread in zip(names, self.mean, real.mean, real.spread, strict=True)
+            if abs(ours - theirs) > ROOM + STANDARD_ERRORS * spread / self.count**0.5
+        ]
+        return ", ".join(drifted) or None
+
+    def figures(self) -> dict[str, list[float]]:
+        """For the log."""
+        return {
+            "channel_mean": [round(value, 4) for value in self.mean],
+            "channel_std": [round(value, 4) for value in self.std],
+        }

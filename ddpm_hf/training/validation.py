@@ -1,0 +1,104 @@
+"""The loss on held-out images, always at the same timesteps and with the same noise."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ddpm_hf.config import Config
+from ddpm_hf.data import ImageSet
+from ddpm_hf.data.images import to_model_range
+from ddpm_hf.losses import DiffusionLoss
+from ddpm_hf.models import DDPMUNet
+from ddpm_hf.randomness import generator_at
+from ddpm_hf.schedulers import DDPMScheduler
+from ddpm_hf.schedulers.likelihood import bound_terms, prior_term
+from ddpm_hf.training.metrics import NUM_BINS, bin_names
+
+
+class Validation:
+    """Measures the averaged weights on held-out images.
+
+    Image i of them is always looked at with the same noise and at the same timestep, and together the timesteps cover
+    the schedule evenly. So figures of different steps, and of different runs on the same data, compare.
+
+    Args:
+        images: the held-out ones.
+        config: of the run.
+        network: the averaged one.
+        scheduler: adds the noise.
+        loss: as in training, but for what an adversary says.
+        accelerator: the processes, which share the images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: Config,
+        network: DDPMUNet,
+        scheduler: DDPMScheduler,
+        loss: DiffusionLoss,
+        accelerator: Accelerator,
+    ) -> None:
+        self.images, self.config, self.network = images, config, network
+        self.scheduler, self.loss, self.accelerator = scheduler, loss, accelerator
+        count, T = min(config.training.num_validation_images, len(images)), config.model.time_steps
+        places = torch.arange(count) * T // count
+        self.timesteps = places[torch.randperm(count, generator=generator_at(0, "validation timesteps"))]
+        share = config.training.batch_size // accelerator.num_processes // config.training.gradient_accumulation_steps
+        # every process has as many batches, though some may be empty
+        shares = torch.arange(-(-count // accelerator.num_processes)).split(share)
+        first, stride = accelerator.process_index, accelerator.num_processes
+        self.batches = [rows[rows < count] for rows in (each * stride + first for each in shares)]
+
+    @torch.no_grad()
+    def measure(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Measure; to be called on every process.
+
+        Args:
+            should_stop: asked before every batch; all processes must get the same answer.
+
+        Returns:
+            The `loss`, that of each tenth of the timesteps and, where the configuration asks for it, `bits_per_dim`:
+            the variational bound, estimated from one timestep of each image. None if should_stop said so.
+        """
+        losses = torch.zeros(len(self.timesteps), device=self.accelerator.device)
+        bits = torch.zeros_like(losses)
+        for rows in self.batches:
+            if should_stop():
+                return None
+            if len(rows):
+                losses[rows], bits[rows] = self._look_at(rows)
+        losses, bits = (self.accelerator.reduce(each).double().cpu() for each in (losses, bits))
+        figures = {"loss": float(losses.mean())}
+        tenths = self.timesteps * NUM_BINS // self.config.model.time_steps
+        for tenth, name in enumerate(bin_names(self.config.model.time_steps)):
+            if (within := losses[tenths == tenth]).numel():
+                figures[name] = float(within.mean())
+        if self.config.training.validation_bits_per_dim:
+            figures["bits_per_dim"] = float(bits.mean())
+        return figures
+
+    def _look_at(
+        self, rows: Int64[Tensor, " batch"]
+    ) -> tuple[Float32[Tensor, " batch"], Float32[Tensor, " batch"] | float]:
+        """The loss and the bits per dimension of some images."""
+        device, T = self.accelerator.device, self.config.model.time_steps
+        x_0 = to_model_range(self.images.images[rows].to(device))
+        noise = torch.stack(
+            [torch.randn(x_0.shape[1:], generator=generator_at(0, "validation noise", row)) for row in rows.tolist()]
+        ).to(device)
+        timesteps = self.timesteps[rows].to(device)
+        labels = None
+        if self.config.model.num_classes is not None and self.images.labels is not None:
+            labels = self.images.labels[rows].to(device)
+        x_t = self.scheduler.add_noise(x_0, noise, timesteps)
+        with self.accelerator.autocast():
+            prediction = self.network(x_t, timesteps, labels).sample
+        losses = self.loss(prediction, x_0, noise, timesteps).per_sample
+        if not self.config.training.validation_bits_per_dim:
+            return losses, 0.0
+        terms = bound_terms(self.scheduler, prediction.float(), x_0, x_t, timesteps)
+        return losses, T * terms + prior_term(self.scheduler, x_0)

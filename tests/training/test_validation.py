@@ -1,0 +1,97 @@
+"""The loss on held-out images: what it measures, that it is repeatable, and what is kept by it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf.data import load_image_sets
+from ddpm_hf.errors import UserError
+from ddpm_hf.training.learner import Learner
+from ddpm_hf.training.metrics import Meter, Update, bin_names
+from ddpm_hf.training.trainer import Trainer
+from ddpm_hf.training.validation import Validation
+
+HELD_OUT = ("dataset.validation_fraction=0.2", "training.validate_every=2")
+
+
+def validation(config) -> Validation:
+    accelerator = Accelerator(cpu=True)
+    images, held_out = load_image_sets(config.dataset, config.model, config.seed)
+    learner = Learner(config, images, 6, accelerator)
+    unet, loss = learner.pipeline.unet, learner.objective.plain_loss
+    return Validation(held_out, config, unet, learner.scheduler, loss, accelerator)
+
+
+def go_on() -> bool:
+    return False
+
+
+def written(run: Path, name: str) -> dict[int, dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_a_network_that_predicts_nothing_has_the_loss_of_the_noise(tiny):
+    figures = validation(tiny(*HELD_OUT, "training.validation_bits_per_dim=true")).measure(go_on)
+    assert figures["loss"] == pytest.approx(1, abs=0.05)  # the paper's initialisation: eps is predicted as 0
+    assert [name for name in figures if name.startswith("loss/")] == bin_names(20)
+    assert figures["bits_per_dim"] > 1
+
+
+def test_it_is_the_same_in_any_batches_and_twice(tiny):
+    config = tiny(*HELD_OUT)
+    subject = validation(config)
+    figures = subject.measure(go_on)
+    assert subject.measure(go_on) == figures
+    other = validation(tiny(*HELD_OUT, "training.batch_size=64", "seed=0"))
+    assert other.measure(go_on) == pytest.approx(figures, rel=1e-5)
+
+
+def test_timesteps_cover_the_schedule_evenly(tiny):
+    counts = torch.bincount(validation(tiny(*HELD_OUT)).timesteps, minlength=20)
+    assert counts.min() >= counts.max() - 1
+
+
+def test_it_is_given_up_when_the_run_is_to_stop(tiny):
+    assert validation(tiny(*HELD_OUT)).measure(lambda: True) is None
+
+
+def test_a_run_writes_it_down_and_keeps_the_best(tiny, tmp_path, monkeypatch):
+    scores = iter([0.3, 0.1, 0.2])
+    monkeypatch.setattr(Validation, "measure", lambda self, should_stop: {"loss": next(scores)})
+    options = ("training.keep_best_by=validation_loss", "training.checkpoints_to_keep=1")
+    Trainer(tiny(*HELD_OUT, *options)).train()
+    assert written(tmp_path / "run", "validation") == {2: {"loss": 0.3}, 4: {"loss": 0.1}, 6: {"loss": 0.2}}
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-4", "step-6"}
+
+
+def test_a_resumed_run_measures_the_same(tiny, tmp_path):
+    whole, first = f"output_dir={tmp_path / 'whole'}", f"output_dir={tmp_path / 'first'}"
+    Trainer(tiny(*HELD_OUT, whole)).train()
+    Trainer(tiny(*HELD_OUT, first)).train()
+    Trainer(tiny(*HELD_OUT), resume=str(tmp_path / "first" / "checkpoints" / "step-4")).train()
+    assert written(tmp_path / "run", "validation")[6] == written(tmp_path / "whole", "validation")[6]
+
+
+def test_there_must_be_images_to_measure_on(tiny):
+    with pytest.raises(UserError, match=r"training.validate_every: given 2.*validation_fraction"):
+        Trainer(tiny("training.validate_every=2"))
+
+
+def test_the_training_loss_is_told_by_tenths_of_the_timesteps():
+    meter = Meter(Accelerator(cpu=True), 1000)
+    for _ in range(2):
+        meter.add(Update({"loss": 2.0}, torch.tensor([0, 50, 999]), torch.tensor([1.0, 3.0, 5.0])))
+    meter.add(Update({"learning_rate": 0.1}))
+    means = meter.means()
+    assert means == {"loss": 2.0, "loss/t0-99": 2.0, "loss/t900-999": 5.0, "learning_rate": pytest.approx(0.1)}
+
+
+@pytest.mark.parametrize("num_timesteps", [2, 7, 20, 1000, 4000])
+def test_tenths_are_named_by_the_timesteps_that_fall_into_them(num_timesteps):
+    for timestep in range(num_timesteps):
+        start, stop = bin_names(num_timesteps)[timestep * 10 // num_timesteps].removeprefix("loss/t").split("-")
+        assert int(start) <= timestep <= int(stop)
