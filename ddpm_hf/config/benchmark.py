@@ -59,8 +59,8 @@ class BenchmarkConfig(Section):
     reference_split: str | None = None
     """Split that samples are compared with; null: dataset.split, the training images."""
     held_out_split: str | None = None
-    """Split whose images are reconstructed and whose likelihood is measured; null: the training images, for want of
-    others, and the report says so."""
+    """Split whose images are reconstructed and whose likelihood is measured; null: what the dataset section holds out,
+    or else the training images, for want of others, and the report says so."""
     num_held_out: PositiveInt = 64
     """Held-out images that are reconstructed, and whose likelihood is measured."""
     reconstruction_levels: Annotated[tuple[Annotated[Float, Gt(0), Lt(1)], ...], Len(min_length=1)] = (0.1, 0.25, 0.5)

@@ -121,8 +121,8 @@ def kernel_distance(real: FeatureTable, fake: FeatureTable) -> Score:
     values = []
     for subset in range(KID_SUBSETS):
         drawn = [_draw(table, size, which, subset) for which, table in (("real", real), ("fake", fake))]
-        values.append(poly_mmd(drawn[0], drawn[1]))
-    spread = torch.stack(values)
+        values.append(float(poly_mmd(drawn[0], drawn[1])))
+    spread = torch.tensor(values, dtype=torch.float64)
     return Score(float(spread.mean()), float(spread.std(unbiased=False)))
 
 

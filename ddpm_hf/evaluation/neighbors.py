@@ -43,7 +43,9 @@ def nearest(
         device: where distances are computed; it must know float64.
         same: the two tables are one, and no row is its own neighbour.
     """
-    distances, indices = [], []
+    # made before the loop: small results that outlive large temporary ones would leave holes in the memory
+    distances = torch.empty(len(queries), k, dtype=torch.float64)
+    indices = torch.empty(len(queries), k, dtype=torch.int64)
     start = 0
     for block in queries.blocks(QUERY_ROWS):
         best = torch.full((len(block), k), math.inf, dtype=torch.float64, device=device)
@@ -61,10 +63,10 @@ def nearest(
             offset += len(others)
         exact = _exact_distances(block, references, where.cpu())
         order = exact.argsort(dim=1, stable=True)
-        distances.append(exact.gather(1, order))
-        indices.append(where.cpu().gather(1, order))
+        distances[start : start + len(block)] = exact.gather(1, order)
+        indices[start : start + len(block)] = where.cpu().gather(1, order)
         start += len(block)
-    return Neighbors(torch.cat(distances), torch.cat(indices))
+    return Neighbors(distances, indices)
 
 
 def _exact_distances(
@@ -82,16 +84,18 @@ def _within(
     device: torch.device | str,
 ) -> Bool[Tensor, " queries"]:
     """Whether each query lies in the ball of any reference."""
-    found = []
+    found = torch.empty(len(queries), dtype=torch.bool)
+    start = 0
     for block in queries.blocks(QUERY_ROWS):
         inside = torch.zeros(len(block), dtype=torch.bool, device=device)
         offset = 0
         for others in references.blocks(REFERENCE_ROWS):
             limits = radii[offset : offset + len(others)].to(device)
-            inside |= (_squared_distances(block.to(device), others.to(device)).sqrt() <= limits).any(1)
+            inside |= (_squared_distances(block.to(device), others.to(device)).sqrt_() <= limits).any(1)
             offset += len(others)
-        found.append(inside.cpu())
-    return torch.cat(found)
+        found[start : start + len(block)] = inside.cpu()
+        start += len(block)
+    return found
 
 
 def radii(table: FeatureTable, device: torch.device | str = "cpu") -> Float64[Tensor, " rows"]:

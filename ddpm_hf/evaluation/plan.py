@@ -194,19 +194,20 @@ def _drawing(pipeline: DDPMPipeline, config: Config) -> tuple[Drawing, str, int]
 
 def _check_features(extractor: FeatureExtractor, config: Config, splits: dict[str, ImageSet] | None) -> list[str]:
     benchmark, model = config.benchmark, config.model
+    problems = []
     if model.image_channels not in extractor.channels:
-        return [
+        problems.append(
             f"benchmark.features: {extractor.name} looks at images of {extractor.channels[0]} channel, those of the "
             f"model have {model.image_channels}"
-        ]
-    if isinstance(extractor, UserExtractor):
+        )
+    elif isinstance(extractor, UserExtractor):
         try:
             extractor.probe((model.image_channels, model.image_size, model.image_size))
         except UserError as error:
             return [str(error)]
-    problems, least = [], extractor.num_features + 1
     if not benchmark.metrics.fid or benchmark.allow_few_samples:
-        return []
+        return problems
+    least = extractor.num_features + 1
     why = (
         f"at least {least:,} for a Fréchet distance in the {extractor.num_features:,} features of {extractor.name}; or "
         "benchmark.allow_few_samples=true, or benchmark.metrics.fid=false"

@@ -118,8 +118,8 @@ def _warnings(plan: Plan, report: dict[str, Any]) -> Iterable[str]:
         )
     if report["held_out"]["are_training_images"] and (report["reconstructions"] or benchmark.metrics.bits_per_dim):
         yield (
-            "No held-out images were named (benchmark.held_out_split): reconstructions and bits/dim are those of "
-            "training images, which the model has seen."
+            "No held-out images were named (benchmark.held_out_split, dataset.validation_split): reconstructions and "
+            "bits/dim are those of training images, which the model has seen."
         )
     if benchmark.allow_few_samples and benchmark.metrics.fid:
         least = min(benchmark.n_samples, report["reference"]["num_images"])

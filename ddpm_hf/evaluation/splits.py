@@ -51,7 +51,7 @@ def load_splits(config: Config, model: str | Path) -> dict[str, ImageSet]:
         try:
             splits[split] = load_image_set(whole.model_copy(update={"split": split}), config.model, progress)
         except UserError as error:
-            problems.append(f"benchmark.{field}: given {split!r}: {error}")
+            problems.append(str(error).replace("dataset.split", f"benchmark.{field}", 1))
     if problems:
         raise UserError("; ".join(problems))
     return splits
@@ -60,6 +60,8 @@ def load_splits(config: Config, model: str | Path) -> dict[str, ImageSet]:
 def run_config(model: str | Path) -> dict[str, Any] | None:
     """The configuration of the run that a model's folder belongs to: a run, or one of its checkpoints; None without."""
     folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
     for file in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
         try:
             found = yaml.safe_load(file.read_text(encoding="utf-8"))
