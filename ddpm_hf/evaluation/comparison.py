@@ -110,7 +110,8 @@ def _plot(reports: dict[str, dict[str, Any]], file: Path) -> None:
     rows = -(-len(known) // columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    by_cost = len({report["sampling"]["network_evaluations"] for report in reports.values()}) > 1
+    costs = sorted({report["sampling"]["network_evaluations"] for report in reports.values()})
+    by_cost = len(costs) > 1
     for axes, (key, each) in zip(panels, known.items(), strict=False):
         if by_cost:
             for sampler in dict.fromkeys(report["sampling"]["sampler"] for report in reports.values()):
@@ -121,6 +122,8 @@ def _plot(reports: dict[str, dict[str, Any]], file: Path) -> None:
                 )
                 axes.plot(*zip(*points, strict=True), marker="o", label=sampler) if points else None
             axes.set(xlabel="network evaluations", xscale="log")
+            axes.set_xticks(costs, map(str, costs))
+            axes.minorticks_off()
             axes.legend()
         else:
             values = _values(reports, key)
@@ -130,7 +133,7 @@ def _plot(reports: dict[str, dict[str, Any]], file: Path) -> None:
         if floor and floor["value"] is not None:
             line = axes.axhline if by_cost else axes.axvline
             line(floor["value"], color="gray", linestyle="--", linewidth=1)
-        axes.set_title(f"{each['name']} ({each['better']} is better; dashed: real images)", fontsize=9)
+        axes.set_title(f"{each['name']}\n{each['better']} is better; dashed: real images", fontsize=9)
     for axes in panels[len(known) :]:
         axes.remove()
     aside = file.with_name(f".{file.name}")
