@@ -96,7 +96,7 @@ class Previews:
         for output in in_pieces(lambda some: self._sample(some, NUM_STAGES), indices, "rows of the strip"):
             pictures = [to_output(each.x_t, "pil") for each in output.intermediates]
             for stage, images in zip(stages, [*pictures, output.images], strict=False):
-                stage += images
+                stage.extend(images)
         return denoising_strips([stage for stage in stages if stage])
 
     def _keep_on(self, pipeline: Any, step: int, timestep: Tensor, state: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ import ast
 import getpass
 import json
 import socket
+import sys
 
 import diffusers
 import pytest
