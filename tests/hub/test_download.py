@@ -104,6 +104,18 @@ def test_a_byte_flipped_in_the_cache_is_found_online_and_offline(hub, client, pu
         fetch_pipeline("ada/digits", client)
 
 
+@pytest.mark.parametrize("transfer", ["xet"], indirect=True)
+def test_a_byte_flipped_in_the_store_of_xet_is_found(hub, client, pushed, tmp_path, transfer):
+    blocks = [file for file in (tmp_path / "xet-store").rglob("xorbs/default.*") if file.suffix != ".tagset"]
+    assert blocks
+    for block in blocks:
+        raw = bytearray(block.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        block.write_bytes(raw)
+    with pytest.raises(UserError, match=WEIGHTS):
+        fetch_pipeline("ada/digits", client)
+
+
 @pytest.mark.parametrize("route", ["info", "resolve", "cdn"])
 @pytest.mark.parametrize(
     "fault",
