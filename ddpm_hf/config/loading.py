@@ -82,20 +82,24 @@ def _validate(values: dict[str, Any], places: "_Places", found: list[str]) -> Co
                     path = (*section, *field.split("."))
                     if taken_out.isdisjoint(re.findall(r"\w+", allowed)):
                         found.append(f"{places.of(path)}: {_dotted(path)}: given {_shown(given)}; allowed: {allowed}")
-                if section:
-                    _take_out(values, section)
-                else:  # sections that do not fit each other; each is right by itself, so nothing else is to be found
-                    values.clear()
+                _take_out(values, section)
 
 
 def _take_out(values: dict[str, Any], path: KeyPath) -> str:
-    """Remove a key (the whole list, for one of its items), so that its default stands in; returns its name."""
-    section: Any = values
-    for depth, key in enumerate(path):
-        if depth == len(path) - 1 or not isinstance(section.get(key), dict):
-            section.pop(key, None)
+    """Remove a key, so that its default stands in; returns its name.
+
+    What is no key that was given (an item of a list, a default that does not fit, sections that do not fit each other)
+    is taken out with the nearest section above that was.
+    """
+    for depth in range(len(path), 0, -1):
+        *sections, key = path[:depth]
+        section: Any = values
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and key in section:
+            del section[key]
             return str(key)
-        section = section[key]
+    values.clear()
     return ""
 
 
@@ -186,7 +190,9 @@ def _describe(details: ErrorDetails) -> str:
         return f"unknown key (given {given}); {_nearest_key(details['loc'])}"
     if details["type"] == "model_type":
         return f"given {given}; allowed: a section, with keys below it"
-    allowed = details["msg"].removeprefix("Input should be ")
+    if details["type"] == "missing":
+        return f"given {given}; allowed: a value more"
+    allowed = details["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
     for theirs, ours in (
         ("greater than or equal to", "at least"),
         ("less than or equal to", "at most"),

@@ -145,7 +145,7 @@ learning_rate: 1
         "norm_groups",
         "run.yaml:11: learning_rate: unknown key (given 1); did you mean training.learning_rate?",
         "command line: given 'nonsense'; allowed: section.key=value, e.g. training.batch_size=64",
-        "command line: training.beta1: given True; allowed: a number, not true or false",
+        "command line: training.beta1: given 'yes'; allowed: a valid number",
         "command line: training.batch: unknown key (given 3); did you mean batch_size?",
     ]
 
@@ -233,8 +233,8 @@ def test_no_and_off_are_words_as_in_yaml_1_2(read):
     assert read("training:\n  mixed_precision: no\n").training.mixed_precision == "no"
     assert read("", "training.mixed_precision=no").training.mixed_precision == "no"
     assert read("", "training.compile=true").training.compile is True
-    assert mistakes(read, "", "training.compile=yes") == [
-        "command line: training.compile: given 'yes'; allowed: true or false"
+    assert mistakes(read, "", "training.beta1=true") == [
+        "command line: training.beta1: given True; allowed: a number, not true or false"
     ]
 
 
