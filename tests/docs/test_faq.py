@@ -20,5 +20,5 @@ def test_python_runs(tiny, tmp_path, monkeypatch):
     for example in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(compile(example, "faq.md", "exec"), names)
     assert len(names["images"]) == 4
-    assert names["network"].config.in_channels == 1
+    assert names["average"].config.in_channels == 1
     assert names["loss"].isfinite()
