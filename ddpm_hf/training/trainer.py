@@ -20,6 +20,7 @@ from ddpm_hf.training.metrics import Meter
 from ddpm_hf.training.precision import choose_precision, use_all_cores
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Previews
+from ddpm_hf.training.restarts import meet_again
 from ddpm_hf.training.state import STATE, Progress, find_best, load_progress
 from ddpm_hf.training.validation import Validation
 
@@ -283,7 +284,9 @@ def _make_accelerator(config: Config) -> Accelerator:
     if on_cpu:
         use_all_cores()
     tracker, folder = config.logging.tracker, config.output_dir
-    state = PartialState(cpu=on_cpu, timeout=timedelta(minutes=config.training.timeout_minutes))
+    timeout = timedelta(minutes=config.training.timeout_minutes)
+    meet_again(on_cpu, timeout)
+    state = PartialState(cpu=on_cpu, timeout=timeout)
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=choose_precision(config.training.mixed_precision, state.device),

@@ -114,11 +114,53 @@ def test_two_processes_stop_together_at_a_signal(tiny_yaml, tmp_path):
     assert state(folder)
 
 
+@pytest.mark.parametrize(
+    "long_work",
+    [
+        ("training.preview_every=3", "training.num_preview_images=256"),
+        (
+            "training.preview_every=null",
+            "training.evaluate_every=3",
+            "training.num_evaluation_samples=4096",
+            "benchmark.features=digits",
+        ),
+    ],
+    ids=["preview", "evaluation"],
+)
+def test_a_stop_in_the_midst_of_long_work_leaves_a_checkpoint_within_seconds(tiny_yaml, tmp_path, long_work):
+    folder = tmp_path / "run"
+    options = ["training.checkpoint_every=null", "logging.log_every=3", "model_config.time_steps=1000", *long_work]
+    process = subprocess.Popen(
+        [sys.executable, TRAIN, "--config", str(tiny_yaml), f"output_dir={folder}", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(folder / "metrics.jsonl")  # its first line is written just before
+    time.sleep(5)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert time.monotonic() - started < 20
+    assert "stopped at step 3 with a checkpoint" in said
+    assert (folder / "checkpoints" / "step-3" / "manifest.json").exists()
+
+
 def test_a_dead_process_is_started_again_and_the_run_goes_on(tiny_yaml, tmp_path):
     options = ["model_config.dropout=0", "training.num_steps=60", "training.checkpoint_every=5", "logging.log_every=1"]
     whole, folder = tmp_path / "whole", tmp_path / "run"
     run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={whole}", *options, check=True)
-    restarting = [*TORCHRUN, free_port(), "--max_restarts", "1", TRAIN, "--config", tiny_yaml, "--resume", "auto"]
+    restarting = [
+        *TORCHRUN[:-1],
+        "--standalone",
+        "--max_restarts",
+        "1",
+        TRAIN,
+        "--config",
+        tiny_yaml,
+        "--resume",
+        "auto",
+    ]
     process = subprocess.Popen([*restarting, f"output_dir={folder}", *options], stderr=subprocess.DEVNULL)
     wait_for(folder / "checkpoints" / "step-10" / "manifest.json")
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
