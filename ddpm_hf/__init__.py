@@ -12,7 +12,7 @@ from ddpm_hf._version import __version__
 if TYPE_CHECKING:
     from ddpm_hf.config import Config, load_config
     from ddpm_hf.errors import UserError
-    from ddpm_hf.evaluation import evaluate
+    from ddpm_hf.evaluation.evaluate import evaluate
     from ddpm_hf.hub import push_run
     from ddpm_hf.hub.loading import load_pipeline
     from ddpm_hf.losses import DiffusionLoss
@@ -29,7 +29,7 @@ _HOMES = {
     "DiffusionLoss": "ddpm_hf.losses",
     "Trainer": "ddpm_hf.training.trainer",
     "UserError": "ddpm_hf.errors",
-    "evaluate": "ddpm_hf.evaluation",
+    "evaluate": "ddpm_hf.evaluation.evaluate",
     "load_config": "ddpm_hf.config",
     "load_pipeline": "ddpm_hf.hub.loading",
     "push_run": "ddpm_hf.hub",
