@@ -9,8 +9,8 @@ import torch.distributed
 def meet_again(on_cpu: bool, timeout: timedelta) -> None:
     """Join the other processes of this attempt, where it is not the first.
 
-    torchrun's store outlives a restart with all keys of the attempt before, and PyTorch looks under the same keys again:
-    processes would call at the addresses of dead ones. Keys of this attempt's own are beyond mistake.
+    torchrun's store outlives a restart with all keys of the attempt before, and PyTorch looks under the same keys
+    again: processes would call at the addresses of dead ones. Keys of this attempt's own are beyond mistake.
 
     Args:
         on_cpu: processes speak by gloo; otherwise by NCCL.
