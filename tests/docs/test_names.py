@@ -52,6 +52,7 @@ def templates() -> set[str]:
 
 def test_quoted_messages_are_the_programs_own():
     known = templates()
+    # a line of a guide that begins with > is a message
     quotes = [line[2:] for page in PAGES for line in prose(page).splitlines() if line.startswith("> ")]
     assert len(quotes) > 20
     assert not [quote for quote in quotes if not any(quote in template for template in known)]
@@ -82,3 +83,9 @@ def test_the_tests_would_notice():
     assert not is_option("training.warmup_steps")
     assert not is_option("training.batch_size.more")
     assert "… image… of … cannot be read" in templates()
+
+
+def test_every_guide_is_in_the_list():
+    listed = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
+    guides = {page.name for page in [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "docs").glob("*.ipynb")]}
+    assert not [guide for guide in sorted(guides - {"index.md"}) if f"]({guide})" not in listed]
