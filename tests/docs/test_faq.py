@@ -10,6 +10,7 @@ from ddpm_hf.training.trainer import Trainer
 TEXT = (Path(__file__).parents[2] / "docs" / "faq.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 # diffusers' own, with recent numpy
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_python_runs(tiny, tmp_path, monkeypatch):
