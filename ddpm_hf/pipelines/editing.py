@@ -103,7 +103,7 @@ class Editing:
         class_labels: int | Sequence[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
     ) -> Any:
-        """Noise images to x_t and denoise them again by ancestral sampling, from that same t (DDPM, section 4.3).
+        """Noise images to x_t and denoise them again by ancestral sampling, from that same t (DDPM, section 4.4).
 
         Args:
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
@@ -185,7 +185,7 @@ class Editing:
     ) -> Any:
         """Lead from one image to another over images that the model finds likely.
 
-        "ddpm" mixes the two x_t linearly and denoises the mixture by ancestral sampling (DDPM, section 4.3). Both x_t,
+        "ddpm" mixes the two x_t linearly and denoises the mixture by ancestral sampling (DDPM, section 4.4). Both x_t,
         and all reverse steps, have the noise of one seed, so that a mixture has the variance that eq. 4 gives x_t.
         "ddim" mixes the two encoded x_t spherically and decodes the mixture (Song et al., section 5.3).
 
