@@ -183,7 +183,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str, choices: Choices, floor
         for answer in answers:
             if (found := summary(rows, question, answer)) is not None:
                 mean, spread, steps, seeds = found
-                lines.append(f"| {question} | {answer} | {mean:.2f} ± {spread:.2f} | {steps:,.0f} | {seeds} |")
+                ratio = f"{mean:.2f} ± {spread:.2f}" if seeds > 1 else f"{mean:.2f}"
+                lines.append(f"| {question} | {answer} | {ratio} | {steps:,.0f} | {seeds} |")
     return "\n".join(lines) + "\n"
 
 
