@@ -86,7 +86,7 @@ def test_the_cards_snippet_runs(hub, client, run, run_python, tmp_path):
 def test_a_second_push_of_a_run_changes_nothing(hub, client, run, transfer):
     first = push_run(run, SETTINGS, client)
     second = push_run(run, SETTINGS, client)
-    assert first.num_changed == 14
+    assert first.num_changed == 10
     assert (second.num_changed, second.commit) == (0, first.commit)
     assert not hub.requests("unknown")
 
