@@ -204,6 +204,6 @@ def plot(rows: Sequence[Mapping[str, Any]], choices: Choices, file: Path) -> Non
     axes.barh(names, means, xerr=spreads, color="tab:blue", alpha=0.7)
     axes.invert_yaxis()
     axes.axvline(1, color="0.3", linewidth=1, label="training images")
-    axes.set(xlabel="distance from held-out digits, in those of the training images (smaller is better)")
-    axes.legend(loc="lower right")
+    axes.set(xlabel="distance from held-out digits / that of the training images")
+    axes.legend(loc="upper right")
     figure.savefig(file, dpi=120)
