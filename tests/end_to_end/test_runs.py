@@ -116,6 +116,23 @@ def test_two_processes_stop_together_at_a_signal(tiny_yaml, tmp_path):
     assert state(folder)
 
 
+def test_compiled_and_plain_runs_go_on_from_each_other(tiny_yaml, tmp_path):
+    options = ["training.preview_every=null", "model_config.attention_levels=[]", "model_config.dropout=0"]
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+
+    def train(folder: Path, *more: object) -> list[float]:
+        run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={folder}", *options, *more, check=True)
+        return losses(folder)
+
+    expected = train(plain)
+    assert train(compiled, "training.compile=true") == pytest.approx(expected, rel=1e-4)
+    assert state(compiled).keys() == state(plain).keys()
+    for start, option in ((plain, "training.compile=true"), (compiled, "training.compile=false")):
+        at_four = start / "checkpoints" / "step-4"
+        gone_on = train(tmp_path / f"from-{start.name}", option, "--resume", at_four)
+        assert gone_on[-1] == pytest.approx(expected[-1], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "long_work",
     [

@@ -46,7 +46,7 @@ def push(environment, tmp_path):
 def test_the_program_pushes_once_and_then_finds_nothing_to_do(hub, push, run):
     first = push(run, "--repo_id", "ada/other", "--checkpoints", "--license", "mit")
     assert first.returncode == 0, first.stderr
-    assert "pipeline: 14 files changed: " in first.stdout
+    assert "pipeline: 10 files changed: " in first.stdout
     assert "checkpoint: 9 files changed: " in first.stdout
     second = push(run, "--repo_id", "ada/other", "--checkpoints", "--license", "mit")
     assert second.returncode == 0, second.stderr

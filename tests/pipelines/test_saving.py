@@ -171,7 +171,7 @@ def test_the_pipeline_file_travels(saved, tmp_path):
         assert not [line for line in lines if "trust_remote_code" not in line], lines
         out = pipeline(seeds=[1, 2], output_type="pt", return_intermediates=2, sampler="ddim", num_inference_steps=7)
         images = pipeline(seeds=[1, 2], output_type="pt").images
-        z = pipeline.encode(images, 10)
+        z = pipeline.encode(images, 5)
         pipeline.interpolate(1, 2, 3, num_inference_steps=4)
         pipeline.reconstruct(images, 5, seeds=[1, 2])
         pipeline.inpaint(images, torch.ones(1, 1, 8, 8), seeds=[1, 2], num_inference_steps=3)

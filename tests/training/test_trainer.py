@@ -330,22 +330,6 @@ def test_weights_in_pieces_are_refused(tiny, monkeypatch, kind):
         Trainer(tiny())
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own, of which there are many
-def test_compiled_and_plain_runs_go_on_from_each_other(tiny, tmp_path):
-    options = ("training.preview_every=null", "model_config.attention_levels=[]", "model_config.dropout=0")
-    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
-    Trainer(tiny(*options, f"output_dir={plain}")).train()
-    Trainer(tiny(*options, "training.compile=true", f"output_dir={compiled}")).train()
-    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
-    assert tensors(compiled / "checkpoints/step-6").keys() == tensors(plain / "checkpoints/step-6").keys()
-    for start, option in ((plain, "training.compile=true"), (compiled, "training.compile=false")):
-        folder = tmp_path / f"from-{start.name}"
-        at_four = str(start / "checkpoints" / "step-4")
-        Trainer(tiny(*options, option, f"output_dir={folder}"), resume=at_four).train()
-        assert losses(folder)[-1] == pytest.approx(losses(plain)[-1], rel=1e-4)
-
-
 def test_a_run_is_not_overwritten(tiny, whole_run):
     before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
     with pytest.raises(UserError, match="holds another run"):
