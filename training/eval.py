@@ -11,11 +11,16 @@ from pathlib import Path
 
 from ddpm_hf import cli
 from ddpm_hf.config import load_config
+from ddpm_hf.config.help import options_help
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of an evaluation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=options_help("seed", "dataset", "benchmark"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
     parser.add_argument("--config", required=True, metavar="FILE", help="says what is measured, and on which images")
     parser.add_argument("--output", metavar="DIR", help="where to (default: a folder in evaluation/ below the model's)")

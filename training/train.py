@@ -5,12 +5,15 @@ from pathlib import Path
 
 from ddpm_hf import cli
 from ddpm_hf.config import Config, load_config
+from ddpm_hf.config.help import options_help
 from ddpm_hf.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=options_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
     parser.add_argument("--model_type", choices=["ddpm"], help="kind of model; the same as model_type=…")
     parser.add_argument(

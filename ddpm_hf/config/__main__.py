@@ -1,5 +1,5 @@
 """Print the JSON schema of the configuration: `python -m ddpm_hf.config > configs/schema.json`."""
 
-from ddpm_hf.config.root import json_schema
+from ddpm_hf.config.root import schema_text
 
-print(json_schema(), end="")
+print(schema_text(), end="")

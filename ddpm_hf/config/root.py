@@ -68,6 +68,24 @@ class Config(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def json_schema() -> str:
-    """The schema of the YAML files for editors, as JSON Schema."""
-    return json.dumps(Config.model_json_schema(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""What pydantic calls the bounds of a number that has a validator of its own, and what JSON Schema calls them."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of the YAML files, as JSON Schema."""
+    return _in_standard_terms(Config.model_json_schema(by_alias=True))
+
+
+def _in_standard_terms(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_in_standard_terms(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    is_number = schema.get("type") in ("integer", "number")
+    return {BOUNDS.get(key, key) if is_number else key: _in_standard_terms(value) for key, value in schema.items()}
+
+
+def schema_text() -> str:
+    """The schema as the file that editors read."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"

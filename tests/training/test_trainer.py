@@ -19,6 +19,7 @@ from ddpm_hf.training.batches import Batches
 from ddpm_hf.training.interruption import Interrupted
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.preflight import draw_plan
+from ddpm_hf.training.resume import go_on_with
 from ddpm_hf.training.trainer import Trainer
 
 CLOCK = ("seconds", "images_per_second", "data_wait", "memory_gb")
@@ -292,6 +293,19 @@ def test_auto_starts_a_run_or_goes_on_with_it(tiny, tmp_path, whole_run):
     Trainer(tiny(), resume="auto").train()
     assert tensors(tmp_path / "run/unet").keys() == tensors(whole_run / "unet").keys()
     assert figures(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_a_run_keeps_the_commit_of_its_dataset(tiny, tmp_path):
+    checkpoint = tmp_path / "step-2"
+    (checkpoint / "training_state").mkdir(parents=True)
+    began = tiny("dataset.name=ada/digits", f"dataset.revision={'a' * 40}")
+    progress = {"step": 2, "config": began.to_dict()}
+    (checkpoint / "training_state" / "progress.json").write_text(json.dumps(progress))
+    for given in ("null", "main"):  # which may have moved on since
+        config = tiny("dataset.name=ada/digits", f"dataset.revision={given}")
+        assert go_on_with(config, checkpoint).dataset.revision == "a" * 40
+    with pytest.raises(UserError, match=r"dataset\.revision"):
+        go_on_with(tiny("dataset.name=ada/digits", f"dataset.revision={'b' * 40}"), checkpoint)
 
 
 def test_a_changed_dataset_is_not_gone_on_with(tiny, tmp_path, whole_run):
