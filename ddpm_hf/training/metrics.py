@@ -45,38 +45,43 @@ class Meter:
         self.accelerator = accelerator
         self.num_timesteps = num_timesteps
         # a sum over the processes, so one of them carries it on
-        self._sums: dict[str, Any] = defaultdict(float, sums or {} if accelerator.is_main_process else {})
+        carried = dict(sums or {}) if accelerator.is_main_process else {}
+        names = bin_names(num_timesteps)
+        self._tenths = names  # of the losses by timestep
+        # of each tenth the total of its losses and their count: two rows, so that an update adds to all of them at once
+        self._by_tenth = torch.tensor(
+            [[carried.pop(f"{name}{ending}", 0.0) for name in names] for ending in ("", " count")],
+            device=accelerator.device,
+        )
+        self._sums: dict[str, Any] = defaultdict(float, carried)
 
     def add(self, update: Update) -> None:
         """Count the figures of one update of this process; not every update has all of them."""
         for name, value in update.figures.items():
-            self._count(name, value, 1.0)
+            self._sums[name] += value
+            self._sums[f"{name} count"] += 1.0
         if update.timesteps is not None and update.losses is not None:
             tenth = update.timesteps * NUM_BINS // self.num_timesteps
-            zeros = torch.zeros(NUM_BINS, device=tenth.device)
-            totals = zeros.index_add(0, tenth, update.losses)
-            counts = zeros.index_add(0, tenth, torch.ones_like(update.losses))
-            for name, total, count in zip(bin_names(self.num_timesteps), totals, counts, strict=True):
-                self._count(name, total, count)
-
-    def _count(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
-        self._sums[name] += total
-        self._sums[f"{name} count"] += count
+            self._by_tenth.index_add_(1, tenth, torch.stack([update.losses, torch.ones_like(update.losses)]))
 
     def sums(self) -> dict[str, float]:
         """The sums over all processes; to be called on each of them."""
+        if not self._sums:
+            return {}
         names = sorted(self._sums)  # the same on every process, since each adds the same figures
         device = self.accelerator.device
         own = [torch.as_tensor(self._sums[name], dtype=torch.float64, device=device) for name in names]
-        if not own:
-            return {}
-        total = self.accelerator.reduce(torch.stack(own), reduction="sum")
+        names += [*self._tenths, *(f"{name} count" for name in self._tenths)]
+        total = self.accelerator.reduce(
+            torch.cat([torch.stack(own), self._by_tenth.flatten().double()]), reduction="sum"
+        )
         return dict(zip(names, total.tolist(), strict=True))
 
     def means(self) -> dict[str, float]:
         """The means over all processes, and start again; to be called on each of them."""
         sums = self.sums()
         self._sums.clear()
+        self._by_tenth.zero_()
         counts = {name: sums[f"{name} count"] for name in sums if not name.endswith(" count")}
         return {name: sums[name] / count for name, count in counts.items() if count}
 
