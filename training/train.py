@@ -1,4 +1,10 @@
-"""Train a diffusion model: accelerate launch training/train.py --config configs/digits.yaml [section.key=value …]"""
+"""Train a diffusion model.
+
+    accelerate launch training/train.py --config configs/digits.yaml
+        [section.key=value …]
+
+Every option of the configuration is listed below, after the program's own.
+"""
 
 import argparse
 from pathlib import Path
@@ -7,6 +13,7 @@ from ddpm_hf import cli
 from ddpm_hf.config import Config, load_config
 from ddpm_hf.config.help import options_help
 from ddpm_hf.errors import UserError
+from ddpm_hf.training.run_folder import RunFolder
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -14,20 +21,29 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=options_help(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
-    parser.add_argument("--model_type", choices=["ddpm"], help="kind of model; the same as model_type=…")
-    parser.add_argument(
+    run = parser.add_argument_group("the run")
+    run.add_argument("--config", required=True, metavar="FILE", help="its YAML file")
+    run.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
+    run.add_argument("--model_type", choices=["ddpm"], help="kind of model; the same as model_type=… (default: ddpm)")
+    run.add_argument(
         "--resume",
         metavar="latest|auto|FOLDER|hub:…",
-        help="go on from the newest complete checkpoint, or from one; auto: or start, if there is no run yet",
+        help="go on from the newest complete checkpoint, or from one; auto: or start, if there is no run yet "
+        "(default: start, and refuse a folder that holds a run)",
     )
-    parser.add_argument("--dry_run", action="store_true", help="check everything, say what would be done, take no step")
-    parser.add_argument(
+    run.add_argument(
+        "--push_to_hub", action="store_true", help="upload the pipeline to hub.repo_id, or else to the run's own name"
+    )
+    instead = parser.add_argument_group("instead of training")
+    instead.add_argument(
+        "--dry_run", action="store_true", help="check everything, say what would be done, take no step"
+    )
+    instead.add_argument(
         "--eval_only", action="store_true", help="with --benchmark: measure the run's model, train nothing"
     )
-    parser.add_argument("--benchmark", action="store_true", help="compute the figures of the benchmark section")
-    parser.add_argument("--push_to_hub", action="store_true", help="upload the pipeline; hub.repo_id or the run's name")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
+    instead.add_argument(
+        "--benchmark", action="store_true", help="with --eval_only: compute the figures of the benchmark section"
+    )
     return parser
 
 
@@ -47,7 +63,10 @@ def main(arguments: argparse.Namespace) -> None:
         evaluate_once(config.output_dir or "", config)
         return
 
-    from ddpm_hf.training.preflight import draw_plan  # seconds to import: a wrong file is reported before
+    if cli.is_main_process() and not arguments.dry_run:
+        RunFolder(config.output_dir or "runs/run").check_unlocked()
+
+    from ddpm_hf.training.preflight import draw_plan  # seconds to import: what is wrong so far is told before
     from ddpm_hf.training.trainer import Trainer
 
     trainer = Trainer(config, arguments.resume)

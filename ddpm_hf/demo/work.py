@@ -1,6 +1,7 @@
 """What the buttons of the page do: draw, interpolate, inpaint. Each checks what it is given and tells how far it is."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,10 +13,10 @@ from ddpm_hf.demo.limits import MAX_SEED, number, whole
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.demo.watching import EVERY, Tell, WatchedPipeline
 from ddpm_hf.errors import UserError
-from ddpm_hf.pipelines.editing import MIN_SIGNAL
 from ddpm_hf.pipelines.generation import Settings
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.inpainting import repaint_moves
+from ddpm_hf.pipelines.samplers import make_sampler
 from ddpm_hf.randomness import image_seeds
 
 MAX_STAGES, STAGES_BYTES = 25, 2**27
@@ -48,12 +49,14 @@ class Made:
         settings: from which they can be made again.
         seconds: that it took.
         stages: from noise to image.
+        notes: what its sampler warned of.
     """
 
     images: list[Image.Image]
     settings: dict[str, Any]
     seconds: float
     stages: Sequence[Stage] = ()
+    notes: Sequence[str] = ()
 
 
 def draw(
@@ -92,6 +95,7 @@ def draw(
         class_labels=_labels(model, label),
         guidance_scale=number("Guidance", guidance, 0, 20),
     )
+    notes = _notes(model, sampler)
     start, preview, looked = time.monotonic(), None, 0.0
 
     def look(_: Any, index: int, timestep: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
@@ -111,7 +115,7 @@ def draw(
         return_intermediates=_num_stages(model, count, settings.num_inference_steps),
     )
     stages = [Stage(each.timestep, _pil(each.x_t), _pil(each.x_0)) for each in output.intermediates]
-    return Made(output.images, asdict(settings) | {"num_samples": count}, time.monotonic() - start, stages)
+    return Made(output.images, asdict(settings) | {"num_samples": count}, time.monotonic() - start, stages, notes)
 
 
 def interpolate_seeds(
@@ -255,12 +259,20 @@ def inpaint(
     return Made(images, settings, time.monotonic() - start)
 
 
+def _notes(model: DemoModel, sampler: str | None) -> list[str]:
+    """What a sampler warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if sampler is not None:
+            make_sampler(sampler, model.pipeline.scheduler)
+    return [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+
+
 def _start(model: DemoModel, method: str) -> int:
     """The timestep that `Editing.interpolate` begins at."""
     if method == "ddpm":
         return model.time_steps // 2
-    signal = model.pipeline.scheduler.alphas_cumprod.double().sqrt()
-    return max(int((signal >= MIN_SIGNAL).sum()) - 1, 0)
+    return model.pipeline.last_with_signal()
 
 
 def _labels(model: DemoModel, label: Label) -> list[int] | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.memory import Parts
+from ddpm_hf.memory import Parts
 
 Images = UInt8[Tensor, "batch channels height width"]
 

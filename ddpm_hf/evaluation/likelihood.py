@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ddpm_hf import cli
 from ddpm_hf.data.images import to_model_range
-from ddpm_hf.evaluation.memory import Parts
+from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler

@@ -233,9 +233,11 @@ def _settings(
         split: reference_key(config.dataset.model_copy(update={"split": split}), images, extractor)
         for split, images in splits.items()
     }
+    # diffusers' own notes begin with _; which values are defaults, it lists in another order in every process
+    scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     return {
         "weights": weights_hash(pipeline.unet),
-        "scheduler": json.loads(json.dumps(dict(pipeline.scheduler.config), default=str)),
+        "scheduler": json.loads(json.dumps(scheduler, default=str)),
         "seed": drawing.seed,
         "sampler": drawing.sampler,
         "num_inference_steps": drawing.num_inference_steps,

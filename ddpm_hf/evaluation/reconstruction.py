@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ddpm_hf import cli
 from ddpm_hf.evaluation.features import as_uint8
-from ddpm_hf.evaluation.memory import Parts
+from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
 
@@ -26,9 +26,6 @@ MIN_SSIM_SIDE = 6
 """Smaller images cannot be mirrored far enough for the window."""
 
 MAX_DDIM_STEPS = 100
-MIN_SIGNAL = 0.01
-"""sqrt(alpha_bar) up to which DDIM is run: with less of it left, as at the end of a cosine schedule, the smallest error
-of the network is divided by almost nothing."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +128,13 @@ def reconstruct_all(
 
 
 def ddim_range(pipeline: DDPMPipeline, num_inference_steps: int) -> tuple[int, int]:
-    """The highest timestep with MIN_SIGNAL of an image left, and the steps that DDIM takes down from there.
+    """The highest timestep that DDIM encodes to by default, and the steps that DDIM takes down from there.
 
     Args:
         pipeline: of the model.
         num_inference_steps: of a whole sampling run.
     """
-    signal = pipeline.scheduler.alphas_cumprod.double().sqrt()
-    top = max(int((signal >= MIN_SIGNAL).sum()) - 1, 0)
+    top = pipeline.last_with_signal()
     return top, min(num_inference_steps, MAX_DDIM_STEPS, top + 1)
 
 

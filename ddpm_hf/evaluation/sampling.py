@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features, as_uint8
-from ddpm_hf.evaluation.memory import Parts
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore
+from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.plotting import save_png
 from ddpm_hf.randomness import image_seeds

@@ -267,7 +267,7 @@ class Editing:
 
     def _check_start(self: Any, timestep: int | None, num_steps: int | None) -> tuple[int, int]:
         T = self.scheduler.config.num_train_timesteps
-        start = self._last_with_signal() if timestep is None else timestep
+        start = self.last_with_signal() if timestep is None else timestep
         if not 0 <= start < T:
             raise ValueError(f"timestep is {start}; possible are 0 to {T - 1}")
         num_steps = start + 1 if num_steps is None else num_steps
@@ -275,7 +275,8 @@ class Editing:
             raise ValueError(f"num_inference_steps is {num_steps}; possible are 1 to {start + 1} from timestep {start}")
         return start, num_steps
 
-    def _last_with_signal(self: Any) -> int:
+    def last_with_signal(self: Any) -> int:
+        """The last timestep t with `MIN_SIGNAL` of the image in x_t: where encoding stops by default."""
         return max(int((self.scheduler.alphas_cumprod.double().sqrt() >= MIN_SIGNAL).sum()) - 1, 0)
 
 

@@ -1,5 +1,6 @@
 """What a run tells while it goes on: metrics.jsonl, the tracker, the plot of the loss, the progress bar."""
 
+import logging
 import resource
 import sys
 import time
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from ddpm_hf.plotting import loss_curve
 from ddpm_hf.training.metrics import Meter, MetricsFile
 from ddpm_hf.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -75,10 +78,13 @@ class Journal:
         )
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """Write a line of figures, and send those that are numbers to the tracker."""
-        if self.accelerator.is_main_process:
-            self.metrics.append({"step": step, **figures})
-        self.accelerator.log(_flat(figures), step=step)
+        """Write a line of figures, and send those that are numbers to the tracker; a full disk ends no run."""
+        try:
+            if self.accelerator.is_main_process:
+                self.metrics.append({"step": step, **figures})
+            self.accelerator.log(_flat(figures), step=step)
+        except OSError as error:
+            logger.warning("no line of metrics.jsonl at step %d: %s; training goes on", step, error)
 
     def draw(self) -> None:
         """Draw the loss and the learning rate anew."""
@@ -88,12 +94,13 @@ class Journal:
                 loss_curve(records, self.run.loss)
 
 
-def _flat(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def _flat(figures: dict[Any, Any], prefix: str = "") -> dict[str, float]:
     """Numbers by their path, as trackers want them."""
     flat: dict[str, float] = {}
     for name, value in figures.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}/")
+        if isinstance(value, (dict, list)):
+            items = value if isinstance(value, dict) else dict(enumerate(value))
+            flat |= _flat(items, f"{prefix}{name}/")
         elif isinstance(value, (int, float)):
             flat[f"{prefix}{name}"] = value
     return flat

@@ -24,7 +24,17 @@ from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.memory import fewest_parts
 from ddpm_hf.training.metrics import Update
 from ddpm_hf.training.objective import Objective
-from ddpm_hf.training.state import STATE, Progress, load_progress, load_state, save_state
+from ddpm_hf.training.sharding import gather, whole
+from ddpm_hf.training.state import (
+    OPTIMIZER,
+    STATE,
+    Progress,
+    load_moments,
+    load_progress,
+    load_state,
+    moments_of,
+    save_state,
+)
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.perceptual import PerceptualLoss
@@ -70,8 +80,6 @@ class Learner:
         )
         torch.manual_seed(derive_seed(config.seed, "weights"))
         network = build_network(model).to(device)
-        self.parameters = list(network.parameters())
-        optimizer = _build_optimizer(self.parameters, config)
         self.averages = [
             ExponentialMovingAverage(network, decay, training.ema_schedule, training.ema_power)
             for decay in (training.ema_decay, *training.ema_extra_decays)
@@ -79,14 +87,20 @@ class Learner:
         self.pipeline = DDPMPipeline(unet=self.averages[0].network, scheduler=self.scheduler)
         self.num_parts, self.num_skipped = training.gradient_accumulation_steps, 0
         if checkpoint is not None:
-            self._load(checkpoint, network, optimizer)
+            self._load(checkpoint, network)
         if training.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if training.channels_last:
             network.to(memory_format=torch.channels_last)
         if training.compile:
             network.compile_repeated_blocks(dynamic=True)
+        optimizer = _build_optimizer(list(network.parameters()), config)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.parameters = list(self.network.parameters())  # which may be shards now
+        for average in self.averages:
+            average.follow(self.parameters)
+        if checkpoint is not None:
+            load_moments(self.optimizer.optimizer, checkpoint / STATE / OPTIMIZER)
 
     def update(self, step: int) -> Update:
         """Update the weights and their averages once.
@@ -118,7 +132,7 @@ class Learner:
             with nullcontext() if part is parts[-1] else accelerator.no_sync(self.network):
                 outputs.append(self._backward(part, loss, len(parts)))
         mean_loss = torch.stack([output.loss.detach() for output in outputs]).mean()
-        grad_norm = accelerator.clip_grad_norm_(self.parameters, training.max_grad_norm or float("inf"))
+        grad_norm = whole(accelerator.clip_grad_norm_(self.parameters, training.max_grad_norm or float("inf")))
         figures = {"loss": mean_loss, **_mean_terms(outputs), "grad_norm": grad_norm}
         if game is not None:
             figures |= game.learn(parts, outputs)
@@ -142,7 +156,8 @@ class Learner:
         x_t = self.scheduler.add_noise(part.x_0, part.noise, part.timesteps)
         if self.config.training.channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
-        prediction = self.network(x_t, part.timesteps, part.labels).sample
+        with self.accelerator.autocast():  # which accelerate adds by itself only to a network that is whole
+            prediction = self.network(x_t, part.timesteps, part.labels).sample.float()
         output = loss(prediction, part.x_0, part.noise, part.timesteps, part.sample_weights)
         self.accelerator.backward(output.loss / num_parts)
         return output
@@ -198,16 +213,28 @@ class Learner:
             self.optimizer.zero_grad()
             del moments
 
-    def save(self, folder: Path, progress: Progress) -> None:
+    def complete_averages(self) -> None:
+        """Bring the averages up to date, before the pipeline is used; to be called on every process."""
+        for average in self.averages:
+            average.complete()
+
+    def gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The trained weights and the moments by name, as `save` takes them; to be called on every process."""
+        network = self.accelerator.unwrap_model(self.network)
+        weights, moments = network.state_dict(), moments_of(self.optimizer.optimizer)
+        return gather(weights, self.accelerator), gather(moments, self.accelerator)
+
+    def save(self, folder: Path, progress: Progress, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
         """Write a pipeline of the averaged weights and, beside it, what training needs to go on.
 
         Args:
             folder: an empty folder.
             progress: how far the run is.
+            weights: the trained ones; see `gather`.
+            moments: of the optimiser.
         """
         self.save_pipeline(folder)
-        network = self.accelerator.unwrap_model(self.network)
-        save_state(folder / STATE, network, self.optimizer.optimizer, self.timestep_sampler, progress)
+        save_state(folder / STATE, weights, moments, self.timestep_sampler, progress)
         if self.objective.game is not None:
             self.objective.game.save(folder / STATE)
 
@@ -217,9 +244,9 @@ class Learner:
         for average in self.averages[1:]:
             average.network.save_pretrained(folder / "unet", variant=_variant(average.decay))
 
-    def _load(self, checkpoint: Path, network: DDPMUNet, optimizer: torch.optim.Optimizer) -> None:
+    def _load(self, checkpoint: Path, network: DDPMUNet) -> None:
         """Go on from a checkpoint; an average that it does not have begins as the first one."""
-        load_state(checkpoint / STATE, network, optimizer, self.timestep_sampler)
+        load_state(checkpoint / STATE, network, self.timestep_sampler)
         first = checkpoint / "unet" / f"{WEIGHTS}.safetensors"
         self.averages[0].network.load_state_dict(load_file(first))
         for average in self.averages[1:]:

@@ -1,8 +1,10 @@
 """The figures of a run: gathered over updates and processes, one line of metrics.jsonl at a time."""
 
+import errno
 import json
+import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -103,9 +105,17 @@ class MetricsFile:
         self.path = path
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a line; it is in the file when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Write a line; it is in the file when this returns.
+
+        Raises:
+            OSError: if the disk has no room for it; the file is then as it was.
+        """
+        line = (json.dumps(record) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one that a crash cut short is left out."""
@@ -119,9 +129,9 @@ class MetricsFile:
                 continue
         return records
 
-    def cut_after(self, step: int) -> None:
-        """Drop the lines of later steps, which a resumed run will write again."""
-        kept = [record for record in self.read() if record["step"] <= step]
+    def cut_after(self, step: int, owed: Collection[str] = ()) -> None:
+        """Drop the lines that a resumed run will write again: those of later steps, and what is owed of this one."""
+        kept = [record for record in self.read() if (record["step"], bool(record.keys() & owed)) <= (step, False)]
         aside = self.path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         aside.replace(self.path)

@@ -15,7 +15,7 @@ from ddpm_hf.losses import DiffusionLoss, LossOutput
 from ddpm_hf.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.training.batches import Batch
-from ddpm_hf.training.state import load_optimizer, save_optimizer, save_tensors
+from ddpm_hf.training.state import load_moments, moments_of, save_tensors
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.diffusion import ImageTerm
@@ -108,13 +108,13 @@ class Game:
     def save(self, folder: Path) -> None:
         """Write the adversary and its moments into a folder."""
         save_tensors(self.adversary.state_dict(), folder / WEIGHTS)
-        save_optimizer(self.optimizer, folder / MOMENTS)
+        save_tensors(moments_of(self.optimizer), folder / MOMENTS)
 
     def load(self, folder: Path) -> None:
         """Go on from a folder; one from before the game leaves the adversary at its beginning."""
         if (folder / WEIGHTS).exists():
             self.adversary.load_state_dict(load_file(folder / WEIGHTS))
-            load_optimizer(self.optimizer, folder / MOMENTS)
+            load_moments(self.optimizer, folder / MOMENTS)
 
 
 def load_perceptual(config: Config) -> "PerceptualLoss | None":

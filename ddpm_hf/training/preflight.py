@@ -109,7 +109,7 @@ def describe(plan: Plan, accelerator: Accelerator) -> str:
         "steps": f"{steps:,} of {config.training.batch_size} images, {epochs:,.1f} epochs, from {start}",
         "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
         "processes": f"{device}, precision {accelerator.mixed_precision}",
-        "memory": f"about {_gigabytes(_memory(network, config, images, accelerator.num_processes))} per process",
+        "memory": f"about {_gigabytes(_memory(network, config, images, accelerator))} per process",
         "disk": f"about {_gigabytes(_disk(num_parameters, config))} of {_gigabytes(plan.run.free_bytes())} free",
         "output": f"{plan.run.path}/",
     }
@@ -130,12 +130,16 @@ def draw_plan(plan: Plan) -> list[Path]:
     return pictures
 
 
-def _memory(network: nn.Module, config: Config, images: ImageSet, num_processes: int) -> int:
-    """Bytes of a process: weights, gradients, Adam's moments, average, activations of a part, and the data."""
-    share = config.training.batch_size // num_processes // config.training.gradient_accumulation_steps
+def _memory(network: nn.Module, config: Config, images: ImageSet, accelerator: Accelerator) -> int:
+    """Bytes of a process: weights, gradients, Adam's moments, averages, activations of a part, its copy of the data."""
+    share = config.training.batch_size // accelerator.num_processes // config.training.gradient_accumulation_steps
     averages = 1 + len(config.training.ema_extra_decays)
-    fixed = (4 + averages) * sum(parameter.nbytes for parameter in network.parameters())
-    return fixed + share * _activations(network, config) + images.images.nbytes
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    fixed = (4 + averages) * weights
+    if accelerator.is_fsdp2:  # averages are besides put together to be looked at
+        fixed = fixed // accelerator.num_processes + averages * weights
+    copied = images.images.nbytes if config.dataset.in_memory else 0  # else mapped from a file, for all processes
+    return fixed + share * _activations(network, config) + copied
 
 
 def _activations(network: nn.Module, config: Config) -> int:

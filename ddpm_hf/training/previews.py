@@ -1,7 +1,7 @@
 """Pictures of what a network draws, while it is trained and at the end."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ddpm_hf.data import ImageSet
 from ddpm_hf.errors import Abandoned
+from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.plotting import denoising_strips, image_grid, save_png
 from ddpm_hf.randomness import image_seeds
 from ddpm_hf.training.colours import Colours
-from ddpm_hf.training.memory import in_pieces
 
 NUM_STAGES = 10
 """Pictures in a row of the denoising strip."""
@@ -58,13 +58,14 @@ class Previews:
         self.class_labels = None if num_classes is None else [index % (num_classes - 1) for index in range(num_images)]
         self.num_inference_steps = num_inference_steps
         self.should_stop = should_stop
+        self.parts = Parts("drawing")
         every = math.ceil(len(images) / NUM_COMPARED)
         self.real = Colours.of(images.images[::every])
 
     def draw(self, samples: Path, denoising: Path | None = None) -> Colours:
         """Write a grid of samples, and a strip that shows some of them emerge from noise.
 
-        Where memory does not suffice for all at once, they are drawn in pieces: an image does not depend on the others.
+        Where memory does not suffice for all at once, they are drawn in parts: an image does not depend on the others.
 
         Returns:
             The colours of the samples.
@@ -73,15 +74,15 @@ class Previews:
             Abandoned: if should_stop said so; nothing is written then.
         """
         indices = range(len(self.seeds))
-        pieces = in_pieces(lambda some: self._sample(some).images, indices, "preview images")
-        drawn: list[Image.Image] = [image for piece in pieces for image in piece]
+        parts = self.parts(indices, lambda some: self._sample(some).images)
+        drawn: list[Image.Image] = [image for part in parts for image in part]
         save_png(image_grid(drawn), samples)
         if denoising:
             save_png(self._strips(indices[:NUM_STRIPS]), denoising)
         arrays = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
         return Colours.of(torch.from_numpy(arrays).permute(0, 3, 1, 2))
 
-    def _sample(self, indices: Sequence[int], num_stages: int = 0) -> Any:
+    def _sample(self, indices: range, num_stages: int = 0) -> Any:
         return self.pipeline(
             batch_size=len(indices),
             seeds=[self.seeds[index] for index in indices],
@@ -91,9 +92,9 @@ class Previews:
             callback_on_step_end=self._keep_on,
         )
 
-    def _strips(self, indices: Sequence[int]) -> Image.Image:
+    def _strips(self, indices: range) -> Image.Image:
         stages: list[list[Image.Image]] = [[] for _ in range(NUM_STAGES + 1)]
-        for output in in_pieces(lambda some: self._sample(some, NUM_STAGES), indices, "rows of the strip"):
+        for output in self.parts(indices, lambda some: self._sample(some, NUM_STAGES)):
             pictures = [to_output(each.x_t, "pil") for each in output.intermediates]
             for stage, images in zip(stages, [*pictures, output.images], strict=False):
                 stage.extend(images)

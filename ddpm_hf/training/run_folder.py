@@ -1,11 +1,12 @@
 """The folder that a run writes to: what lies where, and that only one run writes there at a time."""
 
+import contextlib
 import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ddpm_hf.errors import UserError
 
@@ -50,7 +51,7 @@ class RunFolder:
         if self.path.exists() and any(file.name not in (".lock", self.dry_run.name) for file in self.path.iterdir()):
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other run out within the block; a process that dies lets go as well.
 
@@ -63,18 +64,30 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise UserError(
-                    f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, "
-                    "or choose another folder with output_dir=FOLDER"
-                ) from None
+            self._take(lock)
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+    def check_unlocked(self) -> None:
+        """Refuse a folder that another run holds; sooner than `locked`, which a run calls when it is set up.
+
+        Raises:
+            UserError: naming the process.
+        """
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), (self.path / ".lock").open() as lock:
+            self._take(lock)
+
+    def _take(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, "
+                "or choose another folder with output_dir=FOLDER"
+            ) from None
 
     def free_bytes(self) -> int:
         """Free space of the disk that the folder lies on, or will lie on."""

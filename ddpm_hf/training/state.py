@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm_hf.losses import TimestepSampler
+from ddpm_hf.training.sharding import cut_like
 
 STATE = "training_state"
 """The folder of a checkpoint that holds what the pipeline beside it does not need."""
@@ -32,6 +33,7 @@ class Progress:
         num_images: of the training data, whose order depends on it.
         num_parts: into which the batch is cut.
         num_skipped: updates left out because something was not finite.
+        owed: previews and measurements of this step that a signal cut off.
         score: the figure that the best checkpoint has least of, at this step; None where it was not measured.
         config: of the run, as plain values.
     """
@@ -43,14 +45,15 @@ class Progress:
     num_images: int | None = None
     num_parts: int = 1
     num_skipped: int = 0
+    owed: list[str] = field(default_factory=list)
     score: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(
     folder: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
     timestep_sampler: TimestepSampler,
     progress: Progress,
 ) -> None:
@@ -58,14 +61,14 @@ def save_state(
 
     Args:
         folder: does not exist yet.
-        network: the trained weights, not their average.
-        optimizer: whose moments are kept; its settings come from the configuration.
+        weights: the trained ones by name, not their average.
+        moments: of the optimiser, as `moments_of` names them.
         timestep_sampler: what it has learnt of the losses.
         progress: how far the run is.
     """
     folder.mkdir(parents=True)
-    save_tensors(network.state_dict(), folder / NETWORK)
-    save_optimizer(optimizer, folder / OPTIMIZER)
+    save_tensors(weights, folder / NETWORK)
+    save_tensors(moments, folder / OPTIMIZER)
     save_tensors(timestep_sampler.state_dict(), folder / SAMPLER)
     (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=2))
 
@@ -88,27 +91,27 @@ def _score(checkpoint: Path) -> float | None:
         return None
 
 
-def load_state(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, timestep_sampler: TimestepSampler
-) -> None:
-    """Put the saved state into objects made from the same configuration."""
+def load_state(folder: Path, network: nn.Module, timestep_sampler: TimestepSampler) -> None:
+    """Put the saved state, but for the optimiser's, into objects made from the same configuration."""
     network.load_state_dict(load_file(folder / NETWORK))
-    load_optimizer(optimizer, folder / OPTIMIZER)
     timestep_sampler.load_state_dict(load_file(folder / SAMPLER))
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Write an optimiser's moments; its settings come from the configuration."""
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's moments, by the number of the parameter and their name; its settings are the configuration's."""
     per_parameter = optimizer.state_dict()["state"]
-    save_tensors({f"{index}.{name}": value for index, of in per_parameter.items() for name, value in of.items()}, file)
+    return {f"{index}.{name}": value for index, of in per_parameter.items() for name, value in of.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Put saved moments into an optimiser of the same parameters."""
+def load_moments(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Put saved moments into an optimiser of the same parameters, in shards where these are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(file).items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        parameter = parameters[int(index)]
+        is_moment = value.shape == parameter.shape  # and no count of steps
+        state.setdefault(int(index), {})[name] = cut_like(value.to(parameter.device), parameter) if is_moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

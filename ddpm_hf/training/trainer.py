@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
-import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, PartialState
+from safetensors import SafetensorError
 
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.config import Config
@@ -21,7 +22,9 @@ from ddpm_hf.training.precision import choose_precision, use_all_cores
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Previews
 from ddpm_hf.training.restarts import meet_again
+from ddpm_hf.training.sharding import make_plugin
 from ddpm_hf.training.state import STATE, Progress, find_best, load_progress
+from ddpm_hf.training.tracking import check_tracker, start_tracker
 from ddpm_hf.training.validation import Validation
 
 SECONDS_TO_UPLOAD_WHEN_STOPPED = 5
@@ -75,6 +78,7 @@ class Trainer:
         with lock, self.signals:
             self._set_up()
             with self.journal.bar:
+                self._catch_up()
                 while self.step < self.num_steps:
                     self._advance()
             self._finish()
@@ -89,7 +93,7 @@ class Trainer:
             self.learner.fit_memory()
         progress = load_progress(checkpoint / STATE) if checkpoint else Progress()
         self.step = self.saved_step = progress.step
-        self.score: float | None = None
+        self.score, self.owed = progress.score, list(progress.owed)
         self.meter = Meter(self.accelerator, config.model.time_steps, progress.sums)
         if self.accelerator.scaler is not None and progress.scaler:
             self.accelerator.scaler.load_state_dict(progress.scaler)
@@ -117,7 +121,7 @@ class Trainer:
             self.validation = Validation(
                 self.plan.held_out, config, pipeline.unet, pipeline.scheduler, loss, self.accelerator
             )
-        self.accelerator.init_trackers("ddpm-hf")
+        start_tracker(self.accelerator, config, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.start()
             record_environment(
@@ -126,7 +130,7 @@ class Trainer:
             self.run_folder.config.write_text(config.to_yaml(), encoding="utf-8")
             if self.plan.images.skipped:
                 self.run_folder.skipped.write_text("\n".join(self.plan.images.skipped) + "\n", encoding="utf-8")
-            self.journal.metrics.cut_after(self.step)
+            self.journal.metrics.cut_after(self.step, self.owed)
 
     def _advance(self) -> None:
         """One update, and whatever is due after it; the checkpoint last, so that a resumed run misses none of it."""
@@ -137,18 +141,35 @@ class Trainer:
         self.score = None
         if is_last or _due(self.step, self.config.logging.log_every):
             self.journal.write_means(self.step)
-        if not is_last and _due(self.step, training.preview_every):
-            self._preview()
-        if _due(self.step, training.validate_every):
-            self._validate()
-        if _due(self.step, training.evaluate_every):
-            self._evaluate()
+        preview_every = None if is_last else training.preview_every  # the samples of the finished run follow
+        every = {"preview": preview_every, "validation": training.validate_every, "evaluation": training.evaluate_every}
+        self.owed = [work for work, steps in every.items() if _due(self.step, steps)]
+        self._look()
         if is_last or _due(self.step, training.checkpoint_every):
             self._save_checkpoint()
         if self._shall_stop() and not is_last:
             self._save_checkpoint()
-            self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
-            raise Interrupted(self.signals.received, f"stopped at step {self.step:,} with a checkpoint; {self._go_on}")
+            self._leave()
+
+    def _leave(self) -> None:
+        self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
+        raise Interrupted(self.signals.received, f"stopped at step {self.step:,} with a checkpoint; {self._go_on}")
+
+    def _catch_up(self) -> None:
+        """Do what the checkpoint that the run goes on from was still owed."""
+        if self.owed:
+            self._look()
+            if self._shall_stop():
+                self._leave()
+
+    def _look(self) -> None:
+        """Preview, validate and evaluate, as is owed; what a signal cuts off stays so, for the run that goes on."""
+        if self.owed:
+            self.learner.complete_averages()
+        works = {"preview": self._preview, "validation": self._validate, "evaluation": self._evaluate}
+        for work in list(self.owed):
+            if works[work]():
+                self.owed.remove(work)
 
     def _shall_stop(self) -> bool:
         """Whether any process has been asked to stop; all of them learn it at the same step."""
@@ -160,6 +181,10 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """Write a complete checkpoint, unless this step has one; a disk that is full does not end the run."""
+        if self.saved_step == self.step:
+            return
+        self.learner.complete_averages()
+        weights, moments = self.learner.gather()
         progress = Progress(
             step=self.step,
             seconds=self.journal.seconds,
@@ -169,29 +194,39 @@ class Trainer:
             num_parts=self.learner.num_parts,
             num_skipped=self.learner.num_skipped,
             score=self.score,
+            owed=self.owed,
             config=self.config.to_dict(),
         )
-        if self.accelerator.is_main_process and self.saved_step != self.step:
-            try:
+        if self.accelerator.is_main_process:
+            with self._room_for("checkpoint"):
                 checkpoint = write_checkpoint(
                     self.run_folder.checkpoints,
                     self.step,
-                    lambda folder: self.learner.save(folder, progress),
+                    lambda folder: self.learner.save(folder, progress, weights, moments),
                     self.config.training.checkpoints_to_keep,
                     find_best,
                 )
                 last = self.step == self.num_steps or bool(self.signals.received)
                 self.uploader.submit(checkpoint, self.step, last)
+            with self._room_for("plot of the loss"):
                 self.journal.draw()
-            except OSError as error:
-                logger.warning("no checkpoint at step %d: %s; the last one stays, training goes on", self.step, error)
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
-    def _preview(self) -> None:
-        """Draw samples from the averaged weights as they are now."""
+    @contextlib.contextmanager
+    def _room_for(self, what: str) -> Iterator[None]:
+        """Go on without something that the disk has no room for, and say so."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:  # the second is how safetensors says it
+            logger.warning("no %s at step %d: %s; what was there stays, training goes on", what, self.step, error)
+
+    def _preview(self) -> bool:
+        """Draw samples from the averaged weights as they are now; whether that came to its end."""
+        done = True
         if self.accelerator.is_main_process:
-            with contextlib.suppress(Abandoned):
+            done = False
+            with contextlib.suppress(Abandoned), self._room_for("preview"):
                 colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
                 self.journal.write(self.step, {"preview": colours.figures()})
                 drift = colours.drift_from(self.previews.real)
@@ -202,26 +237,34 @@ class Trainer:
                         self.step,
                         drift,
                     )
+            done = not self.signals.received
         self.accelerator.wait_for_everyone()
+        return done
 
-    def _validate(self) -> None:
-        """Measure the loss of the averaged weights on held-out images."""
-        if self.validation is not None and (figures := self.validation.measure(self._shall_stop)) is not None:
-            self.journal.write(self.step, {"validation": figures})
-            if self.config.training.keep_best_by == "validation_loss":
-                self.score = figures["loss"]
+    def _validate(self) -> bool:
+        """Measure the loss of the averaged weights on held-out images; whether that came to its end."""
+        figures = self.validation.measure(self._shall_stop) if self.validation is not None else None
+        if figures is None:
+            return False
+        self.journal.write(self.step, {"validation": figures})
+        if self.config.training.keep_best_by == "validation_loss":
+            self.score = figures["loss"]
+        return True
 
     def _load_extractor(self) -> "FeatureExtractor":
         from ddpm_hf.evaluation.features import load_extractor  # only where it is asked for
 
         return load_extractor(self.config.benchmark, self.accelerator.device)
 
-    def _evaluate(self) -> None:
-        """Measure the averaged weights on a few samples; the figures stand in metrics.jsonl beside the step."""
+    def _evaluate(self) -> bool:
+        """Measure the averaged weights on a few samples; whether that came to its end."""
         from ddpm_hf.evaluation import quick_look
 
         figures = None
-        with contextlib.suppress(Abandoned):
+        # of several processes that wait for each other, one must not go on alone
+        alone = self.accelerator.num_processes == 1
+        room = self._room_for("evaluation") if alone else contextlib.nullcontext()
+        with contextlib.suppress(Abandoned), room:
             figures = quick_look(
                 self.learner.pipeline,
                 self.config,
@@ -234,12 +277,16 @@ class Trainer:
             self.journal.write(self.step, {"evaluation": figures})
             if self.config.training.keep_best_by != "validation_loss":
                 self.score = figures.get(str(self.config.training.keep_best_by))
+        return not self.signals.received
 
     def _finish(self) -> None:
         """Leave the pipeline and the pictures in the run folder, and say how to use them."""
         if self.accelerator.is_main_process:
-            self.run_folder.publish(self.learner.save_pipeline)
-            self.journal.draw()
+            try:
+                self.run_folder.publish(self.learner.save_pipeline)
+                self.journal.draw()
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"trained, but the pipeline cannot be written: {error}; {self._go_on}") from error
             try:
                 self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
             except Abandoned:
@@ -273,13 +320,8 @@ class Trainer:
 
 
 def _make_accelerator(config: Config) -> Accelerator:
-    for kind in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
-            raise UserError(
-                f"accelerate's {kind}: it cuts the weights into pieces, of which no average is kept yet; allowed: "
-                "distributed_type MULTI_GPU, as in configs/accelerate/gpus.yaml. If memory is short, "
-                "training.gradient_checkpointing or training.gradient_accumulation_steps help"
-            )
+    plugin = make_plugin(config)
+    check_tracker(config.logging.tracker)
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if on_cpu:
         use_all_cores()
@@ -287,12 +329,19 @@ def _make_accelerator(config: Config) -> Accelerator:
     timeout = timedelta(minutes=config.training.timeout_minutes)
     meet_again(on_cpu, timeout)
     state = PartialState(cpu=on_cpu, timeout=timeout)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
+        fsdp_plugin=plugin,
         mixed_precision=choose_precision(config.training.mixed_precision, state.device),
         log_with=None if tracker == "none" else tracker,
         project_dir=None if tracker == "none" else f"{folder}/logs",
     )
+    if plugin is not None and not accelerator.is_fsdp2:
+        raise UserError(
+            f"accelerate's FSDP: given, with {accelerator.num_processes} processes on {accelerator.device.type}; "
+            "allowed on several GPUs only: see configs/accelerate/ for other launches"
+        )
+    return accelerator
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,10 +1,9 @@
 """Whole runs in processes of their own: launched, killed, shared by two processes, loaded without ddpm_hf."""
 
-import json
 import os
 import random
+import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,17 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from processes import LAUNCH, ONE_PROCESS, REPOSITORY, TORCHRUN, TRAIN, free_port, looks, losses, run, state, wait_for
 
-from ddpm_hf.checkpoints import find_latest
+from ddpm_hf.checkpoints import find_damage, find_latest
 
 pytestmark = pytest.mark.slow
-
-REPOSITORY = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-ONE_PROCESS = ["--config_file", str(REPOSITORY / "configs" / "accelerate" / "one_process.yaml")]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-TRAIN = str(REPOSITORY / "training" / "train.py")
 
 # CI kills a few times; the full count is run by hand: DDPM_HF_KILLS=50 make test-slow
 NUM_KILLS = int(os.environ.get("DDPM_HF_KILLS", "3"))
@@ -43,28 +36,6 @@ assert type(pipeline).__module__.startswith("diffusers."), type(pipeline)
 assert type(pipeline.unet).__module__.startswith("diffusers."), type(pipeline.unet)
 print(pipeline(batch_size=2, num_inference_steps=2).images[0].size)
 """
-
-
-def run(*command: object, **options) -> subprocess.CompletedProcess:
-    """Run a command to its end; one thread each, since the tests share two cores."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"capture_output": True, "text": True, "timeout": 300, "check": False, "env": environment, **options}
-    return subprocess.run([str(part) for part in command], **options)  # noqa: PLW1510  (options say it)
-
-
-def state(run_folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint."""
-    newest = max((run_folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
-    return {
-        f"{file.name}:{name}": tensor
-        for file in sorted(newest.rglob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
-
-
-def losses(run_folder: Path) -> list[float]:
-    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_a_launched_run_loads_in_diffusers_where_we_are_not_installed(tiny_yaml, tmp_path):
@@ -191,19 +162,45 @@ def test_a_dead_process_is_started_again_and_the_run_goes_on(tiny_yaml, tmp_path
     assert losses(folder) == losses(whole)
 
 
-def free_port() -> str:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def test_a_second_run_is_kept_out_though_the_first_one_s_launcher_is_dead(tiny_yaml, tmp_path):
+    folder = tmp_path / "run"
+    words = [TRAIN, "--config", str(tiny_yaml), f"output_dir={folder}"]
+    long = ["training.num_steps=1000000", "training.checkpoint_every=null", "training.preview_every=null"]
+    launcher = subprocess.Popen([*LAUNCH, *ONE_PROCESS, *words, *long], stderr=subprocess.DEVNULL)
+    wait_for(folder / "metrics.jsonl")
+    launcher.kill()
+    launcher.wait()
+    worker = int((folder / ".lock").read_text())
+    before = {path.name for path in folder.iterdir()}
+    for more in ([], ["--resume", "latest"]):
+        second = run(sys.executable, *words, *more)
+        assert second.returncode == 2
+        assert f"is in use by another run (process {worker})" in second.stderr
+    assert {path.name for path in folder.iterdir()} == before
+    os.kill(worker, signal.SIGTERM)
+    end = time.monotonic() + 60
+    while "model_index.json" not in {path.name for path in folder.glob("checkpoints/step-*/*")}:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
-def wait_for(file: Path) -> None:
-    """Wait until a run has begun to write."""
-    end = time.monotonic() + 120
-    while not (file.exists() and file.stat().st_size):
-        assert time.monotonic() < end, f"{file} does not appear"
-        time.sleep(0.05)
+def test_a_run_outlives_a_disk_without_room(tiny_yaml, tmp_path):
+    folder = tmp_path / "run"
+    options = ["training.num_steps=600", "training.checkpoint_every=10", "training.preview_every=null"]
+    command = [sys.executable, TRAIN, "--config", str(tiny_yaml), f"output_dir={folder}", *options]
+    little_room = ["bash", "-c", 'ulimit -S -f 15 && exec "$@"', "bash"]
+    told = []  # the first two checkpoints find no room; then there is some
+    with subprocess.Popen([*little_room, *command], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "no checkpoint at step" in line:
+                told.append(line)
+            if len(told) == 2:
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert process.returncode == 0
+    assert len(told) < 10
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert checkpoints == ["step-590", "step-600"]
+    assert find_damage(folder / "checkpoints" / "step-600") is None
 
 
 @pytest.mark.parametrize(
@@ -214,6 +211,9 @@ def test_killed_runs_resume_bit_by_bit(tiny_yaml, tmp_path, num_processes, num_k
         f"training.num_steps={400 // num_processes}",
         "training.checkpoint_every=5",
         "training.preview_every=9",
+        "training.evaluate_every=40",
+        "training.num_evaluation_samples=70",
+        "benchmark.features=digits",
         "logging.log_every=1",
     ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -242,3 +242,4 @@ def test_killed_runs_resume_bit_by_bit(tiny_yaml, tmp_path, num_processes, num_k
     run(*command(killed, "--resume", "latest"), check=True)
     torch.testing.assert_close(state(killed), state(whole), rtol=0, atol=0)
     assert losses(killed) == losses(whole)
+    assert looks(killed) == looks(whole)

@@ -62,11 +62,11 @@ def test_where_encoding_stops(gaussian_pipeline):
     """At the last timestep with the least signal; where all have it at T - 1, where none has it at 0."""
     pipeline = gaussian_pipeline()
     signal = pipeline.scheduler.alphas_cumprod.sqrt()
-    last = pipeline._last_with_signal()
+    last = pipeline.last_with_signal()
     assert signal[last] >= MIN_SIGNAL > signal[last + 1]
     for betas, expected in (([0.1, 0.1, 0.1], 2), ([0.9999, 0.5], 0)):
         pipeline.scheduler = DDPMScheduler(num_train_timesteps=len(betas), trained_betas=betas)
-        assert pipeline._last_with_signal() == expected
+        assert pipeline.last_with_signal() == expected
 
 
 def test_reconstruction_from_the_first_timestep_is_the_image(gaussian_pipeline):

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ddpm_hf.models import DDPMUNet
-from ddpm_hf.training.memory import fewest_parts, in_pieces
+from ddpm_hf.training.memory import fewest_parts
 from ddpm_hf.training.trainer import Trainer
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -42,18 +42,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="shapes"):
         fewest_parts(1, 4, attempt, Accelerator(cpu=True))
-
-
-def test_work_is_done_in_pieces_of_the_size_that_fits(caplog):
-    def double(numbers):
-        if len(numbers) > 3:
-            raise torch.OutOfMemoryError(FULL)
-        return [2 * number for number in numbers]
-
-    done = list(in_pieces(double, range(10), "numbers"))
-    assert [number for piece in done for number in piece] == list(range(0, 20, 2))
-    assert [len(piece) for piece in done] == [3, 3, 3, 1]
-    assert "not enough memory for 10 numbers at once: going on with 5" in caplog.text
 
 
 @pytest.fixture
@@ -89,11 +77,11 @@ def test_training_keeps_its_batch_where_memory_is_short(tiny, tmp_path, little_r
     assert progress["num_parts"] == 4
 
 
-def test_a_preview_is_drawn_in_pieces_where_memory_is_short(tiny, tmp_path, little_room, caplog):
+def test_a_preview_is_drawn_in_parts_where_memory_is_short(tiny, tmp_path, little_room, caplog):
     Trainer(tiny(f"output_dir={tmp_path / 'roomy'}")).train()
     little_room(training=8, sampling=1)
     Trainer(tiny()).train()
-    assert "not enough memory for 4 preview images at once: going on with 2" in caplog.text
+    assert "out of memory, drawing 4 images at a time; from here on 1, with the same results" in caplog.text
     for picture in ("samples.png", "previews/step-4.png"):
         ours, theirs = (np.asarray(Image.open(tmp_path / run / picture), dtype=int) for run in ("run", "roomy"))
         assert abs(ours - theirs).max() <= 1

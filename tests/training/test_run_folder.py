@@ -36,6 +36,9 @@ with RunFolder({str(tmp_path)!r}).locked():
     with RunFolder(tmp_path).locked():
         refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert f"is in use by another run (process {os.getpid()})" in refused.stderr
+        with pytest.raises(UserError, match=f"is in use by another run .process {os.getpid()}"):
+            RunFolder(tmp_path).check_unlocked()
+    RunFolder(tmp_path).check_unlocked()
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

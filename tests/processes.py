@@ -1,0 +1,61 @@
+"""Whole programs in processes of their own, for the tests that start them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+ONE_PROCESS = ["--config_file", str(REPOSITORY / "configs" / "accelerate" / "one_process.yaml")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+TRAIN = str(REPOSITORY / "training" / "train.py")
+
+
+def run(*command: object, **options) -> subprocess.CompletedProcess:
+    """Run a command to its end; one thread each, since the tests share two cores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": False, "env": environment, **options}
+    return subprocess.run([str(part) for part in command], **options)  # noqa: PLW1510  (options say it)
+
+
+def state(run_folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint."""
+    newest = max((run_folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    return {
+        f"{file.name}:{name}": tensor
+        for file in sorted(newest.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def losses(run_folder: Path) -> list[float]:
+    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def looks(run_folder: Path) -> list[dict]:
+    """What previews and evaluations said, by step."""
+    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "loss" not in line]
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(file: Path) -> None:
+    """Wait until a run has begun to write."""
+    end = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < end, f"{file} does not appear"
+        time.sleep(0.05)
