@@ -7,11 +7,12 @@ a folder that was damaged later does not match its hashes and is passed over.
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from ddpm_hf.files import sync
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +47,16 @@ def write_checkpoint(
     files = {}
     for file in sorted(path for path in staged.rglob("*") if path.is_file()):
         file.chmod(0o644)
-        _sync(file)
+        sync(file)
         files[file.relative_to(staged).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=2))
     for path in (manifest, *(folder for folder in staged.rglob("*") if folder.is_dir()), staged):
-        _sync(path)
+        sync(path)
     if final.exists():  # a damaged checkpoint of the same step, which the run had passed over
         _remove(final)
     staged.rename(final)
-    _sync(root)
+    sync(root)
     checkpoints = list_checkpoints(root)
     best = find_best(checkpoints)
     for old in checkpoints[keep:]:
@@ -102,14 +103,6 @@ def _remove(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ddpm_hf.files import written_whole
+
 GAP = 6
 """Pixels between two images of a grid."""
 
@@ -51,10 +53,8 @@ def denoising_strips(stages: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 def save_png(image: Image.Image, file: Path) -> None:
     """Write a PNG so that a reader finds all of it or none; its folder is made if need be."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
-    image.save(aside, format="PNG")
-    aside.replace(file)
+    with written_whole(file) as aside:
+        image.save(aside, format="PNG")
 
 
 def save_gif(images: Sequence[Image.Image], file: Path, min_side: int = 128) -> None:
@@ -65,14 +65,12 @@ def save_gif(images: Sequence[Image.Image], file: Path, min_side: int = 128) -> 
         file: to write; its folder is made if need be.
         min_side: smaller images are enlarged to at least this many pixels, as in `image_grid`.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     large = [image_grid([image], min_side=min_side) for image in images]
     frames = [*large, *large[-2:0:-1]]
     milliseconds = [100] * len(frames)
     milliseconds[0] = milliseconds[len(large) - 1] = 600
-    aside = file.with_name(f".{file.name}")
-    frames[0].save(aside, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
-    aside.replace(file)
+    with written_whole(file) as aside:
+        frames[0].save(aside, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
 
 
 def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ddpm_hf.data.image_set import Content, ImageSet
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import sync
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class ImageStore:
             writer.write(MANIFEST, json.dumps({"sha256": _hash(body), "body": body}, indent=2).encode())
             shutil.rmtree(folder, ignore_errors=True)
             staged.rename(folder)
-            _sync(self.root)
+            sync(self.root)
         finally:
             writer.close()
             shutil.rmtree(staged, ignore_errors=True)
@@ -190,11 +191,3 @@ def _free(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.rendering import number, table, write_whole
+from ddpm_hf.evaluation.rendering import number, table
+from ddpm_hf.files import write_whole, written_whole
 
 PROTOCOL = {
     "number of samples": ("sampling", "n_samples"),
@@ -136,9 +137,8 @@ def _plot(reports: dict[str, dict[str, Any]], file: Path) -> None:
         axes.set_title(f"{each['name']}\n{each['better']} is better; dashed: real images", fontsize=9)
     for axes in panels[len(known) :]:
         axes.remove()
-    aside = file.with_name(f".{file.name}")
-    figure.savefig(aside, dpi=110, format="png")
-    aside.replace(file)
+    with written_whole(file) as aside:
+        figure.savefig(aside, dpi=110, format="png")
 
 
 def _has(report: dict[str, Any], key: str) -> bool:

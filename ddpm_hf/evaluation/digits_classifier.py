@@ -5,7 +5,6 @@ never an FID.
 """
 
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
 from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.files import written_whole
 from ddpm_hf.randomness import generator_at
 
 logger = logging.getLogger(__name__)
@@ -132,9 +132,7 @@ def _load(file: Path) -> DigitsClassifier | None:
 
 def _save(classifier: DigitsClassifier, file: Path) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file(classifier.state_dict(), aside, {"accuracy": repr(classifier.accuracy)})
-        aside.replace(file)
-    except OSError as error:
+        with written_whole(file) as aside:
+            save_file(classifier.state_dict(), aside, {"accuracy": repr(classifier.accuracy)})
+    except (OSError, SafetensorError) as error:
         logger.warning("the digits classifier cannot be kept in %s (%s); it is trained each time", file.parent, error)

@@ -1,7 +1,6 @@
 """What an evaluation measures on held-out images: reconstructions pair by pair, and bits per dimension."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from ddpm_hf.evaluation.likelihood import bits_per_dim
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import MIN_SSIM_SIDE, Reconstructions, noised, psnr, reconstruct_all, ssim
 from ddpm_hf.evaluation.scoring import Figure, kept
+from ddpm_hf.files import written_whole
 from ddpm_hf.randomness import generator_at
 
 Images = UInt8[Tensor, "batch channels height width"]
@@ -72,9 +72,8 @@ def reconstructions_of(plan: Plan, held_out: HeldOut) -> list[Reconstructions]:
         benchmark.batch_size,
     )
     ways = [{name: value for name, value in vars(each).items() if name != "images"} for each in found]
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"ways": json.dumps(ways)})
-    aside.replace(file)
+    with written_whole(file) as aside:
+        save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"ways": json.dumps(ways)})
     return found
 
 

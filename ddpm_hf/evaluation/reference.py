@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ddpm_hf.evaluation.features import Extraction, FeatureExtractor
 from ddpm_hf.evaluation.neighbors import radii
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
+from ddpm_hf.files import written_whole
 
 BATCH_SIZE = 128
 
@@ -153,9 +153,8 @@ def _transform(dataset: DatasetConfig) -> str:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file(tensors, aside)
-    aside.replace(file)
+    with written_whole(file) as aside:
+        save_file(tensors, aside)
 
 
 def _bar(total: int, what: str, quiet: bool = False) -> tqdm:

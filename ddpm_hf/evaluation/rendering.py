@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ddpm_hf.files import write_whole
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; display: block; overflow-x: auto }
@@ -155,10 +157,3 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
     return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that a reader finds all of it or none."""
-    aside = file.with_name(f".{file.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)

@@ -18,6 +18,7 @@ from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
 from ddpm_hf.evaluation.stopping import patiently
 from ddpm_hf.evaluation.store import FeatureTable
+from ddpm_hf.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,7 @@ def kept(file: Path, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[st
     except (OSError, ValueError, KeyError, TypeError):
         pass
     values = compute()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}")
-    aside.write_text(json.dumps({"key": key, "values": values}, indent=2) + "\n")
-    aside.replace(file)
+    write_whole(file, json.dumps({"key": key, "values": values}, indent=2) + "\n")
     return values
 
 

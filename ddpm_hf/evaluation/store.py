@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from ddpm_hf.evaluation.features import Features
+from ddpm_hf.files import write_whole
 
 BLOCK_BYTES = 16_000_000
 """Of float64 features that are in memory at a time."""
@@ -55,9 +56,7 @@ class FeatureStore:
         description = folder / "layout.json"
         if description.exists() and json.loads(description.read_text()) != asdict(layout):
             raise ValueError(f"{folder} holds features of another layout: {description.read_text()}")
-        aside = folder / f".layout.{os.getpid()}"
-        aside.write_text(json.dumps(asdict(layout)))
-        aside.replace(description)
+        write_whole(description, json.dumps(asdict(layout)))
         self._values, self._logits, self._done = folder / "features.f32", folder / "logits.f32", folder / "done.u32"
         for file in (self._values, self._logits, self._done):
             file.touch()

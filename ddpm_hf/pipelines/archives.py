@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ddpm_hf.files import written_whole
+
 Archive = Literal["npz", "parquet"]
 ARCHIVES: tuple[str, ...] = get_args(Archive)
 
@@ -24,12 +26,11 @@ def write_archive(kind: Archive, pngs: Sequence[Path], labels: Sequence[int] | N
         file: to write.
         rows: images held in memory at a time.
     """
-    aside = file.with_name(f".{file.name}")
-    if kind == "npz":
-        _write_npz(pngs, labels, aside)
-    else:
-        _write_parquet(pngs, labels, aside, rows)
-    aside.replace(file)
+    with written_whole(file) as aside:
+        if kind == "npz":
+            _write_npz(pngs, labels, aside)
+        else:
+            _write_parquet(pngs, labels, aside, rows)
 
 
 def _write_npz(pngs: Sequence[Path], labels: Sequence[int] | None, file: Path) -> None:

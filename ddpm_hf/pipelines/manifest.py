@@ -1,12 +1,12 @@
 """What a folder of drawn images followed from: it is kept beside them, and two settings never share a folder."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import write_whole
 
 MANIFEST = "manifest.json"
 
@@ -42,7 +42,4 @@ def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
     """Keep the settings in the folder, which is made if need be; any number of processes may do so at a time."""
     if (folder / MANIFEST).exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{MANIFEST}.{os.getpid()}"
-    aside.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    aside.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(dict(settings), indent=2) + "\n")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.config import Config
 from ddpm_hf.errors import Abandoned, UserError
+from ddpm_hf.files import write_whole
 from ddpm_hf.hub import HubUploader, record_environment
 from ddpm_hf.training.interruption import Interrupted, StopSignals
 from ddpm_hf.training.journal import Journal
@@ -92,7 +93,7 @@ class Trainer:
         if training.fit_memory:
             self.learner.fit_memory()
         progress = load_progress(checkpoint / STATE) if checkpoint else Progress()
-        self.step = self.saved_step = progress.step
+        self.step = self.saved_step = self.kept_step = progress.step
         self.score, self.owed = progress.score, list(progress.owed)
         self.meter = Meter(self.accelerator, config.model.time_steps, progress.sums)
         if self.accelerator.scaler is not None and progress.scaler:
@@ -127,9 +128,9 @@ class Trainer:
             record_environment(
                 self.run_folder.path, self.accelerator.num_processes, str(self.accelerator.mixed_precision)
             )
-            self.run_folder.config.write_text(config.to_yaml(), encoding="utf-8")
+            write_whole(self.run_folder.config, config.to_yaml())
             if self.plan.images.skipped:
-                self.run_folder.skipped.write_text("\n".join(self.plan.images.skipped) + "\n", encoding="utf-8")
+                write_whole(self.run_folder.skipped, "\n".join(self.plan.images.skipped) + "\n")
             self.journal.metrics.cut_after(self.step, self.owed)
 
     def _advance(self) -> None:
@@ -153,7 +154,9 @@ class Trainer:
 
     def _leave(self) -> None:
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
-        raise Interrupted(self.signals.received, f"stopped at step {self.step:,} with a checkpoint; {self._go_on}")
+        is_kept = self.kept_step == self.step
+        kept = " with a checkpoint" if is_kept else f"; the last checkpoint is of step {self.kept_step:,}"
+        raise Interrupted(self.signals.received, f"stopped at step {self.step:,}{kept}; {self._go_on}")
 
     def _catch_up(self) -> None:
         """Do what the checkpoint that the run goes on from was still owed."""
@@ -206,6 +209,7 @@ class Trainer:
                     self.config.training.checkpoints_to_keep,
                     find_best,
                 )
+                self.kept_step = self.step
                 last = self.step == self.num_steps or bool(self.signals.received)
                 self.uploader.submit(checkpoint, self.step, last)
             with self._room_for("plot of the loss"):
@@ -225,7 +229,6 @@ class Trainer:
         """Draw samples from the averaged weights as they are now; whether that came to its end."""
         done = True
         if self.accelerator.is_main_process:
-            done = False
             with contextlib.suppress(Abandoned), self._room_for("preview"):
                 colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
                 self.journal.write(self.step, {"preview": colours.figures()})

@@ -1,0 +1,40 @@
+"""A file is whole or as it was."""
+
+import multiprocessing
+
+import pytest
+
+from ddpm_hf.files import write_whole, written_whole
+
+
+def test_a_file_and_its_folder_are_made(tmp_path):
+    write_whole(tmp_path / "new" / "file.txt", "größer")
+    assert (tmp_path / "new" / "file.txt").read_bytes() == "größer".encode()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.txt"]
+
+
+def test_a_failure_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "file.txt"
+    write_whole(file, "before")
+    with pytest.raises(RuntimeError), written_whole(file) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_reader_finds_one_version_or_the_other(tmp_path):
+    file = tmp_path / "file.txt"
+    write_whole(file, "a" * 100_000)
+    with multiprocessing.get_context("spawn").Pool(2) as writers:
+        done = writers.starmap_async(write_many, [(file, letter) for letter in "ab"])
+        while not done.ready():
+            text = file.read_text()
+            assert len(text) == 100_000
+            assert len(set(text)) == 1
+        done.get()
+
+
+def write_many(file, letter):
+    for _ in range(100):
+        write_whole(file, letter * 100_000)
