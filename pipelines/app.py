@@ -1,6 +1,9 @@
-"""Try a model in the browser: python pipelines/app.py --model FOLDER_OR_REPO
+"""Try a model in the browser.
 
-The page is served to this machine alone, unless --host says otherwise. It needs gradio: pip install -e ".[demo]"
+    python pipelines/app.py --model FOLDER_OR_REPO
+
+The page is served to this machine alone, unless --host says otherwise. It
+needs gradio: pip install -e ".[demo]"
 """
 
 import argparse
@@ -14,14 +17,21 @@ from ddpm_hf.errors import UserError
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    model = parser.add_argument_group("the model")
+    model.add_argument(
         "--model", metavar="FOLDER_OR_REPO", required=True, help="a saved pipeline, a run folder, or an id on the Hub"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (default: %(default)s)")
-    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--max_images", type=int, default=64, metavar="N", help="most images at once (default: 64)")
-    parser.add_argument("--max_steps", type=int, default=1000, metavar="N", help="most steps (default: 1000)")
+    page = parser.add_argument_group("the page")
+    page.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at; 0.0.0.0: all (default: %(default)s)"
+    )
+    page.add_argument("--port", type=int, metavar="N", help="1 to 65535 (default: the first free one from 7860)")
+    page.add_argument("--open", action="store_true", help="open it in the browser")
+    limits = parser.add_argument_group("what a visitor may ask for")
+    limits.add_argument("--max_images", type=int, default=64, metavar="N", help="most images at once (default: 64)")
+    limits.add_argument(
+        "--max_steps", type=int, default=1000, metavar="N", help="most denoising steps of an image (default: 1000)"
+    )
     return parser
 
 

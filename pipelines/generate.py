@@ -1,6 +1,9 @@
-"""Draw images from a trained model: python pipelines/generate.py --model FOLDER_OR_REPO --num_samples 16
+"""Draw images from a trained model.
 
-Under `accelerate launch` the processes share the batches; the images are the same.
+    python pipelines/generate.py --model FOLDER_OR_REPO --num_samples 16
+
+Under `accelerate launch` the processes share the batches; the images are the
+same. A command that was stopped goes on when it is given again.
 """
 
 import argparse
@@ -17,38 +20,55 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "npz", "parquet")
 
+SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc", "heun", "euler", "pndm")
+"""Those of `ddpm_hf.pipelines.samplers`, which takes seconds to import."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    model = parser.add_mutually_exclusive_group(required=True)
+    model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
-    model.add_argument("--config", metavar="FILE", help="sample the run that this YAML file wrote")
-    parser.add_argument("--num_samples", type=int, default=16, metavar="N", help="images to draw (default: 16)")
-    parser.add_argument("--num_inference_steps", type=int, metavar="N", help="denoising steps (default: as trained)")
-    parser.add_argument("--sampler", metavar="NAME", help="ddim, dpmsolver++, … (default: the model's own scheduler)")
-    parser.add_argument("--class_labels", type=int, nargs="+", metavar="N", help="classes that the images take in turn")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, metavar="W", help="guidance (default: 1, none)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="image i follows from it and i (default: 0)")
-    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
-    parser.add_argument(
-        "--grid", metavar="ROWSxCOLUMNS", help="shape of grid.png, such as 2x8 (default: square, of up to 64 images)"
-    )
-    parser.add_argument(
-        "--intermediates",
+    model.add_argument("--config", metavar="FILE", help="the run that this YAML file wrote")
+    images = parser.add_argument_group("the images")
+    images.add_argument("--num_samples", type=int, default=16, metavar="N", help="how many (default: 16)")
+    images.add_argument("--seed", type=int, default=0, metavar="N", help="image i follows from it and i (default: 0)")
+    images.add_argument(
+        "--class_labels",
         type=int,
-        default=0,
-        metavar="K",
-        help="show the first images at K steps: denoising.png has x_t, predicted.png the x_0 predicted from it",
+        nargs="+",
+        metavar="N",
+        help="classes that they take in turn; a model of classes needs them, another has none (default: none)",
     )
-    parser.add_argument(
+    images.add_argument(
+        "--guidance_scale", type=float, default=1.0, metavar="W", help="towards the class; 1 is none (default: 1)"
+    )
+    drawing = parser.add_argument_group("how they are drawn")
+    drawing.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} (default: the model's own)")
+    drawing.add_argument(
+        "--num_inference_steps", type=int, metavar="N", help="denoising steps (default: all time steps of the model)"
+    )
+    drawing.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
+    files = parser.add_argument_group("what is written")
+    files.add_argument(
+        "--output", metavar="DIR", help="folder (default: generated/seed-N-steps-N-SAMPLER in the run folder)"
+    )
+    files.add_argument(
         "--format",
         default="png",
         metavar="FORMAT",
         help="png; npz or parquet also collects the PNGs in samples.npz or samples.parquet (default: png)",
     )
-    parser.add_argument(
-        "--output", metavar="DIR", help="where to put them (default: generated/seed-N-… in the run folder)"
+    files.add_argument(
+        "--grid", metavar="ROWSxCOLUMNS", help="shape of grid.png, such as 2x8 (default: square, of up to 64 images)"
+    )
+    files.add_argument(
+        "--intermediates",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the first images at K steps, too: x_t in denoising.png, the x_0 predicted from it in predicted.png "
+        "(default: 0)",
     )
     return parser
 

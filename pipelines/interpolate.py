@@ -1,6 +1,9 @@
-"""Lead from one image to another: python pipelines/interpolate.py --model FOLDER_OR_REPO --seeds 1 2
+"""Lead from one image to another.
 
-Writes the images of the way, a strip of them and a GIF that runs forth and back.
+    python pipelines/interpolate.py --model FOLDER_OR_REPO --seeds 1 2
+
+Writes the images of the way, a strip of them and a GIF that runs forth and
+back.
 """
 
 import argparse
@@ -20,31 +23,39 @@ METHODS = ("ddim", "ddpm")
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    model = parser.add_mutually_exclusive_group(required=True)
+    model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
-    model.add_argument("--config", metavar="FILE", help="take the run that this YAML file wrote")
-    ends = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--config", metavar="FILE", help="the run that this YAML file wrote")
+    ends = parser.add_argument_group("from where to where, one of").add_mutually_exclusive_group(required=True)
     ends.add_argument("--seeds", type=int, nargs=2, metavar="N", help="between the images of two seeds")
     ends.add_argument("--images", nargs=2, metavar="FILE", help="between two images of the model's mode and size")
-    parser.add_argument("--num_steps", type=int, default=8, metavar="N", help="images, both ends included (default: 8)")
-    parser.add_argument(
+    way = parser.add_argument_group("the way")
+    way.add_argument("--num_steps", type=int, default=8, metavar="N", help="images, both ends included (default: 8)")
+    way.add_argument(
         "--method",
         default="ddim",
         metavar="NAME",
         help="ddim: encode both, and go along the arc between the codes; ddpm: mix both under noise (default: ddim)",
     )
-    parser.add_argument(
+    way.add_argument(
         "--timestep",
         type=int,
         metavar="T",
         help="noise of the images that are mixed (default: nearly all with ddim, half the steps with ddpm)",
     )
-    parser.add_argument("--num_inference_steps", type=int, metavar="N", help="denoising steps (default: all)")
-    parser.add_argument(
-        "--class_labels", type=int, nargs="+", metavar="N", help="class of both ends, or of each; for models of classes"
+    way.add_argument(
+        "--num_inference_steps", type=int, metavar="N", help="denoising steps (default: all up to the timestep)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise of ddpm (default: 0)")
-    parser.add_argument("--output", metavar="DIR", help="where to put them (default: interpolated/… in the run folder)")
+    way.add_argument(
+        "--class_labels",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="class of both ends, or of each; a model of classes needs them (default: none)",
+    )
+    way.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise of ddpm (default: 0)")
+    files = parser.add_argument_group("what is written")
+    files.add_argument("--output", metavar="DIR", help="folder (default: interpolated/A-to-B-METHOD in the run folder)")
     return parser
 
 

@@ -1,6 +1,9 @@
-"""Share a run on the Hub: python pipelines/push_to_hub.py RUN_FOLDER --repo_id USER/NAME
+"""Share a run on the Hub.
 
-What is there already is not sent again, and without a difference there is no commit.
+    python pipelines/push_to_hub.py RUN_FOLDER --repo_id USER/NAME
+
+What is there already is not sent again, and without a difference there is no
+commit.
 """
 
 import argparse
@@ -18,20 +21,28 @@ from ddpm_hf.errors import UserError
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
+    default = {name: field.default for name, field in HubConfig.model_fields.items()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output_dir of a run, finished or not")
-    parser.add_argument("--repo_id", metavar="USER/NAME", help="repository (default: hub.repo_id of the run)")
-    parser.add_argument(
+    where = parser.add_argument_group("where to; what is not given is as the run's configuration says")
+    where.add_argument("--repo_id", metavar="USER/NAME", help="repository, made if need be (hub.repo_id)")
+    where.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="make the repository private if it does not exist; a public one is refused (default: as the run says)",
+        help="private from its first second; a public repository is refused then "
+        f"(hub.private, by default {str(default['private']).lower()})",
     )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch (default: hub.revision of the run)")
-    parser.add_argument("--license", metavar="ID", help="license in the Hub's spelling, such as apache-2.0")
-    parser.add_argument(
-        "--checkpoints", action="store_true", help="push the newest checkpoint with all training state, too"
+    where.add_argument(
+        "--revision", metavar="BRANCH", help=f"made if need be (hub.revision, by default {default['revision']})"
     )
-    parser.add_argument("--space", metavar="USER/NAME", help="publish a demo of the model as this Space, too")
+    what = parser.add_argument_group("what goes along")
+    what.add_argument(
+        "--license",
+        metavar="ID",
+        help="in the Hub's spelling, such as apache-2.0 (hub.license; by default the card says unknown)",
+    )
+    what.add_argument("--checkpoints", action="store_true", help="the newest checkpoint with all training state, too")
+    what.add_argument("--space", metavar="USER/NAME", help="a demo of the model as this Space, too")
     return parser
 
 

@@ -1,8 +1,14 @@
-"""Measure a trained model: python training/eval.py --model FOLDER_OR_REPO --config configs/digits.yaml
+"""Measure a trained model, or put evaluations side by side.
 
-accelerate launch training/eval.py … spreads the work over processes; the figures are the same.
-python training/eval.py --model M --config C --sweep sampler=ddim,dpmsolver++ num_inference_steps=10,20,50
-python training/eval.py compare A B C      (folders of models, runs or evaluations)
+    python training/eval.py --model FOLDER_OR_REPO --config configs/digits.yaml
+    python training/eval.py --model M --config C
+        --sweep sampler=ddim,dpmsolver++ num_inference_steps=10,20,50
+    python training/eval.py compare A B C
+        (folders of models, runs or evaluations; see compare --help)
+
+`accelerate launch training/eval.py …` spreads the work over processes; the
+figures are the same. Every option of the configuration that matters is listed
+below, after the program's own.
 """
 
 import argparse
@@ -21,16 +27,25 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=options_help("seed", "dataset", "benchmark"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
-    parser.add_argument("--config", required=True, metavar="FILE", help="says what is measured, and on which images")
-    parser.add_argument("--output", metavar="DIR", help="where to (default: a folder in evaluation/ below the model's)")
-    parser.add_argument(
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--model",
+        metavar="FOLDER_OR_REPO",
+        help="a saved pipeline, a run folder, or an id on the Hub (default: the run that the YAML file wrote)",
+    )
+    what.add_argument("--config", required=True, metavar="FILE", help="a YAML file: how, and on which images")
+    what.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
+    what.add_argument(
         "--sweep",
         nargs="+",
         metavar="OPTION=VALUE,…",
-        help="evaluate every combination of options of the benchmark section, and set quality against cost",
+        help="every combination of these options of the benchmark section, with quality set against cost "
+        "(default: one evaluation)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
+    written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--output", metavar="DIR", help="folder of the report (default: one in evaluation/ below the model's)"
+    )
     return parser
 
 

@@ -1,0 +1,53 @@
+"""`--help` of every program: grouped, with defaults, and readable in a terminal of 80 columns."""
+
+import argparse
+import runpy
+from pathlib import Path
+
+import pytest
+
+from ddpm_hf.pipelines.samplers import SAMPLERS
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAMS = sorted(
+    program.relative_to(REPOSITORY).as_posix()
+    for folder in ("pipelines", "training")
+    for program in (REPOSITORY / folder).glob("*.py")
+)
+NO_DEFAULT = {
+    *("help", "overrides", "run_folder"),  # that are given, or not
+    *("repo_id", "private", "revision", "license", "space"),  # that the run's configuration says
+}
+
+
+@pytest.fixture(params=PROGRAMS)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    monkeypatch.setenv("COLUMNS", "80")
+    return runpy.run_path(str(REPOSITORY / request.param))["make_parser"]()
+
+
+def test_it_fits_80_columns(parser):
+    text = parser.format_help()
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+def test_options_are_in_groups(parser):
+    groups = [group.title for group in parser._action_groups if group._group_actions]
+    assert len(groups) >= 3
+    alone = [action.dest for action in parser._optionals._group_actions]
+    assert alone == ["help"]
+
+
+def test_every_option_says_what_it_is_when_it_is_not_given(parser):
+    exclusive = {action.dest for group in parser._mutually_exclusive_groups for action in group._group_actions}
+    for action in parser._actions:
+        assert action.help
+        if action.nargs == 0 or action.required or action.dest in exclusive | NO_DEFAULT:
+            continue
+        default = f"{action.default:g}" if isinstance(action.default, int | float) else action.default or ""
+        assert f"(default: {default}" in action.help % {"default": action.default}, action.dest
+
+
+def test_generate_names_every_sampler():
+    program = runpy.run_path(str(REPOSITORY / "pipelines" / "generate.py"))
+    assert program["SAMPLERS"] == tuple(SAMPLERS)
