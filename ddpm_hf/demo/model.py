@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ from ddpm_hf.pipelines.images import PIL_MODES
 
 CARD, PICTURE = "README.md", "samples.png"
 MAX_FILE_BYTES = 16 * 2**20
+MAX_EVALUATIONS = 20
 LEFT_OUT = re.compile(
     r"<!-- ddpm-hf:(samples|results) .*?<!-- /ddpm-hf:\1 -->|<!--.*?-->|!\[[^\]]*\]\([^)]*\)|<img\b[^>]*>", re.DOTALL
 )
@@ -42,7 +44,7 @@ class DemoModel:
         weights: a hash of the network's weights.
         limits: of a visitor's requests.
         card: Markdown without metadata and pictures; empty if there is none.
-        results: figures of its evaluation.
+        evaluations: figures of each evaluation by its name, the newest first.
         picture: samples that its run left.
     """
 
@@ -51,7 +53,7 @@ class DemoModel:
     weights: str
     limits: Limits
     card: str = ""
-    results: list[Result] = field(default_factory=list)
+    evaluations: dict[str, list[Result]] = field(default_factory=dict)
     picture: Image.Image | None = None
 
     @property
@@ -137,6 +139,7 @@ def _describe_folder(model: DemoModel, folder: Path) -> None:
     """A card that lies there, or else the one that a push would write."""
     files = {name: folder / name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()}
     _describe(model, files)
+    _read_evaluations(model, folder)
     if not model.card:
         facts = gather_facts(folder, find_pipeline(folder), folder.resolve().name, "main", files, None)
         model.card = plain_card(make_card(facts))
@@ -162,13 +165,30 @@ def _describe_repository(model: DemoModel, address: HubAddress) -> None:
 def _describe(model: DemoModel, files: dict[str, Path]) -> None:
     if CARD in files:
         model.card = plain_card(files[CARD].read_text(encoding="utf-8", errors="replace"))
+    if results := _read_figures(files.get(METRICS)):
+        model.evaluations[METRICS] = results
+    with suppress(ValueError):  # what is damaged is not shown; sampling does not need it
+        model.picture = open_image(files[PICTURE]) if PICTURE in files else None
+
+
+def _read_evaluations(model: DemoModel, folder: Path) -> None:
+    """Those below the folder of a run, whose newest lies at its top as well."""
+    files = sorted(folder.glob("evaluation/**/metrics.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = {str(file.parent.relative_to(folder / "evaluation")): _read_figures(file) for file in files}
+    shown = dict([(name, results) for name, results in found.items() if results][:MAX_EVALUATIONS])
+    top = {name: results for name, results in model.evaluations.items() if results not in shown.values()}
+    model.evaluations = top | shown
+
+
+def _read_figures(file: Path | None) -> list[Result]:
+    """The finite figures of a metrics.json; none, if it is damaged or there is no file."""
+    if file is None:
+        return []
     try:
-        figures: Any = json.loads(files[METRICS].read_text(encoding="utf-8")) if METRICS in files else {}
-        model.results = [each for each in read_results(figures) if is_finite(each)]
-        if PICTURE in files:
-            model.picture = open_image(files[PICTURE])
-    except (ValueError, AttributeError, KeyError, TypeError):
-        pass  # what is damaged is not shown; sampling needs neither
+        figures: Any = json.loads(file.read_text(encoding="utf-8"))
+        return [each for each in read_results(figures) if is_finite(each)]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return []
 
 
 def plain_card(card: str) -> str:

@@ -25,6 +25,7 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1160px !important; margin: 0 auto !important; }
 .ddpm-status { display: flex; flex-direction: column; gap: 6px; min-height: 34px; justify-content: center; }
 .ddpm-status span { font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
+.ddpm-status .ddpm-note { color: var(--body-text-color); font-weight: 600; }
 .ddpm-status progress { width: 100%; height: 8px; accent-color: var(--color-accent); }
 .ddpm-roll { align-self: center; }
 .ddpm-card { padding: 4px 12px; }

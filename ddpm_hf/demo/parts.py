@@ -3,7 +3,7 @@
 import html
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,9 +74,11 @@ def bar(progress: Progress) -> str:
     )
 
 
-def said(*parts: str) -> str:
-    """The line above a result that is finished: how it was made."""
-    return f'<div class="ddpm-status"><span>{" · ".join(html.escape(part) for part in parts)}</span></div>'
+def said(*parts: str, notes: Sequence[str] = ()) -> str:
+    """The line above a result that is finished: how it was made; and below it, what the sampler warned of."""
+    line = f"<span>{' · '.join(html.escape(part) for part in parts)}</span>"
+    warned = "".join(f'<span class="ddpm-note">Note: {html.escape(note)}</span>' for note in notes)
+    return f'<div class="ddpm-status">{line}{warned}</div>'
 
 
 def status() -> gr.HTML:

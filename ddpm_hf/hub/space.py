@@ -25,6 +25,9 @@ DISTRIBUTION = "ddpm-hf"
 GRADIO_VERSION, PYTHON_VERSION = "6.31.0", "3.12"
 """What the Space runs on; the demo is tested with this gradio."""
 
+CPU_INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu"
+"""Of pip: there torch comes without the gigabytes of CUDA that PyPI's brings to a Space without a GPU."""
+
 APP = '''"""The demo of {model}. The folder ddpm_hf beside this file is the library ddpm-hf {version}, Apache-2.0."""
 
 from ddpm_hf.demo.model import load_model
@@ -90,18 +93,20 @@ def push_space(
             raise UserError(f"{option}: given {name!r}; a Space needs it as USER/NAME")
     destination = Destination(space_id, private=private)
     prepare(client, destination)
-    files = space_files(model_id) | {CARD: make_readme(model_id, space_id, license, _read_readme(client, space_id))}
+    old = _read_readme(client, space_id)
+    files = space_files(model_id, has_gpu=_suggests_gpu(old)) | {CARD: make_readme(model_id, space_id, license, old)}
     refuse_tokens(files.items())
     package = Package(files, f"Publish the demo of {model_id}", is_ours=lambda path: path.startswith("ddpm_hf/"))
     pushed = push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
     return replace(pushed, url=f"{client.api.endpoint}/spaces/{space_id}")
 
 
-def space_files(model_id: str) -> dict[str, Content]:
+def space_files(model_id: str, has_gpu: bool = False) -> dict[str, Content]:
     """All files of a Space but its README: the program, what it needs, and this library's source.
 
     Args:
         model_id: user/name of the model.
+        has_gpu: whether torch shall bring CUDA.
 
     Raises:
         UserError: if it is not known what this library needs.
@@ -112,7 +117,7 @@ def space_files(model_id: str) -> dict[str, Content]:
     license = PACKAGE.parent / "LICENSE"
     if license.is_file():
         library["ddpm_hf/LICENSE"] = license
-    return {"app.py": app, "requirements.txt": _requirements().encode(), **library}
+    return {"app.py": app, "requirements.txt": _requirements(has_gpu).encode(), **library}
 
 
 def make_readme(model_id: str, space_id: str, license: str | None, old: str | None = None) -> bytes:
@@ -143,13 +148,20 @@ def make_readme(model_id: str, space_id: str, license: str | None, old: str | No
     return f"---\n{written}---\n\n{text.strip()}\n".encode()
 
 
-def _requirements() -> str:
+def _suggests_gpu(readme: str | None) -> bool:
+    """Whether the README of a Space suggests hardware other than processors."""
+    known, _ = split_card(readme or "")
+    return not str(known.get("suggested_hardware", "cpu")).startswith("cpu")
+
+
+def _requirements(has_gpu: bool) -> str:
     """What this library needs besides gradio, which the Hub installs in the version that the README names."""
     try:
         needed = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         raise UserError("ddpm-hf is not installed, so it is not known what it needs; run: pip install -e .") from None
-    return "".join(f"{each}\n" for each in sorted(needed) if "extra ==" not in each)
+    lines = [] if has_gpu else [CPU_INDEX]
+    return "".join(f"{each}\n" for each in [*lines, *sorted(each for each in needed if "extra ==" not in each)])
 
 
 def _read_readme(client: SpaceClient, space_id: str) -> str | None:

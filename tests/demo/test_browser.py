@@ -88,6 +88,14 @@ def test_wrong_input_gives_a_message(page):
     expect(page.get_by_text("16 images · seed 3 ·")).to_be_visible()
 
 
+def test_a_warning_of_the_program_is_shown(page):
+    page.locator("#steps input[type=number]").fill("20")
+    page.get_by_label("Sampler").click()
+    page.get_by_role("option", name="euler").click()
+    page.locator("#generate").click()
+    expect(page.get_by_text("Note: sampler 'euler' does not clip")).to_be_visible()
+
+
 def test_interpolation_between_seeds_and_images(page, tmp_path):
     tab(page, "Interpolate")
     page.locator("#interpolate").click()

@@ -1,6 +1,8 @@
 """Images on their way in and out: uploads within limits, masks from paint, downloads with settings."""
 
 import json
+import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -86,21 +88,35 @@ def test_what_is_known_of_a_model_is_told(model, conditional):
     assert model.facts["Images"] == "8x8, gray"
     assert conditional.facts["Labels"].startswith("4")
     assert "8x8 images" in model.card
-    assert model.results == []
+    assert model.evaluations == {}
 
 
 def test_figures_and_samples_of_a_run_are_found(folder, tmp_path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     (run / "metrics.json").write_text(json.dumps({"metrics": {"fid": 3.2, "kid": float("nan")}}))
     Image.new("L", (20, 20)).save(run / "samples.png")
     (run / "README.md").write_text("# By hand")
     model = load_model(str(run))
-    assert [result.name for result in model.results] == ["fid"]
+    assert [result.name for result in model.evaluations["metrics.json"]] == ["fid"]
     assert model.picture.size == (20, 20)
     assert model.card == "# By hand"
     (run / "metrics.json").write_text("{")
     (run / "samples.png").write_bytes(b"damaged")
     assert load_model(str(run)).picture is None
+
+
+def test_every_evaluation_of_a_run_is_found_the_newest_first_and_once(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    for age, (name, figure) in enumerate([("new", 1.0), ("sweep-0/ddim", 2.0), ("step-4", 3.0), ("damaged", None)]):
+        file = run / "evaluation" / name / "metrics.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{" if figure is None else json.dumps({"metrics": {"fid": figure}}))
+        os.utime(file, (1000 - age, 1000 - age))
+    shutil.copy(run / "evaluation" / "new" / "metrics.json", run)
+    model = load_model(str(run))
+    assert list(model.evaluations) == ["new", "sweep-0/ddim", "step-4"]
+    assert [results[0].value for results in model.evaluations.values()] == [1, 2, 3]
+    (run / "metrics.json").write_text('{"metrics": {"fid": 9}}')
+    assert next(iter(load_model(str(run)).evaluations)) == "metrics.json"

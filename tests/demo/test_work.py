@@ -67,6 +67,14 @@ def test_what_cannot_be_is_refused_in_words(model, change, words):
         draw(model, silent, **({"count": 2, "steps": 5, "seed": 0} | change))
 
 
+@pytest.mark.filterwarnings("ignore:sampler 'pndm' does not clip")
+def test_what_a_sampler_warns_of_is_told_each_time(model):
+    for _ in range(2):
+        made = draw(model, silent, count=1, steps=4, seed=0, sampler="pndm")
+        assert made.notes == ["sampler 'pndm' does not clip the predicted x_0 to [-1.0, 1.0]"]
+    assert draw(model, silent, count=1, steps=4, seed=0, sampler="ddim").notes == []
+
+
 def test_classes_go_in_turn_or_are_chosen(conditional):
     turns = draw(conditional, silent, count=4, steps=2, seed=0)
     assert turns.settings["class_labels"] == [0, 1, 2]

@@ -12,7 +12,7 @@ import yaml
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.client import Patience
-from ddpm_hf.hub.space import GRADIO_VERSION, SpaceClient, make_readme, push_space
+from ddpm_hf.hub.space import CPU_INDEX, GRADIO_VERSION, SpaceClient, make_readme, push_space
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = REPOSITORY / "pipelines" / "push_to_hub.py"
@@ -39,9 +39,10 @@ def test_the_space_is_complete_and_pushed_once(hub, spaces):
     assert not [path for path in files if "__pycache__" in path]
     assert 'load_model("ada/digits")' in files["app.py"].data.decode()
     needs = files["requirements.txt"].data.decode()
+    assert needs.splitlines()[0] == CPU_INDEX
     assert "diffusers" in needs
     assert "torch" in needs
-    assert "extra" not in needs
+    assert "extra" not in "".join(needs.splitlines()[1:])
     assert "token" not in files["app.py"].data.decode().lower()
     assert hub.repo("ada/demo", "space").private
     assert pushed.url == f"{hub.url}/spaces/ada/demo"
@@ -77,6 +78,7 @@ def test_what_people_write_into_its_readme_stays(hub, spaces):
     assert front_of(after["README.md"].data)["license"] == "mit"
     assert b"My words." in after["README.md"].data
     assert "notes.txt" in after
+    assert CPU_INDEX not in after["requirements.txt"].data.decode()  # it suggests a GPU
 
 
 def test_a_source_file_that_is_no_more_goes(hub, spaces):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ddpm_hf.data.images import open_image
 from ddpm_hf.demo.model import DemoModel
+from ddpm_hf.hub.results import Result
 from ddpm_hf.plotting import schedule_curves
 
 
@@ -32,7 +33,7 @@ def model_tab(model: DemoModel) -> None:
             gr.Markdown("### The network\n\n" + _table(("", ""), list(model.facts.items())))
             if model.picture is not None:
                 gr.Image(model.picture, label="Samples of its run", format="png", interactive=False, buttons=[])
-            gr.Markdown("### How it fared\n\n" + _results(model))
+            _how_it_fared(model)
         with gr.Column(scale=3, min_width=360):
             gr.Markdown(model.card or "*The model has no card.*", elem_classes="ddpm-card")
 
@@ -44,11 +45,21 @@ def _curves(model: DemoModel) -> Image.Image:
         return open_image(Path(folder) / "schedule.png")
 
 
-def _results(model: DemoModel) -> str:
-    if not model.results:
-        return "Nothing was measured yet: `python training/eval.py --model …` does it."
+def _how_it_fared(model: DemoModel) -> None:
+    """The newest evaluation in full, the earlier ones folded up below it."""
+    if not model.evaluations:
+        gr.Markdown("### How it fared\n\nNothing was measured yet: `python training/eval.py --model …` does it.")
+        return
+    (newest, results), *earlier = model.evaluations.items()
+    gr.Markdown(f"### How it fared\n\n{_figures(results)}\n\nFrom `{newest}`.")
+    for name, figures in earlier:
+        with gr.Accordion(f"Earlier: {name}", open=False):
+            gr.Markdown(_figures(figures))
+
+
+def _figures(results: list[Result]) -> str:
     rows: list[tuple[str, ...]] = []
-    for each in model.results:
+    for each in results:
         spread = "" if each.spread is None else f" ± {each.spread:.3g}"
         protocol = each.protocol
         rows.append((each.title, f"{each.value:.4g}{spread}", str(protocol["samples"]), str(protocol["steps"])))

@@ -61,7 +61,7 @@ def generate_tab(model: DemoModel) -> None:
             with parts.zipped(news, shown, f"seed-{news.settings['seed']}") as path:
                 last = len(news.stages)
                 yield {
-                    line: parts.said(*_summary(news, sampler)),
+                    line: parts.said(*_summary(news, sampler), notes=news.notes),
                     result: shown,
                     step: gr.Slider(maximum=last, value=last, interactive=True),
                     command: _command(news),
@@ -92,7 +92,7 @@ def _look_back(made: Made | None, step: float, view: str) -> tuple[Image.Image |
         return None, parts.said(parts.NOTHING)
     index = int(step)
     if not 0 <= index < len(made.stages):
-        return grid(made.images), parts.said("The finished images", parts.made_in(made))
+        return grid(made.images), parts.said("The finished images", parts.made_in(made), notes=made.notes)
     stage = made.stages[index]
     shown = stage.x_0 if view == PREDICTED else stage.x_t
     where = f"look {index + 1} of {len(made.stages)}, at t = {stage.timestep:g}"
