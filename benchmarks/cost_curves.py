@@ -2,9 +2,10 @@
 
 Training (images/s and memory of an update) against batch, image size and parameters; sampling against batch and steps;
 scoring against the number of samples; a whole run on one and two processes. Each curve is the median of several
-repetitions after a warm-up, fitted by seconds = a x^b on all its points (least squares of the logarithms). The first
-bend is the first point from which on the local exponent differs from that of the fit by more than 0.25. The data cache
-against the size of the data is measured by data.py.
+repetitions after a warm-up, in CPU seconds of one thread, so that other work on the machine does not decide, fitted by
+seconds = a x^b on all its points (least squares of the logarithms). The first bend is the first point from which on the
+local exponent differs from that of the fit by more than 0.25. One and two processes are timed by the clock. The data
+cache against the size of the data is measured by data.py.
 """
 
 import argparse
@@ -134,9 +135,9 @@ def measure(name: str) -> dict[str, Any]:
         call()
         seconds = []
         for _ in range(REPETITIONS):
-            started = time.perf_counter()
+            started = time.process_time()
             call()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.process_time() - started)
         points.append(
             {
                 "x": x,
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*CURVES, "processes"], help="curves to measure (default: all)")
     parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results/cost_curves.*")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     load_config(ROOT / "configs" / "digits.yaml")  # the import of everything is nobody's cost
     chosen = arguments.only or [*CURVES, "processes"]
     result: dict[str, Any] = {

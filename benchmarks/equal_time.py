@@ -13,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ class Judge:
 
     def __init__(self) -> None:
         self.classifier = load_digits_classifier().eval()
-        self.held_out = self._moments(self._digits(HELD_OUT))
-        training = self._digits(TRAIN)
+        self.held_out = self._moments(digits(HELD_OUT))
+        training = digits(TRAIN)
         self.num_samples = len(training)
         self.floor = frechet_distance(self.held_out, self._moments(training)).value
 
@@ -61,14 +61,19 @@ class Judge:
         """The distance of images, uint8, in floors."""
         return frechet_distance(self.held_out, self._moments(images)).value / self.floor
 
-    def _digits(self, split: str) -> Tensor:
-        config = load_config(BASE)
-        return load_image_set(DatasetConfig(split=split), config.model).images
-
     @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """One row for each of the images, uint8."""
+        return self.classifier(images).values
+
     def _moments(self, images: Tensor) -> Moments:
-        features = self.classifier(images).values.double()
+        features = self.features(images).double()
         return Moments(len(features), features.sum(0), features.T @ features)
+
+
+def digits(split: str) -> Tensor:
+    """The digits of a split, uint8."""
+    return load_image_set(DatasetConfig(split=split), load_config(BASE).model).images
 
 
 def train_for(config: Config, seconds: float) -> tuple[Learner, int]:
@@ -79,27 +84,41 @@ def train_for(config: Config, seconds: float) -> tuple[Learner, int]:
     """
     images = load_image_set(config.dataset, config.model)
     learner = Learner(config, images, 10**9, Accelerator(cpu=True), None, load_perceptual(config))
-    learner.update(0)  # whatever is done once at the beginning is not the choice's
+
+    def update(step: int, num_steps: int) -> None:
+        learner.num_steps = num_steps
+        learner.update(step)
+
+    return learner, spend(seconds, update)
+
+
+def spend(seconds: float, update: Callable[[int, int], object]) -> int:
+    """Update for some CPU seconds.
+
+    Args:
+        seconds: to spend.
+        update: takes the updates done before and how many there will be, a guess that gets better.
+
+    Returns:
+        The number of updates.
+    """
+    update(0, 10_000)  # whatever is done once at the beginning is not the choice's
     step, started = 1, time.process_time()
     while (spent := time.process_time() - started) < seconds:
-        learner.num_steps = max(step + 1, round(step * seconds / spent)) if step > 20 else 10_000
-        learner.update(step)
+        update(step, max(step + 1, round(step * seconds / spent)) if step > 20 else 10_000)
         step += 1
-    return learner, step
+    return step
 
 
-@torch.no_grad()
-def sample(learner: Learner, count: int, variance_type: str | None = None) -> Tensor:
-    """Draw images, uint8, from the averaged weights."""
-    pipeline = learner.pipeline
+def sample(pipeline: Any, count: int, num_inference_steps: int = FEW_STEPS) -> Tensor:
+    """Draw images, uint8, each from a seed of its own; the pipeline is a DDPMPipeline, ours or diffusers'."""
     pipeline.set_progress_bar_config(disable=True)
-    if variance_type is not None:
-        pipeline.scheduler.register_to_config(variance_type=variance_type)
-    seeds = image_seeds(0, range(count))
-    parts = [
-        torch.from_numpy(pipeline(seeds=seeds[at : at + 256], num_inference_steps=FEW_STEPS, output_type="np").images)
-        for at in range(0, count, 256)
-    ]
+    generators = [torch.Generator().manual_seed(seed) for seed in image_seeds(0, range(count))]
+    parts = []
+    for at in range(0, count, 256):
+        some = generators[at : at + 256]
+        drawn = pipeline(len(some), some, num_inference_steps=num_inference_steps, output_type="np")
+        parts.append(torch.from_numpy(drawn.images))
     return (torch.cat(parts).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
 
 
@@ -109,7 +128,7 @@ def run_one(judge: Judge, options: Sequence[str], seed: int, seconds: float) -> 
         base = (f"dataset.split={TRAIN}", f"output_dir={folder}/run", f"seed={seed}")
         config = load_config(BASE, [*base, *options])
         learner, steps = train_for(config, seconds)
-        ratio = judge.ratio(sample(learner, judge.num_samples))
+        ratio = judge.ratio(sample(learner.pipeline, judge.num_samples))
     return {"ratio": round(ratio, 4), "steps": steps}
 
 

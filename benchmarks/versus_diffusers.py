@@ -14,6 +14,7 @@ With --device cuda: batch 128 and 512 in bf16, the share of the chip's matrix ra
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -22,10 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 RESULTS = Path(__file__).parent / "results"
 STARTED = time.time()
@@ -41,7 +46,7 @@ NETWORKS = {
         "image_size=16",
     ],
 }
-CONTENDERS = {
+CONTENDERS: dict[str, dict[str, Any]] = {
     "script": {"kind": "script"},
     "script, bf16": {"kind": "script", "precision": "bf16"},
     "script, best flags": {"kind": "script", "precision": "bf16", "ema": True, "workers": 2},
@@ -65,22 +70,50 @@ NUM_IMAGES = 2000
 
 
 def make_images(folder: Path, side: int) -> None:
-    """Write images with some structure as a parquet file: both sides decode the same PNGs."""
-    import io
-
-    import datasets
+    """Write images with some structure: both sides decode the same PNGs."""
     import numpy as np
     from PIL import Image
 
     generator = np.random.default_rng(0)
+    coarse = (Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(NUM_IMAGES))
+    write_images([image.resize((side, side), Image.Resampling.BICUBIC) for image in coarse], folder)
+
+
+def write_images(images: Iterable["Image"], folder: Path) -> None:
+    """Write images as PNGs in a parquet file."""
+    import io
+
+    import datasets
+
     rows = []
-    for _ in range(NUM_IMAGES):
-        coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    for image in images:
         stream = io.BytesIO()
-        coarse.resize((side, side), Image.Resampling.BICUBIC).save(stream, format="PNG")
+        image.save(stream, format="PNG")
         rows.append({"bytes": stream.getvalue(), "path": None})
     data = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
     data.to_parquet(str(folder / "images.parquet"))
+
+
+def read_images(folder: Path, mode: str = "RGB") -> Any:
+    """The images of a folder as the script reads them: decoded anew whenever one is asked for.
+
+    Returns:
+        A dataset whose rows have an image of [-1, 1] as "input".
+    """
+    import datasets
+    import numpy as np
+    import torch
+
+    def decode(rows: dict[str, list]) -> dict[str, list]:
+        arrays = [np.asarray(image.convert(mode), dtype=np.float32) for image in rows["image"]]
+        scaled = [torch.from_numpy(array / 127.5 - 1) for array in arrays]
+        return {"input": [each[None] if mode == "L" else each.permute(2, 0, 1) for each in scaled]}
+
+    source = datasets.load_dataset(
+        "parquet", data_files=str(folder / "images.parquet"), split="train", cache_dir=str(folder / "hf")
+    )
+    source.set_transform(decode)
+    return source
 
 
 def our_config(arguments: argparse.Namespace, options: list[str]) -> Any:
@@ -121,62 +154,87 @@ class Ours:
         from ddpm_hf.training.state import Progress
 
         progress = Progress(step=self.step, config=self.config.to_dict())
-        return write_checkpoint(folder, self.step, lambda at: self.learner.save(at, progress), keep=1)
+        gathered = self.learner.gather()
+        return write_checkpoint(folder, self.step, lambda at: self.learner.save(at, progress, *gathered), keep=1)
 
     def load(self, folder: Path) -> None:
         from ddpm_hf.checkpoints import find_damage
+        from ddpm_hf.training.state import OPTIMIZER, STATE, load_moments
 
         assert find_damage(folder) is None
-        network = self.learner.accelerator.unwrap_model(self.learner.network)
-        self.learner._load(folder, network, self.learner.optimizer.optimizer)
+        self.learner._load(folder, self.learner.accelerator.unwrap_model(self.learner.network))
+        load_moments(self.learner.optimizer.optimizer, folder / STATE / OPTIMIZER)
+
+
+def stock_network(model: Any) -> Any:
+    """Diffusers' own network in the sizes of a `model_config` section."""
+    import torch
+    from diffusers import UNet2DModel
+
+    from ddpm_hf.models import build_network
+
+    with torch.device("meta"):
+        shape = {key: value for key, value in build_network(model).config.items() if key != "initialization"}
+    return UNet2DModel.from_config(shape)
 
 
 class Script:
-    """The other side: what train_unconditional.py does with its defaults, or its best flags."""
+    """The other side: the training step of train_unconditional.py, by default with its defaults.
+
+    Args:
+        network: a UNet2DModel.
+        images: a dataset whose rows have an image of [-1, 1] as "input".
+        batch_size: images per update.
+        scheduler: options of DDPMScheduler.
+        optimizer: options of AdamW.
+        warm_up: updates in which the learning rate rises.
+        ema: options of EMAModel; None for no average.
+        precision: accelerate's mixed_precision.
+        workers: processes that load data.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        num_steps: updates of the whole run, over which the learning rate falls; it may be corrected on the way.
+    """
 
     def __init__(
-        self, arguments: argparse.Namespace, precision: str = "no", ema: bool = False, workers: int = 0
+        self,
+        network: Any,
+        images: Any,
+        batch_size: int = 16,
+        scheduler: Mapping[str, Any] = MappingProxyType({}),
+        optimizer: Mapping[str, Any] = MappingProxyType({}),
+        warm_up: int = 500,
+        ema: Mapping[str, Any] | None = None,
+        precision: str = "no",
+        workers: int = 0,
+        device: str = "cpu",
     ) -> None:
-        import datasets
-        import numpy as np
         import torch
         from accelerate import Accelerator
-        from diffusers import DDPMScheduler, UNet2DModel
-        from diffusers.optimization import get_scheduler
+        from diffusers import DDPMScheduler
         from diffusers.training_utils import EMAModel
 
-        from ddpm_hf.models import build_network
-        from ddpm_hf.training.precision import use_all_cores
-
-        use_all_cores()
-        config = our_config(arguments, [])
-        torch.manual_seed(0)
-        with torch.device("meta"):
-            shape = {key: value for key, value in build_network(config.model).config.items() if key != "initialization"}
-        network = UNet2DModel.from_config(shape)
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=arguments.device == "cpu")
-        self.ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True) if ema else None
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        self.ema = None if ema is None else EMAModel(network.parameters(), **ema)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
-        self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
-        source = datasets.load_dataset(
-            "parquet", data_files=f"{arguments.data}/images.parquet", split="train", cache_dir=f"{arguments.data}/hf"
-        )
+        self.scheduler: Any = DDPMScheduler(num_train_timesteps=1000, **{"beta_schedule": "linear", **scheduler})
+        settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-6, "eps": 1e-8, **optimizer}
+        adam = torch.optim.AdamW(network.parameters(), **settings)
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-        def decode(rows: dict[str, list]) -> dict[str, list]:
-            arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) for image in rows["image"]]
-            return {"input": [torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1) for array in arrays]}
-
-        source.set_transform(decode)
         loader = torch.utils.data.DataLoader(
-            source, batch_size=arguments.batch, shuffle=True, num_workers=workers, drop_last=True
+            images, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True
         )
-        rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=100_000)
-        self.network, self.optimizer, self.loader, self.rates = self.accelerator.prepare(
-            network, optimizer, loader, rates
-        )
+        self.num_steps = 100_000
+
+        def share(step: int) -> float:  # of the learning rate: "cosine" of diffusers' get_scheduler
+            if step < warm_up:
+                return step / warm_up
+            return 0.5 * (1 + math.cos(math.pi * min((step - warm_up) / max(self.num_steps - warm_up, 1), 1)))
+
+        rates = torch.optim.lr_scheduler.LambdaLR(adam, share)
+        self.network, self.optimizer, self.loader, self.rates = self.accelerator.prepare(network, adam, loader, rates)
         self.batches = self._endless()
 
     def _endless(self) -> Any:
@@ -219,6 +277,34 @@ class Script:
     def load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
 
+    def pipeline(self) -> Any:
+        """What the script saves at the end: of the averaged weights, if there are any. They replace the others."""
+        from diffusers import DDPMPipeline
+
+        network = self.accelerator.unwrap_model(self.network)
+        if self.ema is not None:
+            self.ema.copy_to(network.parameters())
+        return DDPMPipeline(network.eval(), self.scheduler)
+
+
+def make_script(arguments: argparse.Namespace, precision: str = "no", ema: bool = False, workers: int = 0) -> Script:
+    """The script on the network and the images of this comparison."""
+    import torch
+
+    from ddpm_hf.training.precision import use_all_cores
+
+    use_all_cores()
+    torch.manual_seed(0)
+    return Script(
+        stock_network(our_config(arguments, []).model),
+        read_images(Path(arguments.data)),
+        arguments.batch,
+        ema={"decay": 0.9999, "use_ema_warmup": True} if ema else None,
+        precision=precision,
+        workers=workers,
+        device=arguments.device,
+    )
+
 
 def contend(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one contender for some steps, in this process."""
@@ -226,7 +312,7 @@ def contend(arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = dict(CONTENDERS[arguments.contender])
     kind = settings.pop("kind")
-    subject = Ours(arguments, settings.get("options", [])) if kind == "ours" else Script(arguments, **settings)
+    subject = Ours(arguments, settings.get("options", [])) if kind == "ours" else make_script(arguments, **settings)
 
     def synchronize() -> None:
         if arguments.device == "cuda":
