@@ -7,11 +7,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/one_process.yaml
 RUN := runs/digits
 
-.PHONY: demo test test-slow style quality schema docs clean
+.PHONY: demo test test-slow style quality schema docs pictures clean
 
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
 	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
 	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16 --num_inference_steps 100
+	@echo "The commands above, and those of the README, want: source $(VENV)/bin/activate"
 
 test: $(VENV)/.installed-test  ## every fast test, offline
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -35,11 +36,15 @@ docs: $(VENV)/.installed  ## write the pages and tables of docs/ that follow fro
 	$(BIN)/python docs/api_page.py > docs/api.md
 	$(BIN)/python docs/scaling_table.py
 
+pictures: $(VENV)/.installed-test  ## make all of docs/images again; needs chromium, and the run of make demo
+	$(BIN)/python docs/pictures.py --model $(RUN)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch by itself first: its pin decides which build is taken
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torch and the rest into $(VENV), once: 1.8 GB, some minutes without a word"
 	$(INSTALL) torch
 	$(INSTALL) --editable ".[eval]"
 	touch $@
