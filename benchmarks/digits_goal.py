@@ -32,11 +32,11 @@ import accelerate
 import diffusers
 import numpy as np
 import torch
+from contenders import Script, read_images, stock_network, write_images
 from diffusers import DDPMPipeline, UNet2DModel
 from equal_time import BASE, FEW_STEPS, HELD_OUT, RESULTS, TRAIN, Judge, digits, sample, spend, train_for
 from torch import Tensor
 from tqdm import tqdm
-from versus_diffusers import Script, read_images, stock_network, write_images
 
 from ddpm_hf import cli
 from ddpm_hf.config import load_config

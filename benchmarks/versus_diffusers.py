@@ -8,13 +8,16 @@ save_state. *script, best flags* adds its --use_ema, --mixed_precision=bf16 and 
 our Learner with its default configuration (mixed_precision auto, EMA always on).
 
 A figure is the median over the rounds; a ratio the median over the pairs. Peak memory is of the whole process. The
-time to the first step begins with the process; saving and loading a checkpoint ends when it is usable.
-With --device cuda: batch 128 and 512 in bf16, the share of the chip's matrix rate, and torch.profiler's table.
+time to the first step begins with the process; saving and loading a checkpoint ends when it is usable. Two columns are
+shares of rates measured in the same run. Arithmetic: the multiplications and additions that the stock network needs for
+an update, per second, of those of large bf16 matrix products. Traffic: the bytes that operators take and give, counted,
+of those that a copy of memory moves; what stays in caches counts, too.
+
+On a GPU: python benchmarks/versus_diffusers.py --device cuda --batches 128 512 --profile --save
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
@@ -23,292 +26,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from contenders import CONTENDERS, NETWORKS, Ours, make_images, make_script
 
 RESULTS = Path(__file__).parent / "results"
 STARTED = time.time()
 
-NETWORKS = {
-    # of DDPM on CIFAR-10
-    "cifar10": ["channel_multipliers=[1,2,2,2]", "num_res_blocks=2", "attention_levels=[1]", "image_size=32"],
-    "tiny": [
-        "channel_multipliers=[1,2]",
-        "num_res_blocks=1",
-        "attention_levels=[]",
-        "hidden_channels=32",
-        "image_size=16",
-    ],
-}
-CONTENDERS: dict[str, dict[str, Any]] = {
-    "script": {"kind": "script"},
-    "script, bf16": {"kind": "script", "precision": "bf16"},
-    "script, best flags": {"kind": "script", "precision": "bf16", "ema": True, "workers": 2},
-    "ours": {"kind": "ours"},
-    "ours, fp32": {"kind": "ours", "options": ["training.mixed_precision=no"]},
-    "ours, bf16": {"kind": "ours", "options": ["training.mixed_precision=bf16"]},
-    "ours, compiled": {"kind": "ours", "options": ["training.compile=true"]},
-    "ours, channels last": {"kind": "ours", "options": ["training.channels_last=true"]},
-    "ours, checkpointing": {"kind": "ours", "options": ["training.gradient_checkpointing=true"]},
-}
 PAIRS = [
-    ("script", "ours, fp32", "equal dtype, fp32", 1.25),
-    ("script, bf16", "ours, bf16", "equal dtype, bf16", 1.25),
-    ("script", "ours", "defaults against defaults", 2.5),
-    ("script, best flags", "ours", "its best flags against our defaults", None),
-    ("ours, bf16", "ours, compiled", "compiled against eager", None),
-    ("ours, bf16", "ours, channels last", "channels last against not", None),
-    ("ours, bf16", "ours, checkpointing", "gradient checkpointing against not", None),
+    ("script", "ours, fp32", "equal dtype, fp32"),
+    ("script, bf16", "ours, bf16", "equal dtype, bf16"),
+    ("script", "ours", "defaults against defaults"),
+    ("script, best flags", "ours", "its best flags against our defaults"),
+    ("ours, bf16", "ours, compiled", "compiled against eager"),
+    ("ours, bf16", "ours, channels last", "channels last against not"),
+    ("ours, bf16", "ours, checkpointing", "gradient checkpointing against not"),
 ]
-NUM_IMAGES = 2000
-
-
-def make_images(folder: Path, side: int) -> None:
-    """Write images with some structure: both sides decode the same PNGs."""
-    import numpy as np
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    coarse = (Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(NUM_IMAGES))
-    write_images([image.resize((side, side), Image.Resampling.BICUBIC) for image in coarse], folder)
-
-
-def write_images(images: Iterable["Image"], folder: Path) -> None:
-    """Write images as PNGs in a parquet file."""
-    import io
-
-    import datasets
-
-    rows = []
-    for image in images:
-        stream = io.BytesIO()
-        image.save(stream, format="PNG")
-        rows.append({"bytes": stream.getvalue(), "path": None})
-    data = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
-    data.to_parquet(str(folder / "images.parquet"))
-
-
-def read_images(folder: Path, mode: str = "RGB") -> Any:
-    """The images of a folder as the script reads them: decoded anew whenever one is asked for.
-
-    Returns:
-        A dataset whose rows have an image of [-1, 1] as "input".
-    """
-    import datasets
-    import numpy as np
-    import torch
-
-    def decode(rows: dict[str, list]) -> dict[str, list]:
-        arrays = [np.asarray(image.convert(mode), dtype=np.float32) for image in rows["image"]]
-        scaled = [torch.from_numpy(array / 127.5 - 1) for array in arrays]
-        return {"input": [each[None] if mode == "L" else each.permute(2, 0, 1) for each in scaled]}
-
-    source = datasets.load_dataset(
-        "parquet", data_files=str(folder / "images.parquet"), split="train", cache_dir=str(folder / "hf")
-    )
-    source.set_transform(decode)
-    return source
-
-
-def our_config(arguments: argparse.Namespace, options: list[str]) -> Any:
-    """The configuration of our side; the other side takes its network from it."""
-    from ddpm_hf.config import load_config
-
-    file = Path(arguments.data) / "config.yaml"
-    file.write_text("dataset: {}\n")
-    network = [f"model_config.{option}" for option in NETWORKS[arguments.network]]
-    own = [f"dataset.name={arguments.data}", f"dataset.cache_dir={arguments.data}/cache", "training.num_steps=100000"]
-    batch = [f"training.batch_size={arguments.batch}", f"output_dir={arguments.data}/run-{os.getpid()}"]
-    return load_config(file, [*network, *own, *batch, *options])
-
-
-class Ours:
-    """Our side: a Learner, as the Trainer drives it."""
-
-    def __init__(self, arguments: argparse.Namespace, options: list[str]) -> None:
-        from ddpm_hf.training.learner import Learner
-        from ddpm_hf.training.metrics import Meter
-        from ddpm_hf.training.trainer import Trainer
-
-        trainer = Trainer(our_config(arguments, options))
-        self.config = trainer.config
-        self.learner = Learner(trainer.config, trainer.plan.images, trainer.num_steps, trainer.accelerator)
-        self.meter = Meter(trainer.accelerator, trainer.config.model.time_steps)
-        self.step = 0
-
-    def update(self) -> float:
-        """One update; returns the seconds spent waiting for data."""
-        update = self.learner.update(self.step)
-        self.meter.add(update)
-        self.step += 1
-        return float(update.figures["data_seconds"])
-
-    def save(self, folder: Path) -> Path:
-        from ddpm_hf.checkpoints import write_checkpoint
-        from ddpm_hf.training.state import Progress
-
-        progress = Progress(step=self.step, config=self.config.to_dict())
-        gathered = self.learner.gather()
-        return write_checkpoint(folder, self.step, lambda at: self.learner.save(at, progress, *gathered), keep=1)
-
-    def load(self, folder: Path) -> None:
-        from ddpm_hf.checkpoints import find_damage
-        from ddpm_hf.training.state import OPTIMIZER, STATE, load_moments
-
-        assert find_damage(folder) is None
-        self.learner._load(folder, self.learner.accelerator.unwrap_model(self.learner.network))
-        load_moments(self.learner.optimizer.optimizer, folder / STATE / OPTIMIZER)
-
-
-def stock_network(model: Any) -> Any:
-    """Diffusers' own network in the sizes of a `model_config` section."""
-    import torch
-    from diffusers import UNet2DModel
-
-    from ddpm_hf.models import build_network
-
-    with torch.device("meta"):
-        shape = {key: value for key, value in build_network(model).config.items() if key != "initialization"}
-    return UNet2DModel.from_config(shape)
-
-
-class Script:
-    """The other side: the training step of train_unconditional.py, by default with its defaults.
-
-    Args:
-        network: a UNet2DModel.
-        images: a dataset whose rows have an image of [-1, 1] as "input".
-        batch_size: images per update.
-        scheduler: options of DDPMScheduler.
-        optimizer: options of AdamW.
-        warm_up: updates in which the learning rate rises.
-        ema: options of EMAModel; None for no average.
-        precision: accelerate's mixed_precision.
-        workers: processes that load data.
-        device: "cpu" or "cuda".
-
-    Attributes:
-        num_steps: updates of the whole run, over which the learning rate falls; it may be corrected on the way.
-    """
-
-    def __init__(
-        self,
-        network: Any,
-        images: Any,
-        batch_size: int = 16,
-        scheduler: Mapping[str, Any] = MappingProxyType({}),
-        optimizer: Mapping[str, Any] = MappingProxyType({}),
-        warm_up: int = 500,
-        ema: Mapping[str, Any] | None = None,
-        precision: str = "no",
-        workers: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        import torch
-        from accelerate import Accelerator
-        from diffusers import DDPMScheduler
-        from diffusers.training_utils import EMAModel
-
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
-        self.ema = None if ema is None else EMAModel(network.parameters(), **ema)
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
-        self.scheduler: Any = DDPMScheduler(num_train_timesteps=1000, **{"beta_schedule": "linear", **scheduler})
-        settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-6, "eps": 1e-8, **optimizer}
-        adam = torch.optim.AdamW(network.parameters(), **settings)
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        loader = torch.utils.data.DataLoader(
-            images, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True
-        )
-        self.num_steps = 100_000
-
-        def share(step: int) -> float:  # of the learning rate: "cosine" of diffusers' get_scheduler
-            if step < warm_up:
-                return step / warm_up
-            return 0.5 * (1 + math.cos(math.pi * min((step - warm_up) / max(self.num_steps - warm_up, 1), 1)))
-
-        rates = torch.optim.lr_scheduler.LambdaLR(adam, share)
-        self.network, self.optimizer, self.loader, self.rates = self.accelerator.prepare(network, adam, loader, rates)
-        self.batches = self._endless()
-
-    def _endless(self) -> Any:
-        while True:
-            yield from self.loader
-
-    def update(self) -> float:
-        """One update; returns the seconds spent waiting for data."""
-        import torch
-        import torch.nn.functional as F
-
-        started = time.perf_counter()
-        clean = next(self.batches)["input"].to(self.dtype)
-        waited = time.perf_counter() - started
-        noise = torch.randn(clean.shape, dtype=self.dtype, device=clean.device)
-        timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device).long()
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        with self.accelerator.accumulate(self.network):
-            output = self.network(noisy, timesteps).sample
-            loss = F.mse_loss(output.float(), noise.float())
-            self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
-            self.optimizer.step()
-            self.rates.step()
-            self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.step(self.network.parameters())
-        loss.detach().item()  # it is shown in the bar and logged at every step
-        return waited
-
-    def save(self, folder: Path) -> Path:
-        self.accelerator.save_state(str(folder))
-        if self.ema is not None:
-            import torch
-
-            torch.save(self.ema.state_dict(), folder / "ema.pt")
-        return folder
-
-    def load(self, folder: Path) -> None:
-        self.accelerator.load_state(str(folder))
-
-    def pipeline(self) -> Any:
-        """What the script saves at the end: of the averaged weights, if there are any. They replace the others."""
-        from diffusers import DDPMPipeline
-
-        network = self.accelerator.unwrap_model(self.network)
-        if self.ema is not None:
-            self.ema.copy_to(network.parameters())
-        return DDPMPipeline(network.eval(), self.scheduler)
-
-
-def make_script(arguments: argparse.Namespace, precision: str = "no", ema: bool = False, workers: int = 0) -> Script:
-    """The script on the network and the images of this comparison."""
-    import torch
-
-    from ddpm_hf.training.precision import use_all_cores
-
-    use_all_cores()
-    torch.manual_seed(0)
-    return Script(
-        stock_network(our_config(arguments, []).model),
-        read_images(Path(arguments.data)),
-        arguments.batch,
-        ema={"decay": 0.9999, "use_ema_warmup": True} if ema else None,
-        precision=precision,
-        workers=workers,
-        device=arguments.device,
-    )
+GOALS = {
+    "cpu": {"equal dtype, fp32": 1.25, "equal dtype, bf16": 1.25, "defaults against defaults": 2.5},
+    "cuda": {"equal dtype, bf16": 2.5},
+}
+"""Ratios that are to be reached, by device."""
 
 
 def contend(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one contender for some steps, in this process."""
     import torch
+    from rates import work_of
 
     settings = dict(CONTENDERS[arguments.contender])
     kind = settings.pop("kind")
@@ -336,6 +83,8 @@ def contend(arguments: argparse.Namespace) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    compiled = arguments.contender == "ours, compiled"  # what is compiled shows no operators
+    operations, traffic = (None, None) if compiled else work_of(subject.update)
     with tempfile.TemporaryDirectory() as folder:
         save, checkpoint = clock(lambda: subject.save(Path(folder) / "checkpoint"))
         size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
@@ -348,6 +97,8 @@ def contend(arguments: argparse.Namespace) -> dict[str, Any]:
         "save": save,
         "load": load,
         "checkpoint_bytes": size,
+        "operations": operations,
+        "traffic": traffic,
     }
 
 
@@ -371,22 +122,6 @@ def write_profile(arguments: argparse.Namespace, update: Callable[[], float]) ->
     (RESULTS / f"profile_{arguments.device}_{name}_{arguments.batch}.txt").write_text(table)
 
 
-def matrix_rate(device: str) -> float:
-    """Multiplications and additions per second of large bf16 matrix products, measured here and now."""
-    import torch
-
-    side = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best
-
-
 def run_contender(arguments: argparse.Namespace, contender: str) -> dict[str, Any]:
     """Let a contender train in a process of its own."""
     command = [sys.executable, __file__, "--contender", contender, "--data", arguments.data]
@@ -394,7 +129,8 @@ def run_contender(arguments: argparse.Namespace, contender: str) -> dict[str, An
         command += [f"--{name}", str(getattr(arguments, name))]
     if arguments.profile:
         command.append("--profile")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    place = {"ACCELERATE_USE_CPU": "true"} if arguments.device == "cpu" else {}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **place})
     if done.returncode:
         raise SystemExit(f"{contender} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -405,6 +141,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     import accelerate
     import diffusers
     import torch
+    from rates import matrix_rate, memory_rate
 
     chosen = [pair for pair in PAIRS if arguments.pairs is None or any(text in pair[2] for text in arguments.pairs)]
     contenders = list(dict.fromkeys(name for pair in chosen for name in pair[:2]))
@@ -413,9 +150,12 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in contenders if index % 2 else reversed(contenders):
             rounds[name].append(run_contender(arguments, name))
             print(f"round {index + 1}: {name}: {rounds[name][-1]['images_per_second']:.2f} img/s", file=sys.stderr)
-    figures = {name: {key: statistics.median(each[key] for each in of) for key in of[0]} for name, of in rounds.items()}
+    figures = {
+        name: {key: None if of[0][key] is None else statistics.median(each[key] for each in of) for key in of[0]}
+        for name, of in rounds.items()
+    }
     pairs = []
-    for theirs, ours, what, goal in chosen:
+    for theirs, ours, what in chosen:
         ratios = [
             mine["images_per_second"] / other["images_per_second"]
             for mine, other in zip(rounds[ours], rounds[theirs], strict=True)
@@ -428,7 +168,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 "ratio": statistics.median(ratios),
                 "low": min(ratios),
                 "high": max(ratios),
-                "goal": goal,
+                "goal": GOALS[arguments.device].get(what),
                 "memory": figures[ours]["peak_memory"] / figures[theirs]["peak_memory"],
             }
         )
@@ -442,6 +182,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": arguments.rounds,
         "steps": arguments.steps,
         "matrix_rate_tflops": matrix_rate(arguments.device) / 1e12,
+        "memory_rate_gbps": memory_rate(arguments.device) / 1e9,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -449,6 +190,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             "accelerate": accelerate.__version__,
         },
         "date": datetime.now(timezone.utc).date().isoformat(),
+        "operations": max(each["operations"] or 0 for each in figures.values()),
         "contenders": figures,
         "pairs": pairs,
     }
@@ -463,7 +205,8 @@ def table(results: list[dict[str, Any]]) -> str:
             f"## {result['network']}, batch {result['batch']}, {result['machine']}",
             "",
             f"{result['date']}; {versions}; {result['rounds']} rounds of {result['steps']} steps; bf16 matrix products "
-            f"reach {result['matrix_rate_tflops']:.2f} TFLOP/s here.",
+            f"reach {result['matrix_rate_tflops']:.2f} TFLOP/s here, a copy of memory moves "
+            f"{result['memory_rate_gbps']:,.0f} GB/s.",
             "",
             "| comparison | ratio of images/s (lowest to highest) | goal | ratio of peak memory |",
             "|---|--:|--:|--:|",
@@ -476,18 +219,29 @@ def table(results: list[dict[str, Any]]) -> str:
             )
         lines += [
             "",
-            "| contender | images/s | peak memory, MB | to first step, s | waiting for data | save, s | load, s "
-            "| checkpoint, MB |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|",
+            "| contender | images/s | arithmetic | traffic | peak memory, MB | to first step, s | waiting for data "
+            "| save, s | load, s | checkpoint, MB |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for name, figures in result["contenders"].items():
+            arithmetic, traffic = shares(result, figures)
             lines.append(
-                f"| {name} | {figures['images_per_second']:.2f} | {figures['peak_memory'] / 1e6:,.0f} "
+                f"| {name} | {figures['images_per_second']:.2f} | {arithmetic:.0%} | "
+                f"{'' if traffic is None else format(traffic, '.0%')} | {figures['peak_memory'] / 1e6:,.0f} "
                 f"| {figures['first_step']:.1f} | {figures['data_share']:.2%} | {figures['save']:.2f} "
                 f"| {figures['load']:.2f} | {figures['checkpoint_bytes'] / 1e6:,.0f} |"
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def shares(result: dict[str, Any], figures: dict[str, Any]) -> tuple[float, float | None]:
+    """How near an update comes to the measured rates of matrix products and of memory; the second may be unknown."""
+    updates = figures["images_per_second"] / result["batch"]
+    arithmetic = result["operations"] * updates / (result["matrix_rate_tflops"] * 1e12)
+    if figures["traffic"] is None:
+        return arithmetic, None
+    return arithmetic, figures["traffic"] * updates / (result["memory_rate_gbps"] * 1e9)
 
 
 def save(result: dict[str, Any]) -> None:
@@ -507,7 +261,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="cifar10")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16], metavar="N", help="images per update (16)")
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=4, help="measured updates per round")
     parser.add_argument("--warm_up", type=int, default=2, help="updates before them, besides the first")
     parser.add_argument("--rounds", type=int, default=3)
@@ -529,10 +284,12 @@ def main() -> None:
         arguments.data = folder
         side = 16 if arguments.network == "tiny" else ModelConfig().image_size
         make_images(Path(folder), side)
-        result = compare(arguments)
-    print(table([result]))
-    if arguments.save:
-        save(result)
+        for batch in arguments.batches:
+            arguments.batch = batch
+            result = compare(arguments)
+            print(table([result]))
+            if arguments.save:
+                save(result)
 
 
 if __name__ == "__main__":
