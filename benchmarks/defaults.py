@@ -1,4 +1,4 @@
-"""What each default is worth at equal time on the digits: python benchmarks/defaults.py --save (see equal_time.py)"""
+"""What each default is worth at equal time: python benchmarks/defaults.py [--data FOLDER] --save (see equal_time.py)"""
 
 import equal_time
 
@@ -6,7 +6,7 @@ WEIGHTED = "loss_config.use_time_weighting=true"
 MEAN_1 = "loss_config.time_weight_params.normalize=true"
 
 CHOICES = {
-    "as in digits.yaml": {"": ()},
+    "as it stands": {"": ()},
     "initialisation": {"pytorch": ("model_config.initialization=pytorch",)},
     "average": {
         "none": ("training.ema_decay=0",),
@@ -18,13 +18,16 @@ CHOICES = {
         "x_0": ("model_config.prediction_type=sample",),
         "v": ("model_config.prediction_type=v_prediction",),
     },
-    "schedule": {"linear": ("model_config.beta_schedule=linear",)},
+    "schedule": {
+        "linear": ("model_config.beta_schedule=linear",),
+        "cosine": ("model_config.beta_schedule=cosine",),
+    },
     "weight": {
         "min_snr": (WEIGHTED, "loss_config.time_weight_type=min_snr", MEAN_1),
         "p2": (WEIGHTED, "loss_config.time_weight_type=p2", MEAN_1),
     },
     "dropout": {"0.1": ("model_config.dropout=0.1",)},
-    "flips": {"on": ("dataset.horizontal_flip=true",)},
+    "flips": {"on": ("dataset.horizontal_flip=true",), "off": ("dataset.horizontal_flip=false",)},
     "batch": {
         "32": ("training.batch_size=32",),
         "128": ("training.batch_size=128",),
@@ -38,13 +41,14 @@ CHOICES = {
     },
     "timesteps": {
         "uniform": ("loss_config.timestep_sampling=uniform",),
+        "stratified": ("loss_config.timestep_sampling=stratified",),
         "importance": ("loss_config.timestep_sampling=importance",),
     },
     "variance": {
         "fixed_large": ("model_config.variance_type=fixed_large",),
         "learned": ("model_config.variance_type=learned_range",),
     },
-    "optimiser": {"adam": ("training.optimizer=adam",)},
+    "optimiser": {"adam": ("training.optimizer=adam",), "adamw": ("training.optimizer=adamw",)},
 }
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from contenders import Script, read_images, stock_network, write_images
 from diffusers import DDPMPipeline, UNet2DModel
-from equal_time import BASE, FEW_STEPS, HELD_OUT, RESULTS, TRAIN, Judge, digits, sample, spend, train_for
+from equal_time import BASE, DIGITS, FEW_STEPS, RESULTS, Judge, sample, spend, train_for
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,15 +52,20 @@ KEPT = Path(__file__).parents[1] / "runs" / "digits_goal"
 
 NUM_SHOWN = 48
 
+
 Trained = tuple[Any, int]
 """A DDPMPipeline, ours or diffusers', and the updates that it took."""
+
+
+def digits(split: str) -> Tensor:
+    """The digits of a split, uint8."""
+    return DIGITS.images(split).images
 
 
 def ours(seed: int, seconds: float) -> Trained:
     """Train configs/digits.yaml as it stands."""
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(BASE, [f"dataset.split={TRAIN}", f"output_dir={folder}/run", f"seed={seed}"])
-        learner, steps = train_for(config, seconds)
+        learner, steps = train_for(DIGITS.configured(f"output_dir={folder}/run", f"seed={seed}"), seconds)
     return learner.pipeline, steps
 
 
@@ -77,7 +82,7 @@ def script(seed: int, seconds: float, width: int = 128) -> Trained:
         up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )
     with tempfile.TemporaryDirectory() as folder:
-        write_images([to_pil(image) for image in digits(TRAIN)], Path(folder))
+        write_images([to_pil(image) for image in digits(DIGITS.train)], Path(folder))
         return run_script(Script(network, read_images(Path(folder), "L")), seconds)
 
 
@@ -92,7 +97,7 @@ def tuned(seed: int, seconds: float) -> Trained:
     network = stock_network(load_config(BASE).model)
     contestant = Script(
         network,
-        [{"input": image} for image in digits(TRAIN).float() / 127.5 - 1],
+        [{"input": image} for image in digits(DIGITS.train).float() / 127.5 - 1],
         batch_size=64,
         scheduler={"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"},
         optimizer={"lr": 2e-3, "betas": (0.9, 0.999), "fused": True},
@@ -138,8 +143,8 @@ class Memory:
 
     def __init__(self, judge: Judge, folder: Path) -> None:
         self.judge, self.folder = judge, folder
-        self.training = self._table("training", digits(TRAIN))
-        self.real = self.rate("held out", digits(HELD_OUT))
+        self.training = self._table("training", digits(DIGITS.train))
+        self.real = self.rate("held out", digits(DIGITS.held_out))
 
     def rate(self, name: str, images: Tensor) -> float:
         """The share of images, uint8."""
@@ -293,7 +298,7 @@ def draw(rows: Sequence[Mapping[str, Any]], seconds: float, file: Path) -> None:
     """Draw samples of every contestant side by side, those of the first seed whose samples are there."""
     from matplotlib.figure import Figure
 
-    shown = {"real, held out": digits(HELD_OUT)[:NUM_SHOWN]}
+    shown = {"real, held out": digits(DIGITS.held_out)[:NUM_SHOWN]}
     for contestant in CONTESTANTS:
         ratios = figures(rows, contestant, FEW_STEPS, "ratio")
         found = sorted(KEPT.glob(f"{contestant.replace(', ', '_')}-*-{seconds:g}/samples-{FEW_STEPS}.npy"))

@@ -1,10 +1,14 @@
-"""Choices compared at equal time on the digits: what losses.py and defaults.py share.
+"""Choices compared at equal time on small images: what losses.py and defaults.py share.
 
-Every choice trains on 80% of scikit-learn's digits for the same CPU seconds of one thread, so that other work on the
-machine does not decide, and for several seeds. The learning rate runs over the time, not over a number of steps. The
-quality is the Fréchet distance between as many samples as there are training images and the other 20%, in the features
-of the evaluation's digits classifier, divided by the distance of the training images themselves from them: 1.0 is as
-near as the training images are. Every (choice, seed) is a line of results/NAME.jsonl; what is there is not done again.
+Every choice trains on the same images for the same CPU seconds of one thread, so that other work on the machine does
+not decide, and for several seeds. The learning rate runs over the time, not over a number of steps. The quality is the
+Fréchet distance of samples from held-out images, in the features of a small classifier, divided by the distance of as
+many training images from them: 1.0 is as near as the training images are. Every (choice, seed) is a line of
+results/NAME.jsonl; what is there is not done again.
+
+The images are scikit-learn's digits, 80% of them to train on, in the features of the evaluation's digits classifier;
+or, with --data FOLDER, CIFAR-10 at 16x16 (cifar10_small.yaml; columns img and label): 8,000 images to train on, 2,000
+samples and held-out images, and a classifier that was trained on the other 40,000.
 """
 
 import argparse
@@ -14,48 +18,110 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from cifar10_features import accuracy, load_cifar10_classifier
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_hf import cli
 from ddpm_hf.config import Config, load_config
-from ddpm_hf.config.dataset import DatasetConfig
-from ddpm_hf.data import load_image_set
+from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.distances import Moments, frechet_distance
+from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.randomness import image_seeds
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.objective import load_perceptual
 
 RESULTS = Path(__file__).parent / "results"
 BASE = Path(__file__).parents[1] / "configs" / "digits.yaml"
-TRAIN, HELD_OUT = "train[:80%]", "train[80%:]"
 FEW_STEPS = 50
 """Denoising steps of the samples, for every choice."""
 
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
-"""By question and answer: the options that differ from configs/digits.yaml."""
+"""By question and answer: the options that differ from the subject's configuration."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images that choices are compared on.
+
+    Attributes:
+        title: what they are.
+        config: a YAML file, which the choices differ from.
+        options: what else differs from it.
+        train: split to train on.
+        held_out: split that samples are compared with.
+        num_samples: to draw; None for as many as are trained on.
+    """
+
+    title: str
+    config: Path
+    options: tuple[str, ...]
+    train: str
+    held_out: str
+    num_samples: int | None = None
+
+    def configured(self, *options: str) -> Config:
+        """The configuration of a choice."""
+        return load_config(self.config, [*self.options, f"dataset.split={self.train}", *options])
+
+    def images(self, split: str) -> ImageSet:
+        """The images of a split."""
+        config = self.configured(f"dataset.split={split}")
+        return load_image_set(config.dataset, config.model)
+
+    def extractor(self) -> FeatureExtractor:
+        """What the features are of."""
+        return load_digits_classifier()
+
+
+class Cifar10(Subject):
+    """CIFAR-10 at 16x16.
+
+    Args:
+        folder: of its parquet files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        file = Path(__file__).with_name("cifar10_small.yaml")
+        super().__init__(
+            "CIFAR-10 at 16x16", file, (f"dataset.name={folder}",), "train[:8000]", "train[8000:10000]", 2000
+        )
+
+    def extractor(self) -> FeatureExtractor:
+        classifier = load_cifar10_classifier(self.images("train[10000:]"))
+        print(
+            f"the classifier is right on {accuracy(classifier, self.images(self.held_out)):.1%} of the held-out images"
+        )
+        return classifier
+
+
+DIGITS = Subject("scikit-learn's digits", BASE, (), "train[:80%]", "train[80%:]")
 
 
 class Judge:
-    """The held-out digits, and how far images are from them.
+    """Held-out images, and how far others are from them.
+
+    Args:
+        subject: whose images.
 
     Attributes:
-        floor: the distance of the training images.
+        floor: the distance of training images.
     """
 
-    def __init__(self) -> None:
-        self.classifier = load_digits_classifier().eval()
-        self.held_out = self._moments(digits(HELD_OUT))
-        training = digits(TRAIN)
-        self.num_samples = len(training)
-        self.floor = frechet_distance(self.held_out, self._moments(training)).value
+    def __init__(self, subject: Subject = DIGITS) -> None:
+        self.extractor = subject.extractor().eval()
+        self.held_out = self._moments(subject.images(subject.held_out).images)
+        training = subject.images(subject.train).images
+        self.num_samples = subject.num_samples or len(training)
+        self.floor = frechet_distance(self.held_out, self._moments(training[: self.num_samples])).value
 
     def ratio(self, images: Tensor) -> float:
         """The distance of images, uint8, in floors."""
@@ -64,16 +130,11 @@ class Judge:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """One row for each of the images, uint8."""
-        return self.classifier(images).values
+        return torch.cat([self.extractor(part).values for part in images.split(1000)])
 
     def _moments(self, images: Tensor) -> Moments:
         features = self.features(images).double()
         return Moments(len(features), features.sum(0), features.T @ features)
-
-
-def digits(split: str) -> Tensor:
-    """The digits of a split, uint8."""
-    return load_image_set(DatasetConfig(split=split), load_config(BASE).model).images
 
 
 def train_for(config: Config, seconds: float) -> tuple[Learner, int]:
@@ -122,12 +183,10 @@ def sample(pipeline: Any, count: int, num_inference_steps: int = FEW_STEPS) -> T
     return (torch.cat(parts).permute(0, 3, 1, 2) * 255).round().to(torch.uint8)
 
 
-def run_one(judge: Judge, options: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
+def run_one(subject: Subject, judge: Judge, options: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
     """Train and judge one choice."""
     with tempfile.TemporaryDirectory() as folder:
-        base = (f"dataset.split={TRAIN}", f"output_dir={folder}/run", f"seed={seed}")
-        config = load_config(BASE, [*base, *options])
-        learner, steps = train_for(config, seconds)
+        learner, steps = train_for(subject.configured(f"output_dir={folder}/run", f"seed={seed}", *options), seconds)
         ratio = judge.ratio(sample(learner.pipeline, judge.num_samples))
     return {"ratio": round(ratio, 4), "steps": steps}
 
@@ -135,16 +194,18 @@ def run_one(judge: Judge, options: Sequence[str], seed: int, seconds: float) -> 
 def main(name: str, title: str, choices: Choices) -> None:
     """The program: measure what is missing, then write the table and the plot."""
     parser = argparse.ArgumentParser(description=f"{title}: python benchmarks/{name}.py --save")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="CPU seconds of training (default 60)")
+    parser.add_argument("--seconds", type=float, default=40.0, metavar="S", help="CPU seconds of training (default 40)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="choices whose name has one of these texts in it")
-    parser.add_argument("--save", action="store_true", help=f"keep results in benchmarks/results/{name}.*")
+    parser.add_argument("--data", metavar="FOLDER", help="of CIFAR-10's parquet files, to compare on it at 16x16")
+    parser.add_argument("--save", action="store_true", help=f"keep results in benchmarks/results/{name}[_cifar10].*")
     cli.run(parser, lambda arguments: _measure(arguments, name, title, choices))
 
 
 def _measure(arguments: argparse.Namespace, name: str, title: str, choices: Choices) -> None:
     torch.set_num_threads(1)
-    file = RESULTS / f"{name}.jsonl"
+    subject = Cifar10(arguments.data) if arguments.data else DIGITS
+    file = RESULTS / f"{name}{'_cifar10' if arguments.data else ''}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["question"], row["answer"], row["seed"], row["seconds"]) for row in rows}
     asked = [
@@ -155,9 +216,9 @@ def _measure(arguments: argparse.Namespace, name: str, title: str, choices: Choi
         if arguments.only is None or any(text in f"{question}: {answer}" for text in arguments.only)
     ]
     asked = [each for each in asked if (*each, arguments.seconds) not in done]
-    judge = Judge()
+    judge = Judge(subject)
     for question, answer, seed in tqdm(asked, unit="run"):
-        result = run_one(judge, choices[question][answer], seed, arguments.seconds)
+        result = run_one(subject, judge, choices[question][answer], seed, arguments.seconds)
         row = {"question": question, "answer": answer, "seed": seed, "seconds": arguments.seconds, **result}
         row |= {"torch": torch.__version__, "date": datetime.now(timezone.utc).date().isoformat()}
         tqdm.write(json.dumps(row))
@@ -166,11 +227,11 @@ def _measure(arguments: argparse.Namespace, name: str, title: str, choices: Choi
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
     rows = [row for row in rows if row["seconds"] == arguments.seconds]
-    text = table(rows, title, choices, judge.floor, arguments.seconds)
+    text = table(rows, f"{title}: {subject.title}", choices, judge.floor, arguments.seconds)
     print(text)
     if arguments.save:
-        (RESULTS / f"{name}.md").write_text(text)
-        plot(rows, choices, RESULTS / f"{name}.png")
+        file.with_suffix(".md").write_text(text)
+        plot(rows, choices, file.with_suffix(".png"))
 
 
 def summary(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tuple[float, float, float, int] | None:
@@ -190,8 +251,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str, choices: Choices, floor
     lines = [
         f"# {title}",
         "",
-        f"{' '.join((__doc__ or '').split(chr(10) * 2)[1].split())}",
-        "",
+        *(" ".join(part.split()) + "\n" for part in (__doc__ or "").split("\n\n")[1:]),
         f"{seconds:g} CPU seconds, {FEW_STEPS} denoising steps, floor {floor:.4f}; torch {torch.__version__}, "
         f"{cores} cores, {date}. *ratio* is mean ± standard deviation over the seeds.",
         "",
@@ -223,6 +283,6 @@ def plot(rows: Sequence[Mapping[str, Any]], choices: Choices, file: Path) -> Non
     axes.barh(names, means, xerr=spreads, color="tab:blue", alpha=0.7)
     axes.invert_yaxis()
     axes.axvline(1, color="0.3", linewidth=1, label="training images")
-    axes.set(xlabel="distance from held-out digits / that of the training images")
+    axes.set(xlabel="distance from held-out images / that of the training images")
     axes.legend(loc="upper right")
     figure.savefig(file, dpi=120)

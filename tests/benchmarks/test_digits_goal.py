@@ -79,5 +79,5 @@ def test_marks_are_met_or_missed(goal):
 def test_copies_of_training_images_are_seen(goal, tmp_path):
     judge = SimpleNamespace(features=lambda images: images.flatten(1).float())
     memory = goal.Memory(judge, tmp_path)
-    assert memory.rate("copies", goal.digits(goal.TRAIN)[:5]) == 1
+    assert memory.rate("copies", goal.digits(goal.DIGITS.train)[:5]) == 1
     assert memory.real < 0.1
