@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/one_process.yaml
 RUN := runs/digits
 
-.PHONY: demo test test-slow style quality schema docs pictures clean
+.PHONY: demo test test-slow style quality schema docs pictures cuda clean
 
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
 	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
@@ -38,6 +38,18 @@ docs: $(VENV)/.installed  ## write the pages and tables of docs/ that follow fro
 
 pictures: $(VENV)/.installed-test  ## make all of docs/images again; needs chromium, and the run of make demo
 	$(BIN)/python docs/pictures.py --model $(RUN)
+
+# the configuration's data come from the Hub unless CIFAR10 says otherwise, as in CIFAR10="dataset.name=FOLDER"
+MINUTES := 60
+CIFAR10 :=
+
+cuda: $(VENV)/.installed-test  ## all that wants a GPU: tests, speed, then MINUTES of the CIFAR-10 run and its quality
+	$(BIN)/python -m pytest tests/models tests/pipelines tests/training -m "not slow"
+	$(BIN)/python benchmarks/network.py --device cuda --networks cifar10 ddpm_config celebahq256 --tasks train forward \
+		--batches 1 16 --dtypes bfloat16 --modes eager compiled --save
+	$(BIN)/python benchmarks/network.py --device cuda --batches 128 512 --dtypes bfloat16 --modes eager compiled --save
+	$(BIN)/python benchmarks/versus_diffusers.py --device cuda --batches 128 512 --profile --save
+	$(BIN)/python benchmarks/cifar10.py --minutes $(MINUTES) --save $(CIFAR10)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
