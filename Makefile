@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Pinned versions of everything; an unpinned torch would bring several GB of CUDA to a machine without a GPU.
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-LAUNCH := $(BIN)/accelerate launch --quiet --config_file configs/accelerate/one_process.yaml
+# On a terminal pip shows what it is at.
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(QUIET) --constraint constraints.txt
 RUN := runs/digits
 
 .PHONY: demo test test-slow style quality schema docs pictures cuda clean
 
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
-	$(LAUNCH) training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
+	$(BIN)/python training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
 	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16 --num_inference_steps 100
 	@echo "The commands above, and those of the README, want: source $(VENV)/bin/activate"
 
@@ -56,7 +57,7 @@ $(BIN)/python:
 
 # torch by itself first: its pin decides which build is taken
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing torch and the rest into $(VENV), once: 1.8 GB, some minutes without a word"
+	@echo "Installing torch and the rest into $(VENV), once: 1.8 GB, a few minutes"
 	$(INSTALL) torch
 	$(INSTALL) --editable ".[eval]"
 	touch $@

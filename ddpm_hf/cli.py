@@ -1,4 +1,4 @@
-"""What all programs share: one-line errors, exit codes, quiet libraries."""
+"""What all programs share: one-line errors, exit codes, quiet libraries, a word while they load."""
 
 import argparse
 import logging
@@ -6,10 +6,38 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TextIO
 
 from ddpm_hf.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes get one line, as all others do.
+
+    Args:
+        description: shown as it stands.
+        epilog: shown as it stands, below the options.
+        explain: asked what else to say of options that are not known.
+        prog: name of the program; None is that of its file.
+    """
+
+    def __init__(
+        self,
+        description: str | None,
+        epilog: str | None = None,
+        explain: Callable[[str], str] | None = None,
+        prog: str | None = None,
+    ) -> None:
+        super().__init__(prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.explain = explain
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        hint = self.explain(message) if self.explain and message.startswith("unrecognized") else ""
+        print(f"{self.prog}: {message}{hint} (--help lists what there is)", file=sys.stderr)
+        sys.exit(2)
 
 
 def run(
@@ -34,6 +62,8 @@ def run(
             traceback.print_exc()
         _leave(error, parser.prog)
     except KeyboardInterrupt:
+        if is_main_process():
+            print(f"\n{parser.prog}: stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
 
 
@@ -61,6 +91,29 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def launcher() -> str:
+    """How this program was started, for commands that it tells: `python`, or `accelerate launch`."""
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    return "accelerate launch" if by_accelerate else "python"
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on a terminal what takes seconds, until it is done.
+
+    Args:
+        what: goes on within the block, such as "loading PyTorch".
+    """
+    shown = sys.stderr.isatty() and is_main_process()
+    if shown:
+        print(f"{what} …", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def _set_up_messages(verbose: bool) -> None:
     level = logging.WARNING if is_main_process() else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
@@ -68,7 +121,7 @@ def _set_up_messages(verbose: bool) -> None:
     if not verbose:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module="ddpm_hf")
-        for library in ("accelerate", "datasets", "diffusers", "transformers"):
+        for library in ("accelerate", "datasets", "diffusers", "huggingface_hub", "transformers"):
             logging.getLogger(library).setLevel(logging.ERROR)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from ddpm_hf.errors import UserError
 
 
 @contextmanager
@@ -38,3 +41,28 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make sure that a folder can be made and written to; it is left as it was, or not there.
+
+    Args:
+        folder: where something will be written.
+        option: that named it, for the message.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except FileExistsError:
+        raise UserError(f"{option}: {folder} is a file; choose another folder") from None
+    except OSError as error:
+        raise UserError(f"{option}: {folder} cannot be written to: {error.strerror}; choose another folder") from None
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()

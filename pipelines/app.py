@@ -12,11 +12,12 @@ import socket
 
 from ddpm_hf import cli
 from ddpm_hf.errors import UserError
+from ddpm_hf.model_names import find_folder
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     model = parser.add_argument_group("the model")
     model.add_argument(
         "--model", metavar="FOLDER_OR_REPO", required=True, help="a saved pipeline, a run folder, or an id on the Hub"
@@ -45,10 +46,12 @@ def main(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the demo needs gradio, which is not installed; install it: pip install -e ".[demo]"')
     _check_address(arguments.host, arguments.port)
+    find_folder(arguments.model)
 
-    from ddpm_hf.demo.limits import Limits
-    from ddpm_hf.demo.model import load_model
-    from ddpm_hf.demo.page import serve, wait
+    with cli.waiting("loading PyTorch, diffusers and gradio"):
+        from ddpm_hf.demo.limits import Limits
+        from ddpm_hf.demo.model import load_model
+        from ddpm_hf.demo.page import serve, wait
 
     model = load_model(arguments.model, Limits(images=arguments.max_images, steps=arguments.max_steps))
     wait(serve(model, arguments.host, arguments.port, inbrowser=arguments.open))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from ddpm_hf import cli
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import check_writable
+from ddpm_hf.model_names import find_folder, run_of
 
 if TYPE_CHECKING:
     from ddpm_hf.pipelines.generation import Settings
@@ -26,7 +28,7 @@ SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc", "heun", "
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
     model.add_argument("--config", metavar="FILE", help="the run that this YAML file wrote")
@@ -80,15 +82,19 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}: given {getattr(arguments, name)}; allowed: at least 1")
     if arguments.format not in FORMATS:
         raise UserError(f"--format: given {arguments.format!r}; allowed: {', '.join(FORMATS)}")
+    if arguments.sampler not in (None, *SAMPLERS):
+        raise UserError(f"--sampler: given {arguments.sampler!r}; allowed: {', '.join(SAMPLERS)}")
     grid = _grid(arguments.grid, arguments.num_samples)
-    model = arguments.model or load_config(arguments.config).output_dir or ""
-    if arguments.config and not Path(model).is_dir():
-        raise UserError(f"--config: the run of {arguments.config} has not begun, there is no folder {model}")
+    model = arguments.model or run_of(load_config(arguments.config).output_dir, arguments.config)
+    model_folder = find_folder(model)
+    if arguments.output and cli.is_main_process():
+        check_writable(Path(arguments.output), "--output")
 
-    from ddpm_hf.hub.loading import load_pipeline
-    from ddpm_hf.pipelines.generation import Extras, Settings, generate, weights_hash
+    with cli.waiting("loading PyTorch and diffusers"):
+        from ddpm_hf.hub.loading import load_pipeline
+        from ddpm_hf.pipelines.generation import Extras, Settings, generate, weights_hash
 
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model_folder or model)
     T = pipeline.scheduler.config.num_train_timesteps
     steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps
     if not 1 <= steps <= T:
@@ -110,11 +116,12 @@ def main(arguments: argparse.Namespace) -> None:
     drawn = generate(pipeline, settings, arguments.num_samples, folder, arguments.batch_size, extras)
     if cli.is_main_process():
         there = "" if drawn else " (they were there already)"
-        print(f"{arguments.num_samples} images in {folder}/, the first of them in {folder / 'grid.png'}{there}")
+        images = "1 image" if arguments.num_samples == 1 else f"{arguments.num_samples:,} images"
+        print(f"{images} in {folder}/, the first of them in grid.png{there}")
         if arguments.intermediates:
-            print(f"from noise to image: {folder / 'denoising.png'} and {folder / 'predicted.png'}")
+            print("from noise to image: denoising.png and predicted.png")
         if archive:
-            print(f"all of them in {folder / f'samples.{archive}'}")
+            print(f"all of them in samples.{archive}")
 
 
 def _grid(given: str | None, num_samples: int) -> tuple[int, int] | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from ddpm_hf import cli
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import check_writable
+from ddpm_hf.model_names import find_folder, run_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +24,7 @@ METHODS = ("ddim", "ddpm")
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="FOLDER_OR_REPO", help="a saved pipeline, a run folder, or an id on the Hub")
     model.add_argument("--config", metavar="FILE", help="the run that this YAML file wrote")
@@ -69,18 +71,23 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--seeds: goes with --method ddim and without --timestep; give --images for the others")
     if arguments.class_labels and len(arguments.class_labels) > 2:
         raise UserError(f"--class_labels: given {len(arguments.class_labels)}; allowed: one for both ends or one each")
-    model = arguments.model or load_config(arguments.config).output_dir or ""
-    if arguments.config and not Path(model).is_dir():
-        raise UserError(f"--config: the run of {arguments.config} has not begun, there is no folder {model}")
-    images = [_open(file) for file in arguments.images or ()]
+    for file in arguments.images or ():
+        if not Path(file).is_file():
+            raise UserError(f"--images: there is no file {file}")
+    model = arguments.model or run_of(load_config(arguments.config).output_dir, arguments.config)
+    model_folder = find_folder(model)
     if not cli.is_main_process():
         return
+    if arguments.output:
+        check_writable(Path(arguments.output), "--output")
 
-    from ddpm_hf.hub.loading import load_pipeline
-    from ddpm_hf.pipelines.generation import weights_hash
-    from ddpm_hf.pipelines.interpolation import InterpolationSettings, pixels_hash, write_interpolation
+    with cli.waiting("loading PyTorch and diffusers"):
+        from ddpm_hf.hub.loading import load_pipeline
+        from ddpm_hf.pipelines.generation import weights_hash
+        from ddpm_hf.pipelines.interpolation import InterpolationSettings, pixels_hash, write_interpolation
 
-    pipeline = load_pipeline(model)
+    images = [_open(file) for file in arguments.images or ()]
+    pipeline = load_pipeline(model_folder or model)
     pipeline.set_progress_bar_config(desc="interpolating", leave=False, dynamic_ncols=True, delay=0.5)
     settings = InterpolationSettings(
         model=str(model),
@@ -96,14 +103,12 @@ def main(arguments: argparse.Namespace) -> None:
     )
     folder = Path(arguments.output) if arguments.output else _default_folder(model, arguments)
     write_interpolation(pipeline, settings, images, folder)
-    print(f"{arguments.num_steps} images in {folder}/; {folder / 'strip.png'} and {folder / 'interpolation.gif'}")
+    print(f"{arguments.num_steps} images, strip.png and interpolation.gif in {folder}/")
 
 
 def _open(file: str) -> "Image.Image":
     from ddpm_hf.data.images import open_image
 
-    if not Path(file).is_file():
-        raise UserError(f"--images: there is no file {file}")
     try:
         return open_image(file)
     except ValueError as error:

@@ -22,7 +22,7 @@ from ddpm_hf.errors import UserError
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     default = {name: field.default for name, field in HubConfig.model_fields.items()}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output_dir of a run, finished or not")
     where = parser.add_argument_group("where to; what is not given is as the run's configuration says")
     where.add_argument("--repo_id", metavar="USER/NAME", help="repository, made if need be (hub.repo_id)")
@@ -48,10 +48,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Push the run."""
+    if not arguments.run_folder.is_dir():
+        raise UserError(f"RUN_FOLDER: there is no folder {arguments.run_folder}")
     settings = _settings(arguments)
 
-    from ddpm_hf.hub.client import HubClient
-    from ddpm_hf.hub.share import push_newest_checkpoint, push_run
+    with cli.waiting("loading the Hub's client"):
+        from ddpm_hf.hub.client import HubClient
+        from ddpm_hf.hub.share import push_newest_checkpoint, push_run
 
     client = HubClient()
     if not client.has_token:

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # who may import whom: a part imports its own floor and those below
 FLOORS = (
-    ("_version", "errors", "files", "randomness", "stock", "checkpoints", "memory", "plotting", "cli"),
+    ("_version", "errors", "files", "randomness", "stock", "checkpoints", "memory", "model_names", "plotting", "cli"),
     ("config",),
     ("models", "schedulers", "losses", "data"),
     ("pipelines",),

@@ -1,10 +1,12 @@
 """A file is whole or as it was."""
 
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
-from ddpm_hf.files import write_whole, written_whole
+from ddpm_hf.errors import UserError
+from ddpm_hf.files import check_writable, write_whole, written_whole
 
 
 def test_a_file_and_its_folder_are_made(tmp_path):
@@ -21,6 +23,18 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path):
         raise RuntimeError
     assert file.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_whether_a_folder_can_be_written_to_is_found_without_a_trace(tmp_path):
+    check_writable(tmp_path / "a" / "b", "--output")
+    check_writable(tmp_path, "--output")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for folder, reason in (("file", "is a file"), ("file/below", "cannot be written to")):
+        with pytest.raises(UserError, match=f"--output: .*{folder} {reason}"):
+            check_writable(tmp_path / folder, "--output")
+    with pytest.raises(UserError, match="--output: /proc/here cannot be written to"):
+        check_writable(Path("/proc/here"), "--output")
 
 
 def test_a_reader_finds_one_version_or_the_other(tmp_path):

@@ -17,16 +17,14 @@ from pathlib import Path
 
 from ddpm_hf import cli
 from ddpm_hf.config import load_config
-from ddpm_hf.config.help import options_help
+from ddpm_hf.config.help import option_for, options_help
+from ddpm_hf.files import check_writable
+from ddpm_hf.model_names import find_folder, run_of
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of an evaluation."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=options_help("seed", "dataset", "benchmark"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.Parser(__doc__, options_help("seed", "dataset", "benchmark"), option_for)
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--model",
@@ -51,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_compare_parser() -> argparse.ArgumentParser:
     """The command line of a comparison."""
-    parser = argparse.ArgumentParser(prog="eval.py compare", description="Put evaluations side by side.")
+    parser = cli.Parser("Put evaluations side by side.", prog="eval.py compare")
     parser.add_argument("evaluations", nargs="+", metavar="FOLDER", help="of a model, a run or an evaluation")
     parser.add_argument("--output", metavar="DIR", default="comparison", help="where to (default: comparison)")
     return parser
@@ -60,10 +58,14 @@ def make_compare_parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     """Evaluate a model, once or at many settings."""
     config = load_config(arguments.config, arguments.overrides)
-    model = arguments.model or config.output_dir or ""
+    model = arguments.model or run_of(config.output_dir, arguments.config)
+    find_folder(model)
     output = Path(arguments.output) if arguments.output else None
+    if output and cli.is_main_process():
+        check_writable(output, "--output")
 
-    from ddpm_hf.evaluation.programs import evaluate_once, sweep  # seconds to import
+    with cli.waiting("loading PyTorch and diffusers"):
+        from ddpm_hf.evaluation.programs import evaluate_once, sweep
 
     if arguments.sweep:
         sweep(model, config, arguments.sweep, output)
@@ -73,7 +75,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 def compare_main(arguments: argparse.Namespace) -> None:
     """Compare evaluations that are done."""
-    from ddpm_hf.evaluation.comparison import compare
+    check_writable(Path(arguments.output), "--output")
+
+    with cli.waiting("loading PyTorch"):
+        from ddpm_hf.evaluation.comparison import compare
 
     print(compare([Path(each) for each in arguments.evaluations], Path(arguments.output)))
 

@@ -1,9 +1,9 @@
 """Train a diffusion model.
 
-    accelerate launch training/train.py --config configs/digits.yaml
-        [section.key=value …]
+    python training/train.py --config configs/digits.yaml [section.key=value …]
 
-Every option of the configuration is listed below, after the program's own.
+Several GPUs or machines: `accelerate launch training/train.py …`. Every
+option of the configuration is listed below, after the program's own.
 """
 
 import argparse
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from ddpm_hf import cli
 from ddpm_hf.config import Config, load_config
-from ddpm_hf.config.help import options_help
+from ddpm_hf.config.help import option_for, options_help
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import check_writable
+from ddpm_hf.model_names import run_of
 from ddpm_hf.training.run_folder import RunFolder
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=options_help(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(__doc__, options_help(), option_for)
     run = parser.add_argument_group("the run")
     run.add_argument("--config", required=True, metavar="FILE", help="its YAML file")
     run.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")
@@ -58,16 +58,19 @@ def main(arguments: argparse.Namespace) -> None:
             "--eval_only, --benchmark: given one of them; allowed: both, to evaluate a trained run, or none"
         )
     if arguments.eval_only:
-        from ddpm_hf.evaluation.programs import evaluate_once
+        run = run_of(config.output_dir, arguments.config)
 
-        evaluate_once(config.output_dir or "", config)
+        with cli.waiting("loading PyTorch and diffusers"):
+            from ddpm_hf.evaluation.programs import evaluate_once
+
+        evaluate_once(run, config)
         return
+    if cli.is_main_process():
+        _check_folder(RunFolder(config.output_dir or "runs/run"), arguments)
 
-    if cli.is_main_process() and not arguments.dry_run:
-        RunFolder(config.output_dir or "runs/run").check_unlocked()
-
-    from ddpm_hf.training.preflight import draw_plan  # seconds to import: what is wrong so far is told before
-    from ddpm_hf.training.trainer import Trainer
+    with cli.waiting("loading PyTorch and diffusers"):
+        from ddpm_hf.training.preflight import draw_plan
+        from ddpm_hf.training.trainer import Trainer
 
     trainer = Trainer(config, arguments.resume)
     if not arguments.dry_run:
@@ -76,6 +79,17 @@ def main(arguments: argparse.Namespace) -> None:
         print(config.to_yaml())
         print(trainer.describe())
         print("pictures:   " + ", ".join(str(picture) for picture in draw_plan(trainer.plan)))
+
+
+def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
+    """Tell what is wrong with the run folder before anything heavy is loaded."""
+    if arguments.resume is None:
+        run.check_free()
+    elif arguments.resume == "latest":
+        run.check_begun()
+    if not arguments.dry_run:
+        run.check_unlocked()
+    check_writable(run.path, "output_dir")
 
 
 def _name_of(config: Config) -> str:

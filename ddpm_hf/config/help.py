@@ -7,6 +7,7 @@ from typing import Any
 from ddpm_hf.config.root import Config, json_schema
 
 WIDTH = 80
+WRAP = textwrap.TextWrapper(WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 def options_help(*sections: str) -> str:
@@ -25,6 +26,26 @@ def options_help(*sections: str) -> str:
     return "\n".join(text)
 
 
+def option_for(mistake: str) -> str:
+    """What to say of a mistaken `--num_steps 5`, which is an option of the configuration.
+
+    Args:
+        mistake: argparse's message, which ends with the arguments it does not know.
+    """
+    name = mistake.split("--", 1)[-1].partition(" ")[0].partition("=")[0].replace("-", "_")
+    paths = [path for path in _paths(Config().to_dict()) if path.rpartition(".")[2] == name or path == name]
+    return f"; options of the configuration are written {(paths or ['section.key'])[0]}=VALUE"
+
+
+def _paths(section: dict[str, Any], above: str = "") -> list[str]:
+    """The dotted path of every option."""
+    return [
+        path
+        for name, value in section.items()
+        for path in (_paths(value, f"{above}{name}.") if isinstance(value, dict) else [f"{above}{name}"])
+    ]
+
+
 def _describe(path: str, field: dict[str, Any], default: Any, definitions: dict[str, Any]) -> list[str]:
     """The lines of an option, or of all options of a section."""
     if "$ref" in field:
@@ -36,7 +57,7 @@ def _describe(path: str, field: dict[str, Any], default: Any, definitions: dict[
         ]
     shown = default if isinstance(default, str) else json.dumps(default)
     meaning = " ".join([*field.get("description", "").split(), *_limits(field)])
-    return [f"  {path}={shown}", *textwrap.wrap(meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return [f"  {path}={shown}", *WRAP.wrap(meaning)]
 
 
 def _limits(field: dict[str, Any]) -> list[str]:

@@ -118,8 +118,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], _Places, list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        others = ", ".join(sorted(str(each) for each in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: {error.strerror or error}; YAML files in that folder: {others}") from error
+        raise UserError(f"{path}: {error.strerror or error}; {_other_files(path)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
     try:
@@ -137,6 +136,16 @@ def _read_file(path: Path) -> tuple[dict[str, Any], _Places, list[str]]:
     # `training:` with nothing below it is the section's defaults
     values = {key: {} if value is None and _is_section((key,)) else value for key, value in values.items()}
     return values, places, found
+
+
+def _other_files(path: Path) -> str:
+    """What a person may have meant by a file that is none: those in its folder, or in the usual one."""
+    for folder in (path, path.parent, Path("configs")):
+        names = sorted(str(each) for each in folder.glob("*.yaml") if not each.name.startswith("."))
+        if names:
+            near = difflib.get_close_matches(str(path), names, n=1)
+            return f"did you mean {near[0]}?" if near else f"YAML files there: {', '.join(names)}"
+    return "there are no YAML files in that folder"
 
 
 def _walk(node: yaml.Node, at: KeyPath, path: Path, places: _Places) -> Iterator[str]:

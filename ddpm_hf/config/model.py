@@ -6,7 +6,7 @@ from annotated_types import Ge, Len, Lt
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import Float, NonNegativeInt, PositiveInt, Probability, Section, mistakes
+from ddpm_hf.config.section import Float, NonNegativeInt, PositiveInt, Section, mistakes
 
 Beta = Annotated[Float, Ge(0), Lt(1)]
 
@@ -44,7 +44,7 @@ class ModelConfig(Section):
     """Channels of one attention head; null: a single head, as in the paper."""
     num_res_blocks: PositiveInt = 3
     """Residual blocks per level on the way down; one more on the way up."""
-    dropout: Annotated[Probability, Lt(1)] = 0.1
+    dropout: Annotated[Float, Ge(0), Lt(1)] = 0.1
     """Probability of dropping an activation inside a residual block."""
     norm_groups: PositiveInt = 32
     """Groups of each group normalisation."""

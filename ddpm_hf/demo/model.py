@@ -141,7 +141,8 @@ def _describe_folder(model: DemoModel, folder: Path) -> None:
     _describe(model, files)
     _read_evaluations(model, folder)
     if not model.card:
-        facts = gather_facts(folder, find_pipeline(folder), folder.resolve().name, "main", files, None)
+        name = str(folder) if folder.name else folder.resolve().name
+        facts = gather_facts(folder, find_pipeline(folder), name, "main", files, None)
         model.card = plain_card(make_card(facts))
 
 

@@ -127,7 +127,9 @@ class HubClient:
                 if attempt >= self.patience.attempts:
                     raise HubUnreachableError(f"{doing} failed {attempt} times, at last because {text}") from None
                 seconds = self.patience.pause(attempt, cause)
-                logger.info("%s: %s; attempt %d follows in %.1f s", doing, text, attempt + 1, seconds)
+                # the first pause is short; what goes on for longer is told once
+                level = logging.WARNING if attempt == 2 else logging.INFO
+                logger.log(level, "%s: %s; attempt %d follows in %.1f s", doing, text, attempt + 1, seconds)
                 self.patience.sleep(seconds)
 
     def _limit_waiting(self) -> None:

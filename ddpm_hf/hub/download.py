@@ -15,6 +15,7 @@ from ddpm_hf.hub.cache import remember_commit
 from ddpm_hf.hub.client import HubClient, HubUnreachableError, is_offline
 from ddpm_hf.hub.listing import Listing, RemoteFile, list_repository
 from ddpm_hf.hub.weights import check_weights
+from ddpm_hf.model_names import INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ MAX_TEXT_BYTES = 16 * 2**20
 """Longest JSON file that is read: a model's are a few kB."""
 
 PIPELINE_FOLDERS = ("unet/", "scheduler/")
-INDEX = "model_index.json"
 STATE = "training_state/"
 PROGRESS = "training_state/progress.json"
 MANIFEST = "manifest.json"

@@ -1,6 +1,7 @@
 """Many images to disk: one batch in memory at a time, resumable, spread over processes."""
 
 import hashlib
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,12 @@ def generate(
     own = [batch for batch in batches if not missing.isdisjoint(batch)][state.process_index :: state.num_processes]
     num_own = sum(index in missing for batch in own for index in batch)
     state.wait_for_everyone()  # until then, nobody adds to the files that others count
-    pipeline.set_progress_bar_config(disable=True)
     quiet = not state.is_main_process or not own
+    # of the steps of a batch, below that of the images; a file would get a line for each move of both
+    hidden = quiet or not sys.stderr.isatty()
+    pipeline.set_progress_bar_config(
+        desc="denoising", unit="step", leave=False, dynamic_ncols=True, delay=1, disable=hidden
+    )
     with tqdm(total=num_own, desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5) as bar:
         for batch in own:
             output = _draw(pipeline, settings, list(batch))

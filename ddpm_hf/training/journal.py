@@ -50,6 +50,7 @@ class Journal:
             initial=step,
             unit="step",
             dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             disable=not accelerator.is_main_process,
         )
 
@@ -73,9 +74,7 @@ class Journal:
             "seconds": round(seconds, 2),
         }
         self.write(step, record)
-        self.bar.set_postfix_str(
-            f"loss {means.get('loss', float('nan')):.4f}, lr {means['learning_rate']:.1e}, {rate:,.0f} img/s"
-        )
+        self.bar.set_postfix_str(f"loss {means.get('loss', float('nan')):.4f}, {rate:,.0f} img/s")
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """Write a line of figures, and send those that are numbers to the tracker; a full disk ends no run."""

@@ -52,8 +52,7 @@ def find_start(run: RunFolder, resume: str | None) -> Path | None:
     if resume.startswith("hub:"):
         resume = str(fetch_checkpoint(resume))
     if resume in ("auto", "latest"):
-        if not run.holds_a_run:
-            raise UserError(f"--resume latest: there is no run in {run.path}; leave --resume out to start one")
+        run.check_begun()
         checkpoint = find_latest(run.checkpoints)
         if checkpoint is None:
             logger.warning("%s has no complete checkpoint yet: starting at the beginning", run.path)

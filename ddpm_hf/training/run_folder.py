@@ -45,11 +45,20 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} is a file; choose another with output_dir=FOLDER")
         if self.holds_a_run:
             raise UserError(
-                f"output_dir: {self.path} holds another run; continue it with --resume latest, or choose another "
+                f"output_dir: {self.path} holds a run already; go on with it by --resume latest, or choose another "
                 "folder with output_dir=FOLDER"
             )
         if self.path.exists() and any(file.name not in (".lock", self.dry_run.name) for file in self.path.iterdir()):
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
+
+    def check_begun(self) -> None:
+        """Refuse to go on where nothing was begun.
+
+        Raises:
+            UserError: if there is no run here.
+        """
+        if not self.holds_a_run:
+            raise UserError(f"--resume latest: there is no run in {self.path}; leave --resume out to start one")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator, PartialState
 from safetensors import SafetensorError
 
 from ddpm_hf.checkpoints import write_checkpoint
+from ddpm_hf.cli import launcher
 from ddpm_hf.config import Config
 from ddpm_hf.errors import Abandoned, UserError
 from ddpm_hf.files import write_whole
@@ -305,17 +306,17 @@ class Trainer:
 
     @property
     def _go_on(self) -> str:
-        return f"go on with: accelerate launch training/train.py --config {self.run_folder.config} --resume latest"
+        return f"go on with: {launcher()} training/train.py --config {self.run_folder.config} --resume latest"
 
     def _closing_words(self) -> str:
         minutes, seconds = divmod(round(self.journal.seconds), 60)
         folder, T = self.run_folder.path, self.config.model.time_steps
         steps = f", num_inference_steps={T}" if T < 1000 else ""  # diffusers asks for 1000 unless told otherwise
         return (
-            f"\n{self.num_steps:,} steps in {minutes} min {seconds} s. In {folder}/: the pipeline, samples.png, "
-            "denoising.png, loss.png\n"
+            f"\n{self.num_steps:,} steps in {minutes} min {seconds} s\n"
+            f"  made:   the pipeline, samples.png, denoising.png, loss.png in {folder}/\n"
             f"  sample: python pipelines/generate.py --model {folder} --num_samples 16\n"
-            f"  resume: accelerate launch training/train.py --config {self.run_folder.config} --resume latest "
+            f"  resume: {launcher()} training/train.py --config {self.run_folder.config} --resume latest "
             f"training.num_steps={2 * self.num_steps}\n"
             f"  open:   python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{folder}')"
             f'(batch_size=4{steps}).images[0].show()"'

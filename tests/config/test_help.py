@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ddpm_hf.config import Config
-from ddpm_hf.config.help import options_help
+from ddpm_hf.config.help import option_for, options_help
 
 
 def paths(values: dict, at: str = "") -> dict[str, object]:
@@ -42,3 +42,20 @@ def test_programs_show_it(program, capsys):
 
     parser = runpy.run_path(str(Path(__file__).parents[2] / program))["make_parser"]()
     assert "benchmark.n_samples=" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--num_steps", "training.num_steps=VALUE"),
+        ("--learning-rate=1e-4 --x", "training.learning_rate=VALUE"),
+        ("--seed 3", "seed=VALUE"),
+        ("--nothing", "section.key=VALUE"),
+    ],
+)
+def test_an_option_given_as_diffusers_script_has_it_is_told_as_it_is_here(given, told):
+    assert option_for(f"unrecognized arguments: {given}").endswith(f" {told}")
+
+
+def test_words_are_not_broken_at_hyphens():
+    assert not [line for line in options_help().splitlines() if line.endswith(("ddpm-", "cc-", "anti-"))]

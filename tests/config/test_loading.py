@@ -140,7 +140,7 @@ learning_rate: 1
         "run.yaml:7: model_config.image_size: given 33; allowed: a multiple of 16, which 5 levels halve 4 times; or "
         "fewer channel_multipliers",
         "run.yaml:9: model_config.dropout: given twice, first in line 8; allowed: once",
-        "run.yaml:9: model_config.dropout: given 1.5; allowed: at most 1",
+        "run.yaml:9: model_config.dropout: given 1.5; allowed: below 1",
         "run.yaml:10: model_config.hidden_channels: given 100; allowed: a multiple of norm_groups (32); or other "
         "norm_groups",
         "run.yaml:11: learning_rate: unknown key (given 1); did you mean training.learning_rate?",

@@ -35,7 +35,7 @@ def test_between_seeds(program, model, tmp_path):
     arguments = ["--model", model, "--seeds", 1, 2, "--num_steps", 4, "--output", tmp_path / "out"]
     code, said, _ = program(INTERPOLATE, *arguments)  # a progress bar is shown where it takes long
     assert code == 0
-    assert f"4 images in {tmp_path}/out/" in said
+    assert f"4 images, strip.png and interpolation.gif in {tmp_path}/out/" in said
     names = [f"{index:03}.png" for index in range(4)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *names,

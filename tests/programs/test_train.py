@@ -17,7 +17,7 @@ def test_a_run_from_the_command_line(program, tiny_yaml, tmp_path):
     assert (run / "model_index.json").exists()
     assert f"sample: python pipelines/generate.py --model {run}" in said
     code, _, complaint = program(TRAIN, "--config", tiny_yaml, f"output_dir={run}")
-    assert (code, "holds another run" in complaint) == (2, True)
+    assert (code, "holds a run already" in complaint) == (2, True)
     code, _, _ = program(TRAIN, "--config", run / "config.yaml", "--resume", "latest", "training.num_steps=4")
     assert code == 0
 

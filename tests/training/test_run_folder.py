@@ -20,7 +20,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         RunFolder(tmp_path).check_free()
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match=r"holds another run; continue it with --resume latest"):
+    with pytest.raises(UserError, match=r"holds a run already; go on with it by --resume latest"):
         RunFolder(tmp_path).check_free()
     with pytest.raises(UserError, match="is a file"):
         RunFolder(tmp_path / "thesis.tex").check_free()

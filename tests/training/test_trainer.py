@@ -416,7 +416,7 @@ def test_other_ways_to_cut_weights_are_refused(tiny, monkeypatch, kind, instead)
 
 def test_a_run_is_not_overwritten(tiny, whole_run):
     before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="holds a run already"):
         Trainer(tiny(f"output_dir={whole_run}"))
     assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")} == before
 

@@ -32,7 +32,8 @@ def model_tab(model: DemoModel) -> None:
         with gr.Column(scale=2, min_width=280):
             gr.Markdown("### The network\n\n" + _table(("", ""), list(model.facts.items())))
             if model.picture is not None:
-                gr.Image(model.picture, label="Samples of its run", format="png", interactive=False, buttons=[])
+                gr.Markdown("### Samples of its run")
+                gr.Image(model.picture, show_label=False, format="png", interactive=False, buttons=[])
             _how_it_fared(model)
         with gr.Column(scale=3, min_width=360):
             gr.Markdown(model.card or "*The model has no card.*", elem_classes="ddpm-card")
@@ -48,13 +49,20 @@ def _curves(model: DemoModel) -> Image.Image:
 def _how_it_fared(model: DemoModel) -> None:
     """The newest evaluation in full, the earlier ones folded up below it."""
     if not model.evaluations:
-        gr.Markdown("### How it fared\n\nNothing was measured yet: `python training/eval.py --model …` does it.")
+        gr.Markdown(f"### How it fared\n\nNothing was measured yet. This does it:\n\n    {_evaluation(model.name)}")
         return
     (newest, results), *earlier = model.evaluations.items()
     gr.Markdown(f"### How it fared\n\n{_figures(results)}\n\nFrom `{newest}`.")
     for name, figures in earlier:
         with gr.Accordion(f"Earlier: {name}", open=False):
             gr.Markdown(_figures(figures))
+
+
+def _evaluation(name: str) -> str:
+    """The command that measures a model."""
+    config = Path(name).expanduser() / "config.yaml"
+    options = f"--config {config}" if config.exists() else f"--model {name} --config …"
+    return f"python training/eval.py {options}"
 
 
 def _figures(results: list[Result]) -> str:

@@ -45,7 +45,7 @@ def generate_tab(model: DemoModel) -> None:
                 )
                 view = gr.Radio([PREDICTED, SEEN], value=PREDICTED, label="Of each step, show")
             with gr.Accordion("The same on the command line", open=False):
-                command = gr.Code(language="shell", show_label=False, wrap_lines=True)
+                command = gr.Code(language="shell", show_label=False, wrap_lines=True, lines=2, max_lines=4)
             file = parts.download()
     made = gr.State(None, time_to_live=3600)
 

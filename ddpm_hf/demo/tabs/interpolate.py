@@ -26,8 +26,7 @@ def interpolate_tab(model: DemoModel) -> None:
             with gr.Column() as of_seeds:
                 a, b = parts.seed_field("First seed", 0, "seed-a"), parts.seed_field("Second seed", 1, "seed-b")
             with gr.Column(visible=False) as of_images:
-                with gr.Row():
-                    image_a, image_b = (_upload(f"{name} image") for name in ("First", "Second"))
+                image_a, image_b = (_upload(f"{name} image") for name in ("First", "Second"))
                 method = gr.Radio(METHODS, value="ddim", label="How")
             frames = gr.Slider(2, limits.frames, min(FRAMES, limits.frames), step=1, label="Frames")
             steps = gr.Slider(1, limits.steps, min(STEPS, limits.steps), step=1, label="Steps")

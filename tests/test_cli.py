@@ -1,0 +1,72 @@
+"""What all programs share: mistakes in one line, a word while they load, the launcher that they name."""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from ddpm_hf import cli
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_mistake_on_the_command_line_is_one_line_too(capsys):
+    parser = cli.Parser("Does things.", explain=lambda message: "; or so", prog="do.py")
+    parser.add_argument("--number", type=int)
+    for given, told in (
+        (["--numbers", "3"], "unrecognized arguments: --numbers 3; or so"),
+        (["--number", "x"], "argument --number: invalid int value: 'x'"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            cli.run(parser, lambda arguments: None, given)
+        assert leaving.value.code == 2
+        assert capsys.readouterr().err == f"do.py: {told} (--help lists what there is)\n"
+        parser = cli.Parser("Does things.", prog="do.py")
+        parser.add_argument("--number", type=int)
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+    def work(arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+    assert (leaving.value.code, capsys.readouterr().err) == (130, "\ndo.py: stopped by Ctrl-C\n")
+
+
+def test_what_takes_seconds_is_said_on_a_terminal_and_wiped_away(monkeypatch):
+    for stream, said in ((Terminal(), "loading …\r\033[K"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with cli.waiting("loading"):
+            assert stream.getvalue() == said.partition("\r")[0]
+        assert stream.getvalue() == said
+
+
+def test_another_process_of_a_launch_says_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("RANK", "1")
+    with cli.waiting("loading"):
+        assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"])
+def test_commands_are_told_as_the_program_was_started(monkeypatch, name):
+    for each in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(each, raising=False)
+    assert cli.launcher() == "python"
+    monkeypatch.setenv(name, "1")
+    assert cli.launcher() == "accelerate launch"
+
+
+@pytest.mark.parametrize("library", ["accelerate", "datasets", "diffusers", "huggingface_hub", "transformers"])
+def test_libraries_keep_quiet(library):
+    before = logging.getLogger(library).level
+    try:
+        cli._set_up_messages(verbose=False)
+        assert not logging.getLogger(library).isEnabledFor(logging.WARNING)
+    finally:
+        logging.getLogger(library).setLevel(before)
