@@ -10,9 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from PIL import Image
 
 from ddpm_hf import cli
 from ddpm_hf.errors import UserError
@@ -40,7 +43,7 @@ PATIENCE = 120_000
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--model", default=RUN, metavar="FOLDER", help=f"run folder (default: {RUN})")
     parser.add_argument("--output", default=DOCS / "images", type=Path, metavar="DIR", help="default: docs/images")
     return parser
@@ -103,10 +106,16 @@ def photograph(run: Path, output: Path, browser: str) -> None:
             for name, act in zip(OF_THE_DEMO, (generate, look_back, interpolate, inpaint), strict=True):
                 act(page)
                 page.wait_for_timeout(1000)  # for what still moves
-                page.screenshot(path=output / name, full_page=True)
+                shrink(page.screenshot(full_page=True), output / name)
             window.close()
     finally:
         served.close(verbose=False)
+
+
+def shrink(screenshot: bytes, file: Path) -> None:
+    """Keep a screenshot in 256 colours, of which it has hardly more."""
+    with Image.open(BytesIO(screenshot)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def generate(page: Any) -> None:

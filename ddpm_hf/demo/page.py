@@ -1,5 +1,6 @@
 """The page as a whole, and how it is served."""
 
+import logging
 import os
 import threading
 from typing import Any
@@ -8,6 +9,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: i
 
 import gradio as gr
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.demo.tabs.about import model_tab, schedule_tab
@@ -97,7 +99,17 @@ def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None
         css=CSS,
         **options,
     )
+    logging.getLogger("uvicorn.error").addFilter(is_worth_telling)
     return page
+
+
+def is_worth_telling(record: logging.LogRecord) -> bool:
+    """Whether the person at the terminal should hear of it: not that somebody has closed the page in the middle.
+
+    Args:
+        record: of the server's log.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], ClientDisconnect)
 
 
 def wait(page: gr.Blocks) -> None:

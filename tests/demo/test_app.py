@@ -1,6 +1,7 @@
 """The program's command line: mistakes are one line, and exit code 2."""
 
 import importlib.util
+import logging
 import socket
 import sys
 from pathlib import Path
@@ -57,3 +58,14 @@ def test_without_gradio_it_says_how_to_install_it(app, folder, monkeypatch):
     code, said = app("--model", folder)
     assert code == 2
     assert said.strip().endswith('install it: pip install -e ".[demo]"')
+
+
+def test_a_visitor_who_leaves_is_no_error_to_tell():
+    from starlette.requests import ClientDisconnect
+
+    from ddpm_hf.demo.page import is_worth_telling
+
+    def record(error):
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", (), error and (type(error), error, None))
+
+    assert [is_worth_telling(record(each)) for each in (ClientDisconnect(), ValueError(), None)] == [False, True, True]
