@@ -187,13 +187,14 @@ def test_a_killed_generation_leaves_whole_images_and_goes_on_from_them(model, tm
         (["--num_inference_steps", "21"], "--num_inference_steps: given 21; allowed: 1 to 20"),
         (["--num_inference_steps", "0"], "--num_inference_steps: given 0; allowed: 1 to 20"),
         (["--seed", "1", "--output", "OUT"], "holds images of other settings (seed was 0)"),
-        (["--sampler", "magic"], "'magic'"),
+        (["--sampler", "magic"], "--sampler: given 'magic'; allowed: ddpm, ddim, "),
         (["--grid", "4"], "--grid: given '4'; allowed: rows x columns, such as 2x8"),
         (["--grid", "5x4"], "--grid: 5x4 has 20 places; allowed: at most --num_samples, 16"),
         (["--intermediates", "3"], "--intermediates: given 3; allowed: 0 to 2"),
         (["--intermediates", "-1"], "--intermediates: given -1; allowed: 0 to 2"),
         (["--format", "gif"], "--format: given 'gif'; allowed: png, npz, parquet"),
         (["--output", "."], "exists and holds no images of this program"),
+        (["--output", "/proc/out"], "--output: /proc/out cannot be written to"),
     ],
 )
 def test_a_mistake_gets_one_clear_line_and_exit_code_2(program, model, tmp_path, monkeypatch, arguments, message):
