@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import model_validator
 from typing_extensions import Self
 
@@ -97,8 +97,9 @@ class TrainingConfig(Section):
     """Updates between two pictures of samples from the averaged weights; null: only at the end."""
     evaluate_every: PositiveInt | None = None
     """Updates between two evaluations on num_evaluation_samples, by the benchmark section; null: none."""
-    num_evaluation_samples: PositiveInt = 1000
-    """Samples of such an evaluation; its figures compare with each other only, not with those of a whole one."""
+    num_evaluation_samples: Annotated[PositiveInt, Ge(2)] = 2500
+    """Samples of such an evaluation, more than the features have dimensions (Inception's: 2,048); its figures compare
+    with each other only, not with those of a whole one."""
     validate_every: PositiveInt | None = None
     """Updates between two measurements of the loss on held-out images (dataset.validation_split or
     validation_fraction), by timestep, always with the same timesteps and noise; null: none."""
@@ -111,7 +112,7 @@ class TrainingConfig(Section):
     preview_inference_steps: PositiveInt | None = None
     """Denoising steps of previews; null: as many as the model has time steps."""
     timeout_minutes: PositiveFloat = 60.0
-    """How long the processes of a run wait for each other: longer than any preview or upload of the first one takes."""
+    """How long the processes of a run wait for each other: longer than whatever the first does alone."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

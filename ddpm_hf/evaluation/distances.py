@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.store import FeatureTable
 from ddpm_hf.randomness import generator_at
 
@@ -119,9 +120,11 @@ def kernel_distance(real: FeatureTable, fake: FeatureTable) -> Score:
 
     size = min(KID_SUBSET_SIZE, len(real) // 2, len(fake) // 2)
     values = []
-    for subset in range(KID_SUBSETS):
-        drawn = [_draw(table, size, which, subset) for which, table in (("real", real), ("fake", fake))]
-        values.append(float(poly_mmd(drawn[0], drawn[1])))
+    with bar(KID_SUBSETS, "kernel distance", "subset") as progress:
+        for subset in range(KID_SUBSETS):
+            drawn = [_draw(table, size, which, subset) for which, table in (("real", real), ("fake", fake))]
+            values.append(float(poly_mmd(drawn[0], drawn[1])))
+            progress.update()
     spread = torch.tensor(values, dtype=torch.float64)
     return Score(float(spread.mean()), float(spread.std(unbiased=False)))
 

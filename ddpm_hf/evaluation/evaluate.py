@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ddpm_hf._version import __version__
 from ddpm_hf.config import Config
 from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.held_out import (
@@ -22,15 +23,15 @@ from ddpm_hf.evaluation.held_out import (
 from ddpm_hf.evaluation.neighbors import Neighbors, nearest
 from ddpm_hf.evaluation.pictures import NUM_NEIGHBORS_SHOWN, NUM_PAIRS, draw_pictures
 from ddpm_hf.evaluation.plan import SETTINGS, Plan, make_plan
+from ddpm_hf.evaluation.real_images import in_place_of_samples
 from ddpm_hf.evaluation.reference import Reference, load_reference
 from ddpm_hf.evaluation.rendering import write_report
-from ddpm_hf.evaluation.report import build_report
+from ddpm_hf.evaluation.report import Compared, build_report
 from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, Figure, combine, kept_figures, score_set
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.randomness import generator_at
 
 
 def evaluate(
@@ -67,53 +68,6 @@ def evaluate(
         Abandoned: in all processes, soon after should_stop has said so in one of them.
     """
     return carry_out(make_plan(model, config, output, pipeline, extractor), label, pictures, should_stop)
-
-
-def quick_look(
-    pipeline: DDPMPipeline,
-    config: Config,
-    step: int,
-    num_samples: int,
-    extractor: FeatureExtractor | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> dict[str, float] | None:
-    """Measure a model that is still being trained, on fewer samples than its evaluation will draw.
-
-    All processes call this together. No pictures, no pairs, no likelihood: what needs samples only. The report lies
-    in `evaluation/step-N` of the run folder and says of itself that it is a quick look.
-
-    Args:
-        pipeline: around the weights to measure.
-        config: of the run.
-        step: updates done.
-        num_samples: to draw, at least 2.
-        extractor: what looks at the images, kept from the last call; None loads it.
-        should_stop: as in `evaluate`.
-
-    Returns:
-        The figures by name in the main process; None in the others.
-
-    Raises:
-        Abandoned: as in `evaluate`.
-    """
-    metrics = config.benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
-    benchmark = config.benchmark.model_copy(
-        update={"n_samples": num_samples, "num_seeds": 1, "metrics": metrics, "save_samples": False}
-    )
-    folder = Path(config.output_dir or "runs/run") / "evaluation" / f"step-{step}"
-    report = evaluate(
-        config.output_dir or "runs/run",
-        config.model_copy(update={"benchmark": benchmark}),
-        output=folder,
-        pipeline=pipeline,
-        extractor=extractor,
-        label=f"quick look at step {step:,} of training",
-        pictures=False,
-        should_stop=should_stop,
-    )
-    if report is None:
-        return None
-    return {name: each["value"] for name, each in report["metrics"].items() if each["value"] is not None}
 
 
 def carry_out(
@@ -161,40 +115,56 @@ def _report(
     pictures: bool,
 ) -> dict[str, Any]:
     """Everything that follows the samples, by the main process."""
-    benchmark, count = plan.benchmark, plan.benchmark.n_samples
-    wanted = benchmark.metrics
-    sets = {split: _set(reference) for split, reference in references.items()}
-    real, training = sets[plan.reference_split], sets[plan.training_split]
-    asked = {"metrics": wanted.model_dump(), "allow_few_samples": benchmark.allow_few_samples, "n": count}
-
-    def score(file: Path, key: Any, candidates: FeatureSet, real: FeatureSet, train: FeatureSet) -> dict[str, Figure]:
-        few, device = benchmark.allow_few_samples, _metric_device(plan)
-        return kept_figures(file, key, lambda: score_set(candidates, real, train, wanted, plan.extractor, device, few))
-
+    count, wanted = plan.benchmark.n_samples, plan.benchmark.metrics
+    training = _set(references[plan.training_split])
     drawn = {seed: FeatureSet.of(store.table(count), store.logits(count)) for seed, store in stores.items()}
-    scores = plan.folder / "scores"
-    figures = combine(
-        [score(scores / f"seed-{seed}.json", asked, each, real, training) for seed, each in drawn.items()]
-    )
-    *floor_sets, floor_text = _floor_sets(plan, sets, count)
-    # real images are the same for every model: what they come to lies beside their features
-    asked = asked | {"sets": {split: reference.key for split, reference in references.items()}, "text": floor_text}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    floor = score(references[plan.reference_split].folder / f"real-vs-real-{digest}.json", asked, *floor_sets)
-
+    compared = _compare(plan, references, drawn)
     conditional = plan.drawing.num_classes is not None
-    held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, conditional)
+    held_out = HeldOut.choose(plan.splits[plan.held_out_split], plan.benchmark.num_held_out, conditional)
     reconstructions = reconstructions_of(plan, held_out) if wanted.ssim or wanted.psnr else []
     rows = measure_reconstructions(reconstructions, held_out, plan, wanted)
     baselines = measure_baselines(plan, held_out)
     if wanted.bits_per_dim:
-        figures["bits_per_dim"] = measure_likelihood(plan, held_out)
+        compared.samples["bits_per_dim"] = measure_likelihood(plan, held_out)
     neighbors: Neighbors | None = None
     if wanted.memorization and len(training) > 1:
         shown = drawn[plan.drawing.seed].table.select(range(min(NUM_PAIRS, count)))
         neighbors = nearest(shown, training.table, min(NUM_NEIGHBORS_SHOWN, len(training)), _metric_device(plan))
     captions = draw_pictures(plan, held_out, reconstructions, neighbors) if pictures else {}
-    return build_report(plan, figures, floor, floor_text, rows, baselines, len(held_out.images), captions, label)
+    return build_report(plan, compared, rows, baselines, len(held_out.images), captions, label)
+
+
+def _compare(plan: Plan, references: dict[str, Reference], drawn: dict[int, FeatureSet]) -> Compared:
+    """The figures of the samples of each seed, and of real images in their place."""
+    benchmark, scores = plan.benchmark, plan.folder / "scores"
+    sets = {split: _set(reference) for split, reference in references.items()}
+    reference, training = sets[plan.reference_split], sets[plan.training_split]
+    asked = {
+        "metrics": benchmark.metrics.model_dump(),
+        "allow_few_samples": benchmark.allow_few_samples,
+        "n": benchmark.n_samples,
+        "version": __version__,
+    }
+
+    def score(file: Path, key: Any, candidates: FeatureSet, real: FeatureSet, train: FeatureSet) -> dict[str, Figure]:
+        few, device, metrics = benchmark.allow_few_samples, _metric_device(plan), benchmark.metrics
+        return kept_figures(file, key, lambda: score_set(candidates, real, train, metrics, plan.extractor, device, few))
+
+    figures = [score(scores / f"seed-{seed}.json", asked, each, reference, training) for seed, each in drawn.items()]
+    real = in_place_of_samples(plan, sets, benchmark.n_samples)
+    # real images are the same for every model: what they come to lies beside their features
+    asked = asked | {"sets": {split: each.key for split, each in references.items()}, "text": real.text}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    file = references[plan.reference_split].folder / f"real-vs-real-{digest}.json"
+    of_real = score(file, asked, real.candidates, real.real, real.training)
+    as_many = None
+    if (len(real.candidates), len(real.real)) != (benchmark.n_samples, len(reference)):
+        fewer = [
+            score(scores / f"seed-{seed}-as-many.json", asked, real.samples_as_many(each), real.real, real.training)
+            for seed, each in drawn.items()
+        ]
+        as_many = combine(fewer)
+    return Compared(combine(figures), of_real, as_many, real.text, len(real.candidates))
 
 
 def _references(plan: Plan, stop: Stop) -> dict[str, Reference]:
@@ -208,22 +178,6 @@ def _references(plan: Plan, stop: Stop) -> dict[str, Reference]:
 
 def _set(reference: Reference) -> FeatureSet:
     return FeatureSet(reference.table, reference.logits, reference.moments, reference.radii)
-
-
-def _floor_sets(plan: Plan, sets: dict[str, FeatureSet], count: int) -> tuple[FeatureSet, FeatureSet, FeatureSet, str]:
-    """Real images in the place of samples: held-out ones if there are as many, or else half of the reference."""
-    real, held_out = sets[plan.reference_split], sets[plan.held_out_split]
-    is_another = plan.held_out_split not in (plan.reference_split, plan.training_split)
-    if is_another and len(held_out) >= min(count, len(real) // 2):
-        order = torch.randperm(len(held_out), generator=generator_at(0, "real-vs-real"))[:count].sort().values
-        text = f"{len(order):,} images of {plan.held_out_split!r} against {len(real):,} of {plan.reference_split!r}"
-        return held_out.select(order.tolist()), real, sets[plan.training_split], text
-    order = torch.randperm(len(real), generator=generator_at(0, "real-vs-real"))
-    half = min(count, len(real) // 2)
-    one, other = order[:half].sort().values.tolist(), order[half:].sort().values.tolist()
-    text = f"{len(one):,} images of {plan.reference_split!r} against its {len(other):,} others"
-    rest = real.select(other)
-    return real.select(one), rest, rest, text
 
 
 def _layout(plan: Plan) -> Layout:

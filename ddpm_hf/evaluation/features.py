@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def load_extractor(config: BenchmarkConfig, device: torch.device | str = "cpu") 
 
         extractor = load_digits_classifier()
     elif ".py:" in name:
-        extractor = UserExtractor(name, load_user_module(name))
+        extractor = UserExtractor(name, *load_user_module(name))
     else:
         from ddpm_hf.evaluation.vision_models import load_vision_model
 
@@ -179,36 +180,44 @@ class UserExtractor(FeatureExtractor):
     Args:
         name: how the report names the features.
         module: takes (batch, channels, height, width), 0 to 255.
+        code: that the module runs, beside its weights; None for that of its class.
         channels: of the images that it takes.
-
-    Raises:
-        UserError: if it does not return one row per image.
     """
 
-    def __init__(self, name: str, module: nn.Module, channels: tuple[int, ...] = (1, 3)) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, code: str | None = None, channels: tuple[int, ...] = (1, 3)
+    ) -> None:
         super().__init__(name, name, "a module of the user's", "the module's own", 0, channels=channels)
         self.module = module.eval()
+        self._code = _code_of(module) if code is None else code
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of name, weights and code: a module without weights may be changed all the same."""
+        return f"{super().fingerprint}|{hashlib.sha256(self._code.encode()).hexdigest()[:16]}"
 
     def probe(self, image_shape: tuple[int, int, int]) -> None:
-        """Learn the number of features from one black image.
+        """Learn the number of features from two images, a black and a white one.
 
         Args:
             image_shape: channels, height, width.
 
         Raises:
-            UserError: if the module fails on it, or returns anything but one row.
+            UserError: if the module fails on them, or returns anything but a row for each.
         """
         device = next((tensor.device for tensor in self.module.state_dict().values()), torch.device("cpu"))
         try:
-            row = self.module(torch.zeros(1, *image_shape, dtype=torch.uint8, device=device))
+            images = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
+            with torch.no_grad():
+                rows = self.module(images.expand(2, *image_shape).contiguous())
         except Exception as error:
             raise UserError(f"benchmark.features: {self.name} fails on uint8 images {image_shape}: {error}") from error
-        if not isinstance(row, Tensor) or row.ndim != 2 or len(row) != 1:
-            shape = tuple(row.shape) if isinstance(row, Tensor) else type(row).__name__
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != 2 or not rows.shape[1]:
+            shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise UserError(
-                f"benchmark.features: {self.name} returns {shape} for one image; allowed: a tensor (batch, features)"
+                f"benchmark.features: {self.name} returns {shape} for two images; allowed: a tensor (batch, features)"
             )
-        self.num_features = row.shape[1]
+        self.num_features = rows.shape[1]
 
     def forward(self, images: Images) -> Features:
         """Look at images.
@@ -219,8 +228,8 @@ class UserExtractor(FeatureExtractor):
         return Features(self.module(images).float(), None)
 
 
-def load_user_module(name: str) -> nn.Module:
-    """Import FILE.py:NAME, a module or a function that makes one.
+def load_user_module(name: str) -> tuple[nn.Module, str]:
+    """Import FILE.py:NAME, a module or a function that makes one; returns it and the text of the file.
 
     Raises:
         UserError: if there is no such file or name, or it is no module.
@@ -242,4 +251,11 @@ def load_user_module(name: str) -> nn.Module:
         raise UserError(f"benchmark.features: {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"benchmark.features: {name} is {type(module).__name__}; allowed: a torch module")
-    return module
+    return module, path.read_text(encoding="utf-8", errors="replace")
+
+
+def _code_of(module: nn.Module) -> str:
+    try:
+        return inspect.getsource(type(module))
+    except (OSError, TypeError):  # of a class that was typed in, there is none
+        return ""

@@ -1,5 +1,6 @@
 """Inception-v3 of the FID paper, as torch-fidelity converted it and torchmetrics wraps it."""
 
+import hashlib
 import importlib.util
 import pickle
 from pathlib import Path
@@ -29,13 +30,18 @@ class Inception(FeatureExtractor):
     Args:
         network: torchmetrics' NoTrainInceptionV3.
         resize: a key of `RESIZES`.
+        other: the file of weights that are not torch-fidelity's; None where they are.
     """
 
-    def __init__(self, network: Any, resize: str) -> None:
+    def __init__(self, network: Any, resize: str, other: str | None = None) -> None:
+        own = "2,048 features of Inception-v3 of 2015-12-05, the network of FID and Inception score"
         super().__init__(
-            name="inception",
-            label="Inception",
-            description="2,048 features of Inception-v3 of 2015-12-05, the network of FID and Inception score",
+            name="inception" if other is None else f"inception with the weights of {other}",
+            label="Inception" if other is None else f"Inception, weights of {other}",
+            description=own
+            if other is None
+            else f"2,048 features of Inception-v3 with the weights of {other}, which "
+            "are not those of FID and Inception score",
             resize=RESIZES[resize],
             num_features=2048,
             num_classes=1008,
@@ -57,7 +63,8 @@ def load_inception(weights: str | None, resize: str) -> Inception:
     """Load the network.
 
     Args:
-        weights: a local file; None takes torch-fidelity's own, downloaded once into torch's cache.
+        weights: a local file; None takes torch-fidelity's own, downloaded once into torch's cache. Figures in other
+            weights than these are not called FID.
         resize: a key of `RESIZES`.
 
     Raises:
@@ -83,7 +90,8 @@ def load_inception(weights: str | None, resize: str) -> Inception:
         )
     except (ImportError, RuntimeError) as error:
         raise UserError(f"features 'inception' cannot be loaded: {error}") from error
-    return Inception(network, resize)
+    is_own = hashlib.sha256(file.read_bytes()).hexdigest().startswith(HASH)
+    return Inception(network, resize, None if is_own else file.name)
 
 
 def find_weights(weights: str | None) -> Path:

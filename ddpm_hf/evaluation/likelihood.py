@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
-from ddpm_hf import cli
 from ddpm_hf.data.images import to_model_range
+from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
@@ -53,11 +52,11 @@ def bits_per_dim(
 
     parts = Parts("measuring the likelihood of")
     try:
-        with tqdm(total=len(images), desc="likelihood", unit="img", disable=not cli.is_main_process()) as bar:
+        with bar(len(images), "likelihood", delay=0) as progress:
             for start in range(0, len(images), batch_size):
                 batch = range(start, min(start + batch_size, len(images)))
                 bits += parts(batch, bound)
-                bar.update(len(batch))
+                progress.update(len(batch))
     finally:
         for module, training in modes:
             module.training = training

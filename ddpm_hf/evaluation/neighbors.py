@@ -1,12 +1,14 @@
 """Nearest neighbours in feature space: precision and recall, and whether samples are copies of training images."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.store import FeatureTable
 
 QUERY_ROWS, REFERENCE_ROWS = 512, 4096
@@ -47,7 +49,7 @@ def nearest(
     distances = torch.empty(len(queries), k, dtype=torch.float64)
     indices = torch.empty(len(queries), k, dtype=torch.int64)
     start = 0
-    for block in queries.blocks(QUERY_ROWS):
+    for block in _with_bar(queries, "nearest neighbours"):
         best = torch.full((len(block), k), math.inf, dtype=torch.float64, device=device)
         where = torch.zeros(len(block), k, dtype=torch.int64, device=device)
         offset = 0
@@ -69,6 +71,14 @@ def nearest(
     return Neighbors(distances, indices)
 
 
+def _with_bar(table: FeatureTable, what: str) -> Iterator[Float64[Tensor, "rows features"]]:
+    """The rows that are compared, a block at a time, under a bar: all pairs of many images take minutes."""
+    with bar(len(table), what) as progress:
+        for block in table.blocks(QUERY_ROWS):
+            yield block
+            progress.update(len(block))
+
+
 def _exact_distances(
     queries: Float64[Tensor, "rows features"], references: FeatureTable, indices: Int64[Tensor, "rows k"]
 ) -> Float64[Tensor, "rows k"]:
@@ -86,7 +96,7 @@ def _within(
     """Whether each query lies in the ball of any reference."""
     found = torch.empty(len(queries), dtype=torch.bool)
     start = 0
-    for block in queries.blocks(QUERY_ROWS):
+    for block in _with_bar(queries, "neighbourhoods"):
         inside = torch.zeros(len(block), dtype=torch.bool, device=device)
         offset = 0
         for others in references.blocks(REFERENCE_ROWS):

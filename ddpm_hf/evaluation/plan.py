@@ -1,33 +1,27 @@
-"""Everything that can be wrong with an evaluation is found before the first sample is drawn, and said at once."""
+"""An evaluation that is to be: loaded and checked as a whole before the first sample is drawn."""
 
-import copy
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
 
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.features import FeatureExtractor, UserExtractor, load_extractor
+from ddpm_hf.evaluation.checks import Problems, check_features, check_packages, check_shapes, find_drawing
+from ddpm_hf.evaluation.features import FeatureExtractor, load_extractor
 from ddpm_hf.evaluation.reference import reference_key
 from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.evaluation.splits import held_out_split, load_splits
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.generation import weights_hash
-from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 
 SETTINGS = "settings.json"
-
-Thing = TypeVar("Thing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,33 +96,24 @@ def make_plan(
     Raises:
         UserError: naming everything that does not fit.
     """
-    problems: list[str] = []
-
-    def attempt(load: Callable[[], Thing]) -> Thing | None:
-        try:
-            return load()
-        except UserError as error:
-            problems.append(str(error))
-            return None
-
+    problems = Problems()
     benchmark = config.benchmark
     if pipeline is None:
-        pipeline = attempt(lambda: load_pipeline(model))
+        pipeline = problems.attempt(lambda: load_pipeline(model))
     if extractor is None:
         device = pipeline.device if pipeline is not None else "cpu"
         with PartialState().local_main_process_first():
-            extractor = attempt(lambda: load_extractor(benchmark, device))
-    splits = attempt(lambda: load_splits(config, model))
-    problems += _check_packages(benchmark)
+            extractor = problems.attempt(lambda: load_extractor(benchmark, device))
+    splits = problems.attempt(lambda: load_splits(config, model))
+    problems += check_packages(benchmark)
     how = None
     if pipeline is not None:
-        problems += _check_shapes(pipeline, config)
-        how = attempt(lambda: _drawing(pipeline, config))
+        problems += check_shapes(pipeline, config)
+        how = problems.attempt(lambda: find_drawing(pipeline.scheduler, config))
     if extractor is not None:
-        problems += _check_features(extractor, config, splits)
+        problems += check_features(extractor, config, splits)
     if problems or pipeline is None or extractor is None or splits is None or how is None:
-        listed = problems[0] if len(problems) == 1 else "\n" + "\n".join(f"  {each}" for each in problems)
-        raise UserError(f"cannot be evaluated: {listed}")
+        raise problems.error()
     drawing, sampler_name, evaluations = how
     settings = _settings(config, pipeline, extractor, splits, drawing)
     folder = output or _default_folder(model, sampler_name, settings, extractor, drawing)
@@ -140,85 +125,6 @@ def evaluations_of(model: str | Path) -> Path:
     """Where the evaluations of a model go: below its folder, or in runs/ for one of the Hub."""
     path = Path(model).expanduser()
     return (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation"
-
-
-def _check_packages(benchmark: BenchmarkConfig) -> list[str]:
-    metrics = benchmark.metrics
-    if not any(metrics.model_dump().values()):
-        return ["benchmark.metrics: all are false; set at least one of them to true"]
-    needed = metrics.fid or metrics.kid or metrics.ssim or metrics.psnr
-    if needed and importlib.util.find_spec("torchmetrics") is None:
-        return ["benchmark.metrics: fid, kid, ssim and psnr need torchmetrics: pip install 'torchmetrics>=1.7,<2'"]
-    return []
-
-
-def _check_shapes(pipeline: DDPMPipeline, config: Config) -> list[str]:
-    network, model = pipeline.unet.config, config.model
-    size = network.sample_size
-    side = size if isinstance(size, int) or size is None else size[0]
-    problems = []
-    if network.in_channels != model.image_channels:
-        problems.append(
-            f"model_config.image_channels: given {model.image_channels}, but the model draws {network.in_channels}"
-        )
-    if side != model.image_size:
-        problems.append(f"model_config.image_size: given {model.image_size}, but the model draws {side}")
-    classes = network.num_class_embeds
-    if classes is not None and model.num_classes is None:
-        problems.append("model_config.num_classes: the model is class-conditional; give the number of its classes")
-    if model.num_classes is not None and (classes or 0) < model.num_classes:
-        problems.append(
-            f"model_config.num_classes: given {model.num_classes}, but the model knows {classes or 'no classes'}"
-        )
-    return problems
-
-
-def _drawing(pipeline: DDPMPipeline, config: Config) -> tuple[Drawing, str, int]:
-    """How samples are drawn, the sampler's name and the network evaluations of a sample."""
-    benchmark, T = config.benchmark, pipeline.scheduler.config.num_train_timesteps
-    steps = benchmark.num_inference_steps or T
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            scheduler = (
-                copy.deepcopy(pipeline.scheduler)
-                if benchmark.sampler is None
-                else make_sampler(benchmark.sampler, pipeline.scheduler)
-            )
-        set_num_steps(scheduler, steps)
-    except ValueError as error:
-        raise UserError(f"benchmark.sampler, benchmark.num_inference_steps: {error}") from error
-    name = benchmark.sampler or type(scheduler).__name__.removesuffix("Scheduler").lower()
-    return Drawing(config.seed, benchmark.sampler, steps, config.model.num_classes), name, len(scheduler.timesteps)
-
-
-def _check_features(extractor: FeatureExtractor, config: Config, splits: dict[str, ImageSet] | None) -> list[str]:
-    benchmark, model = config.benchmark, config.model
-    problems = []
-    if model.image_channels not in extractor.channels:
-        problems.append(
-            f"benchmark.features: {extractor.name} looks at images of {extractor.channels[0]} channel, those of the "
-            f"model have {model.image_channels}"
-        )
-    elif isinstance(extractor, UserExtractor):
-        try:
-            extractor.probe((model.image_channels, model.image_size, model.image_size))
-        except UserError as error:
-            return [str(error)]
-    if not benchmark.metrics.fid or benchmark.allow_few_samples:
-        return problems
-    least = extractor.num_features + 1
-    why = (
-        f"at least {least:,} for a Fréchet distance in the {extractor.num_features:,} features of {extractor.name}; or "
-        "benchmark.allow_few_samples=true, or benchmark.metrics.fid=false"
-    )
-    if benchmark.n_samples < least:
-        problems.append(f"benchmark.n_samples: given {benchmark.n_samples:,}; allowed: {why}")
-    if splits is not None:
-        split = benchmark.reference_split or config.dataset.split
-        if len(splits[split]) < least:
-            problems.append(f"split {split!r} has {len(splits[split]):,} images to compare with; allowed: {why}")
-    return problems
 
 
 def _settings(

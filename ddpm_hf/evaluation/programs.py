@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ddpm_hf.evaluation.comparison import compare
 from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
-from ddpm_hf.evaluation.rendering import number
+from ddpm_hf.evaluation.rendering import figure_table, number, pair_rows
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines.generation import weights_hash
 
@@ -33,7 +34,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
     """
-    _begin()
+    _begin(config)
     plan = make_plan(model, config, output)
     report = carry_out(plan)
     if report is None:
@@ -42,19 +43,18 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
         print(f"note: {warning}")
     print(f"\n{summary(report)}\n\nIn {plan.folder}/: report.html, report.md, pictures/", end="")
     print(", metrics.json" if config.benchmark.save_metrics else "")
-    if config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
+    if output is None and config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
         # a run's newest evaluation lies at its top as well, where the model card looks for it
         shutil.copyfile(plan.folder / "metrics.json", Path(model) / "metrics.json")
 
 
 def summary(report: dict[str, Any]) -> str:
     """The figures of a report, a line each, beside those of real images."""
-    rows = [("", "samples", "real images")]
-    rows += [(each["name"], number(each), number(each["real_vs_real"])) for each in report["metrics"].values()]
-    for row in report["reconstructions"]:
-        rows += [(f"{name.upper()}, {row['way']}", number(row[name]), "") for name in ("ssim", "psnr") if name in row]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    header, rows = figure_table(report)
+    rows = [header, *rows, *([name, number(figure)] for name, figure in pair_rows(report).items())]
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(header))]
+    padded = (map(str.ljust, row, widths) for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def sweep(model: str | Path, config: Config, options: Sequence[str], output: Path | None = None) -> None:
@@ -71,7 +71,7 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
     Raises:
         UserError: naming every combination that does not fit, before a sample is drawn.
     """
-    _begin()
+    _begin(config)
     combinations = _combinations(options, config)
     pipeline = load_pipeline(model)
     folder = output or evaluations_of(model) / f"sweep-{weights_hash(pipeline.unet)[:8]}"
@@ -124,6 +124,10 @@ def _combinations(options: Sequence[str], config: Config) -> list[tuple[str, Ben
     return found
 
 
-def _begin() -> None:
-    """Make the state of a launch: the processes know of each other, on the CPU where there is no GPU."""
-    PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+def _begin(config: Config) -> None:
+    """Make the state of a launch: the processes know of each other, on the CPU where there is no GPU.
+
+    They wait for the first one's figures for as long as they would in training.
+    """
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    PartialState(cpu=on_cpu, timeout=timedelta(minutes=config.training.timeout_minutes))

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
-from ddpm_hf import cli
 from ddpm_hf.evaluation.features import as_uint8
+from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.randomness import derive_seed
@@ -91,9 +90,8 @@ def reconstruct_all(
     parts = Parts("reconstructing")
     seeds = [derive_seed(seed, "reconstruction", index) for index in range(len(originals))]
     found = []
-    quiet = not cli.is_main_process()
     top, ddim_steps = ddim_range(pipeline, num_inference_steps)
-    with tqdm(total=len(batches) * (len(levels) + 1), desc="reconstructions", disable=quiet, dynamic_ncols=True) as bar:
+    with bar(len(batches) * (len(levels) + 1), "reconstructions", "batch", delay=0) as progress:
 
         def over_parts(one: Callable[[range, Tensor, list[int] | None], Tensor]) -> Images:
             def work(part: range) -> Images:
@@ -104,7 +102,7 @@ def reconstruct_all(
             made: list[Images] = []
             for batch in batches:
                 made += parts(batch, work)
-                bar.update()
+                progress.update()
             return torch.cat(made)
 
         for level in levels:

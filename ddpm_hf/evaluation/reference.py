@@ -12,7 +12,6 @@ from jaxtyping import Float64
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
@@ -20,6 +19,7 @@ from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.distances import Moments, moments
 from ddpm_hf.evaluation.features import Extraction, FeatureExtractor
 from ddpm_hf.evaluation.neighbors import radii
+from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
 from ddpm_hf.files import written_whole
@@ -68,8 +68,8 @@ class Reference:
             return Moments(int(kept["count"]), kept["total"], kept["outer"])
         except (OSError, SafetensorError, KeyError):
             pass
-        with _bar(len(self.table), "reference statistics") as bar:
-            summed = moments(self.table, bar.update)
+        with bar(len(self.table), "reference statistics") as progress:
+            summed = moments(self.table, progress.update)
         _save({"count": torch.tensor(summed.count), "total": summed.total, "outer": summed.outer}, file)
         return summed
 
@@ -138,10 +138,10 @@ def load_reference(
     state.wait_for_everyone()  # before anyone writes, so that all divide the same work
     own = missing[state.process_index :: state.num_processes]
     extraction = Extraction(extractor, device)
-    with stop.together(), _bar(sum(map(len, own)), "features of the reference", not own) as bar:
+    with stop.together(), bar(sum(map(len, own)), "features of the reference", quiet=not own) as progress:
         for batch in own:
             store.write(batch, extraction(images.images[batch.start : batch.stop]))
-            bar.update(len(batch))
+            progress.update(len(batch))
     return Reference(key, images, store.table(len(images)), store.logits(len(images)), folder)
 
 
@@ -155,8 +155,3 @@ def _transform(dataset: DatasetConfig) -> str:
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
     with written_whole(file) as aside:
         save_file(tensors, aside)
-
-
-def _bar(total: int, what: str, quiet: bool = False) -> tqdm:
-    quiet = quiet or not PartialState().is_main_process
-    return tqdm(total=total, desc=what, unit="img", disable=quiet, dynamic_ncols=True, delay=1)

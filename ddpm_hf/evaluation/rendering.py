@@ -37,10 +37,8 @@ def to_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown, with its pictures beside it."""
     lines = [f"# {title(report)}", ""]
     lines += [f"> **{warning}**\n" for warning in report["warnings"]]
-    for heading, header, rows in _tables(report):
-        lines += [f"## {heading}", "", table(header, rows), ""]
-    if report["reconstructions"]:
-        lines += [_about_pairs(report), ""]
+    for heading, about, header, rows in _tables(report):
+        lines += [f"## {heading}", "", *([about, ""] if about else []), table(header, rows), ""]
     for file, caption in report["pictures"].items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     return "\n".join(lines)
@@ -55,12 +53,11 @@ def to_html(report: dict[str, Any], folder: Path) -> str:
     """
     parts = [f"<h1>{html.escape(title(report))}</h1>"]
     parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report["warnings"]]
-    for heading, header, rows in _tables(report):
+    for heading, about, header, rows in _tables(report):
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        parts.append(f"<h2>{html.escape(heading)}</h2><table><tr>{head}</tr>{body}</table>")
-    if report["reconstructions"]:
-        parts.append(f"<p>{html.escape(_about_pairs(report))}</p>")
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header) if any(header) else ""
+        text = f"<p>{html.escape(about)}</p>" if about else ""
+        parts.append(f"<h2>{html.escape(heading)}</h2>{text}<table><tr>{head}</tr>{body}</table>")
     for file, caption in report["pictures"].items():
         data = base64.b64encode((folder / file).read_bytes()).decode()
         text = html.escape(caption)
@@ -89,16 +86,34 @@ def number(figure: dict[str, Any] | None) -> str:
     return f"{figure['value']:.4g}{spread}"
 
 
-def _tables(report: dict[str, Any]) -> Iterable[tuple[str, list[str], list[list[str]]]]:
-    """Headings, column names and rows of the report's tables."""
-    yield (
-        "Figures",
-        ["", "samples", "real images", "better", "± over"],
-        [
-            [each["name"], number(each), number(each["real_vs_real"]), each["better"], each["deviation_over"] or ""]
-            for each in report["metrics"].values()
-        ],
-    )
+def figure_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of the figures, beside those of real images at the same count."""
+    fewer = report["as_many_samples"]
+    header = ["", "samples", "real images"] if fewer is None else ["", "all samples", "as many samples", "real images"]
+    rows = []
+    for each in report["metrics"].values():
+        cells = [each["name"], number(each)]
+        cells += [] if fewer is None else [number(each["as_many_samples"])]
+        rows.append([*cells, number(each["real_vs_real"])])
+    return header, rows
+
+
+def pair_rows(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """SSIM and PSNR of reconstructions, by what each is of."""
+    return {
+        f"{name.upper()}, {row['way']}": row[name]
+        for row in report["reconstructions"]
+        for name in ("ssim", "psnr")
+        if name in row
+    }
+
+
+def _tables(report: dict[str, Any]) -> Iterable[tuple[str, str, list[str], list[list[str]]]]:
+    """Headings, texts, column names and rows of the report's tables."""
+    header, rows = figure_table(report)
+    more = [[each["better"], each["deviation_over"] or ""] for each in report["metrics"].values()]
+    rows = [row + others for row, others in zip(rows, more, strict=True)]
+    yield "Figures", _about_real(report), [*header, "better", "± over"], rows
     if report["reconstructions"]:
         measures = [name for name in ("ssim", "psnr") if name in report["reconstructions"][0]]
         header = ["way", "steps"]
@@ -111,18 +126,21 @@ def _tables(report: dict[str, Any]) -> Iterable[tuple[str, list[str], list[list[
                 without = row[f"{name}_without_network"]
                 cells += [number(row[name]), "" if without is None else f"{without:.4g}"]
             rows.append(cells)
-        yield "Reconstructions of held-out images", header, rows
+        yield "Reconstructions of held-out images", _about_pairs(report), header, rows
     if report["baselines"]:
         yield (
             "Without any model",
+            "What is to be beaten. Of an image and itself, SSIM is 1 and PSNR infinite; how many bits images need at "
+            "least is not known.",
             ["", "of the held-out images", "better", "what it is of"],
             [[each["name"], number(each), each["better"], each["what"]] for each in report["baselines"]],
         )
-    sampling, features, reference = report["sampling"], report["features"], report["reference"]
+    sampling, features = report["sampling"], report["features"]
+    reference, held_out = report["reference"], report["held_out"]
     facts = {
         "model": f"{report['model']['name']}, weights {report['model']['weights']}",
         "averaged weights": report["model"]["ema"],
-        "samples": f"{sampling['n_samples']:,} for each of the seeds {', '.join(map(str, sampling['seeds']))}",
+        "samples": f"{sampling['n_samples']:,} for {_listed('seed', sampling['seeds'])}",
         "sampler": f"{sampling['sampler']}, {sampling['num_inference_steps']:,} steps, "
         f"{sampling['network_evaluations']:,} network evaluations a sample, {sampling['batch_size']} at a time",
         "classes": sampling["classes"],
@@ -136,7 +154,32 @@ def _tables(report: dict[str, Any]) -> Iterable[tuple[str, list[str], list[list[
         "real images": f"real-vs-real: {report['real_vs_real']}",
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     }
-    yield "What they rest on", ["", ""], [[name, text] for name, text in facts.items()]
+    if report["reconstructions"] or "bits_per_dim" in report["metrics"]:
+        trained_on = ", which the model was trained on" if held_out["are_training_images"] else ""
+        facts["held-out images"] = f"{held_out['num_images']} of split {held_out['split']}{trained_on}"
+    if "bits_per_dim" in report["metrics"]:
+        facts["bits/dim"] = f"the variational bound, at {_timesteps(report)} of each image"
+    yield "What they rest on", "", ["", ""], [[name, text] for name, text in facts.items()]
+
+
+def _listed(name: str, values: list[Any]) -> str:
+    return f"{name} {values[0]}" if len(values) == 1 else f"each of the {name}s {', '.join(map(str, values))}"
+
+
+def _timesteps(report: dict[str, Any]) -> str:
+    chosen = report["held_out"]["likelihood_timesteps"]
+    return "all time steps" if chosen is None else f"{chosen:,} time steps"
+
+
+def _about_real(report: dict[str, Any]) -> str:
+    """Which real images stand beside the samples, and which columns are to be compared."""
+    text = f"Real images: {report['real_vs_real']}."
+    if (fewer := report["as_many_samples"]) is None:
+        return text
+    return (
+        f"{text} There are no more of them, and counts alone move a Fréchet distance: so the column beside theirs is "
+        f"of the first {fewer:,} samples of each seed, against the same images. Compare these two."
+    )
 
 
 def _about_pairs(report: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -13,19 +13,39 @@ from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.scoring import NAMES, Figure, name_of
 from ddpm_hf.evaluation.splits import run_config
 
-FORMAT = 1
-"""Of metrics.json; a reader may rely on it."""
+FORMAT = 2
+"""Of metrics.json; a reader may rely on it. Since 2 it has the figures of as many samples as there are real images."""
 
 ENOUGH_SAMPLES = 10_000
+
+UNKNOWN = Figure(None, None, "not known: see Without any model")
+"""The bits/dim of real images."""
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "transformers", "torchmetrics", "torch-fidelity", "numpy")
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The figures of samples beside those of real images.
+
+    Attributes:
+        samples: of all samples, and of held-out images.
+        real: of real images in the place of samples.
+        as_many: of as many samples against the same images as the real ones; None where `samples` is that already.
+        text: which real images these were.
+        num_real: how many were in the place of samples.
+    """
+
+    samples: dict[str, Figure]
+    real: dict[str, Figure]
+    as_many: dict[str, Figure] | None
+    text: str
+    num_real: int
+
+
 def build_report(
     plan: Plan,
-    figures: dict[str, Figure],
-    floor: dict[str, Figure],
-    floor_text: str,
+    compared: Compared,
     reconstructions: list[dict[str, Any]],
     baselines: list[dict[str, Any]],
     num_held_out: int,
@@ -36,9 +56,7 @@ def build_report(
 
     Args:
         plan: of the evaluation.
-        figures: of the samples.
-        floor: of real images in their place.
-        floor_text: which real images these were.
+        compared: the figures.
         reconstructions: rows of SSIM and PSNR.
         baselines: rows of what held-out images come to without a model.
         num_held_out: images that were reconstructed.
@@ -50,7 +68,8 @@ def build_report(
     """
     benchmark, extractor, drawing = plan.benchmark, plan.extractor, plan.drawing
     metrics = {}
-    for name, figure in figures.items():
+    as_many = compared.as_many or {}
+    for name, figure in compared.samples.items():
         shown, better = ("bits/dim (bound)", "lower") if name == "bits_per_dim" else (
             name_of(name, extractor.name, extractor.label), NAMES[name][1]
         )  # fmt: skip
@@ -59,7 +78,8 @@ def build_report(
             "better": better,
             **asdict(figure),
             "deviation_over": _deviation_over(name, benchmark.num_seeds) if figure.deviation is not None else None,
-            "real_vs_real": asdict(floor[name]) if name in floor else None,
+            "real_vs_real": asdict(compared.real.get(name, UNKNOWN)),
+            "as_many_samples": asdict(as_many[name]) if name in as_many else None,
         }
     held_out_is_training = plan.held_out_split == plan.training_split
     report = {
@@ -89,8 +109,11 @@ def build_report(
             "split": plan.held_out_split,
             "num_images": num_held_out,
             "are_training_images": held_out_is_training,
+            "fingerprint": plan.settings["held_out"]["fingerprint"],
+            "likelihood_timesteps": benchmark.likelihood_timesteps,
         },
-        "real_vs_real": floor_text,
+        "real_vs_real": compared.text,
+        "as_many_samples": None if compared.as_many is None else compared.num_real,
         "metrics": metrics,
         "reconstructions": reconstructions,
         "baselines": baselines,

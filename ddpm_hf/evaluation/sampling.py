@@ -11,9 +11,9 @@ from accelerate import PartialState
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features, as_uint8
+from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore
 from ddpm_hf.memory import Parts
@@ -59,7 +59,8 @@ def draw_samples(
     """Draw samples 0 to num_samples - 1 and take their features, of which one batch is in memory at a time.
 
     All processes call this together. A batch is drawn as a whole by one of them, so that a sample is the same to the
-    bit on any number of processes. Images that are there already are read instead of drawn.
+    bit on any number of processes. A batch is done once its features are there, which know of each sample whether it
+    holds numbers only; its images alone do not tell.
 
     Args:
         pipeline: draws the images.
@@ -84,22 +85,18 @@ def draw_samples(
     state.wait_for_everyone()  # before anyone writes, so that all divide the same work
     own = work[state.process_index :: state.num_processes]
     pipeline.set_progress_bar_config(disable=True)
-    quiet = not state.is_main_process or not own
     num_drawn, total = 0, sum(map(len, own))
     parts, extraction = Parts("drawing"), Extraction(extractor, pipeline.device)
-    with stop.together(), tqdm(total=total, desc="samples", unit="img", disable=quiet, dynamic_ncols=True) as bar:
+    with stop.together(), bar(total, "samples", quiet=not own, delay=0) as progress:
         for batch in own:
-            files = [sample_file(folder, index) for index in batch]
-            if all(file.exists() for file in files):
-                images, is_finite = read_images(files), torch.ones(len(batch), dtype=torch.bool)
-            else:
-                drawn = parts(batch, lambda part: _draw(pipeline, drawing, part, stop))
-                images, is_finite = (torch.cat(each) for each in zip(*drawn, strict=True))
-                num_drawn += len(batch)
-                for file, image in zip(files[: max(0, kept - batch.start)], images, strict=False):
-                    save_png(to_pil(image), file)
+            drawn = parts(batch, lambda part: _draw(pipeline, drawing, part, stop))
+            images, is_finite = (torch.cat(each) for each in zip(*drawn, strict=True))
+            num_drawn += len(batch)
+            for index, image in zip(batch, images, strict=True):
+                if index < kept:
+                    save_png(to_pil(image), sample_file(folder, index))
             store.write(batch, _without_lost(extraction(images), is_finite))
-            bar.update(len(batch))
+            progress.update(len(batch))
     return num_drawn
 
 

@@ -63,7 +63,7 @@ class Trainer:
         self.uploader = HubUploader(config.hub, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.check()
-        self.extractor = self._load_extractor() if config.training.evaluate_every else None
+        self.extractor = self._prepare_evaluation() if config.training.evaluate_every else None
 
     def describe(self) -> str:
         """What the run will do and cost, for a person to read."""
@@ -255,10 +255,10 @@ class Trainer:
             self.score = figures["loss"]
         return True
 
-    def _load_extractor(self) -> "FeatureExtractor":
-        from ddpm_hf.evaluation.features import load_extractor  # only where it is asked for
+    def _prepare_evaluation(self) -> "FeatureExtractor":
+        from ddpm_hf.evaluation import prepare_quick_look  # only where it is asked for
 
-        return load_extractor(self.config.benchmark, self.accelerator.device)
+        return prepare_quick_look(self.config, self.accelerator.device)
 
     def _evaluate(self) -> bool:
         """Measure the averaged weights on a few samples; whether that came to its end."""
@@ -318,6 +318,7 @@ class Trainer:
             f"  sample: python pipelines/generate.py --model {folder} --num_samples 16\n"
             f"  resume: {launcher()} training/train.py --config {self.run_folder.config} --resume latest "
             f"training.num_steps={2 * self.num_steps}\n"
+            f"  score:  {launcher()} training/train.py --config {self.run_folder.config} --eval_only --benchmark\n"
             f"  open:   python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{folder}')"
             f'(batch_size=4{steps}).images[0].show()"'
         )

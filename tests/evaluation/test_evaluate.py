@@ -6,8 +6,8 @@ import torch
 
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation import evaluate, prepare_quick_look, quick_look
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
-from ddpm_hf.evaluation.evaluate import evaluate, quick_look
 from ddpm_hf.evaluation.features import UserExtractor
 from ddpm_hf.evaluation.sampling import read_images, sample_file
 
@@ -65,6 +65,7 @@ def test_an_evaluation_leaves_figures_pictures_and_all_that_they_depend_on(run, 
     for name, figure in report["metrics"].items():
         assert math.isfinite(figure["value"]), name
         assert name == "bits_per_dim" or math.isfinite(figure["real_vs_real"]["value"])
+        assert name == "bits_per_dim" or math.isfinite(figure["as_many_samples"]["value"])
         assert "FID" not in figure["name"]
     figures = report["metrics"]
     assert figures["frechet_distance"]["value"] > figures["frechet_distance"]["real_vs_real"]["value"]
@@ -168,6 +169,30 @@ def test_a_network_that_makes_no_numbers_is_reported_as_that(make_config, make_p
     assert "NaN: 70 of 70" in (tmp_path / "out/report.md").read_text()
 
 
+def test_a_lost_sample_stays_lost_when_only_its_image_is_left(make_config, make_pipeline, tmp_path):
+    def measure():
+        return evaluate("broken", make_config(), output=tmp_path / "out", pipeline=pipeline, pictures=False)["metrics"]
+
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(torch.nan)
+    before = measure()
+    (tmp_path / "out/features/seed-0/done.u32").write_bytes(b"")  # as if stopped between the images and the features
+    (tmp_path / "out/scores/seed-0.json").unlink()
+    assert measure() == before
+    assert "70 of 70 images" in before["frechet_distance"]["problem"]
+
+
+def test_real_images_stand_beside_as_many_samples_against_the_same_others(run):
+    report = run("benchmark.reference_split=train[:100]", "benchmark.num_seeds=2", "benchmark.metrics.fid=false")
+    assert report["real_vs_real"] == "50 images of 'train[:100]' against its 50 others"
+    assert report["as_many_samples"] == 50
+    figure = report["metrics"]["kernel_distance"]
+    assert figure["as_many_samples"]["value"] not in (figure["value"], None)
+    assert figure["as_many_samples"]["deviation"] > 0, "over the seeds"
+    assert report["metrics"]["bits_per_dim"]["real_vs_real"]["problem"].startswith("not known")
+
+
 def test_a_module_of_ones_own_has_no_classes_and_says_so(run):
     class Pixels(torch.nn.Module):
         def forward(self, images):
@@ -205,6 +230,7 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_drawn(model_folder, mak
     ("overrides", "message"),
     [
         (["benchmark.n_samples=64"], "at least 65 for a Fréchet distance in the 64 features of digits"),
+        (["benchmark.reference_split=train[:64]"], "has 64 images to compare with; allowed: at least 65"),
         (["benchmark.features=inceptoin"], "allowed: inception, digits"),
         (["benchmark.num_inference_steps=11"], "possible are 1 to 10"),
         ([f"benchmark.metrics.{m}=false" for m in (
@@ -259,6 +285,18 @@ def test_a_quick_look_says_that_it_is_one(make_pipeline, make_config, tmp_path):
     folder = tmp_path / "run/evaluation/step-40"
     assert "quick look at step 40 of training" in (folder / "report.md").read_text()
     assert json.loads((folder / "metrics.json").read_text())["label"].startswith("quick look")
+
+
+def test_quick_looks_that_will_not_work_are_told_before_training(make_config):
+    assert prepare_quick_look(make_config("training.num_evaluation_samples=65")).num_features == 64
+    with pytest.raises(UserError) as caught:
+        prepare_quick_look(
+            make_config(
+                "training.num_evaluation_samples=64", "benchmark.sampler=dimm", "benchmark.reference_split=train[:9]"
+            )
+        )
+    for part in ("training.num_evaluation_samples: given 64; allowed: at least 65", "'dimm'", "has 9 images"):
+        assert part in str(caught.value)
 
 
 def test_a_class_conditional_model_draws_every_class(make_pipeline, make_config, tmp_path):

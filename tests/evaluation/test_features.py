@@ -9,7 +9,7 @@ from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
 from ddpm_hf.evaluation.features import as_uint8, load_extractor, to_network_size
-from ddpm_hf.evaluation.inception import _install, find_weights, load_inception
+from ddpm_hf.evaluation.inception import Inception, _install, find_weights, load_inception
 from ddpm_hf.evaluation.scoring import name_of
 
 IMAGES = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -166,6 +166,9 @@ network = Mean()
 def broken():
     raise RuntimeError("out of luck")
 number = 3
+class One(torch.nn.Module):
+    def forward(self, images):
+        return images.float().mean((2, 3))[:1]
 """
 
 
@@ -176,6 +179,27 @@ def test_a_module_of_ones_own_extracts_features(tmp_path):
         extractor.probe((3, 8, 8))
         assert extractor.num_features == 3
         assert_close(extractor(IMAGES.expand(-1, 3, -1, -1)).values[:, 0], IMAGES.float().mean((1, 2, 3)))
+
+
+def test_a_module_with_other_code_has_another_fingerprint(tmp_path):
+    def fingerprint(code: str) -> str:
+        (tmp_path / "mine.py").write_text(code)
+        return load_extractor(BenchmarkConfig(features=f"{tmp_path}/mine.py:network")).fingerprint
+
+    assert fingerprint(MODULE) == fingerprint(MODULE)
+    assert fingerprint(MODULE) != fingerprint(MODULE.replace("mean", "amax")), "though neither has weights"
+
+
+def test_a_module_that_mixes_up_a_batch_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(MODULE)
+    with pytest.raises(UserError, match=r"returns \(1, 3\) for two images"):
+        load_extractor(BenchmarkConfig(features=f"{tmp_path}/mine.py:One")).probe((3, 8, 8))
+
+
+def test_other_weights_of_inception_give_no_fid():
+    own, other = (Inception(torch.nn.Identity(), "tensorflow", file) for file in (None, "mine.pth"))
+    assert name_of("frechet_distance", own.name, own.label) == "FID"
+    assert name_of("frechet_distance", other.name, other.label) == "FD (Inception, weights of mine.pth)"
 
 
 @pytest.mark.parametrize(("name", "message"), [("broken", "out of luck"), ("number", "cannot be"), ("none", "none")])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation import evaluate, quick_look
 from ddpm_hf.evaluation.comparison import compare
-from ddpm_hf.evaluation.evaluate import evaluate
 from ddpm_hf.evaluation.programs import evaluate_once, sweep
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ def test_the_program_prints_figures_and_where_the_report_lies(model_folder, make
     assert "real images" in printed
     folder = next((model_folder / "evaluation").iterdir())
     assert f"In {folder}/: report.html" in printed
+    assert "as many samples" in printed
     assert folder.name.startswith("ddpm-10-steps-digits-classifier-seed-0-")
 
 
@@ -85,6 +86,38 @@ def test_models_are_compared_side_by_side(make_pipeline, make_config, tmp_path):
     assert "not comparable, since the number of samples differs (a: 70; only: 80)" in other
     assert (tmp_path / "other/comparison.png").exists()
     assert "not comparable" in (tmp_path / "other/comparison.md").read_text()
+    assert other.count("| real images") == 2, "one for each count"
+
+
+def test_reconstructions_are_compared_way_by_way(make_pipeline, make_config, tmp_path):
+    for name, count in (("a", 5), ("b", 6)):
+        evaluate(
+            name,
+            make_config(f"benchmark.num_held_out={count}", "benchmark.metrics.bits_per_dim=false"),
+            output=tmp_path / name,
+            pipeline=make_pipeline(),
+            pictures=False,
+        )
+    text = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert "SSIM, noised to t = 4 and denoised" in text
+    assert "held-out images is not comparable, since the number of held-out images differs (a: 5; b: 6)" in text
+
+
+def test_an_evaluation_comes_before_quick_looks_and_these_are_named(make_pipeline, make_config, tmp_path):
+    config, run = make_config(), tmp_path / "run"
+    quick_look(make_pipeline(), config, step=40, num_samples=65)
+    assert "run is a quick look at step 40 of training, not an evaluation" in compare([run], tmp_path / "out")
+    evaluate(run, make_config(*QUICK), pipeline=make_pipeline(), pictures=False)
+    quick_look(make_pipeline(), config, step=80, num_samples=65)
+    assert "quick look" not in compare([run], tmp_path / "out")
+
+
+def test_an_evaluation_elsewhere_leaves_the_runs_own_figures(model_folder, make_config, tmp_path):
+    (model_folder / "config.yaml").write_text("{}")
+    evaluate_once(model_folder, make_config(*QUICK), tmp_path / "elsewhere")
+    assert not (model_folder / "metrics.json").exists()
+    evaluate_once(model_folder, make_config(*QUICK))
+    assert (model_folder / "metrics.json").exists()
 
 
 def test_folders_without_an_evaluation_are_all_named(tmp_path):
@@ -92,9 +125,10 @@ def test_folders_without_an_evaluation_are_all_named(tmp_path):
         compare([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
 
 
-def test_a_damaged_report_is_named(tmp_path):
-    (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"metrics\.json cannot be read"):
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"format": 1}', "evaluate again")])
+def test_a_report_that_cannot_be_read_is_named(tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=rf"metrics\.json .*{message}"):
         compare([tmp_path], tmp_path / "out")
 
 

@@ -29,8 +29,8 @@ def images(seed: int = 0, count: int = 300) -> ImageSet:
     return ImageSet(torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator), None, None)
 
 
-def extractor(scale: float = 1.0, resize: str = "none") -> UserExtractor:
-    made = UserExtractor("counting", Counting(scale))
+def extractor(scale: float = 1.0, resize: str = "none", code: str = "") -> UserExtractor:
+    made = UserExtractor("counting", Counting(scale), code)
     made.num_features, made.resize = 4, resize
     return made
 
@@ -61,6 +61,7 @@ def test_features_are_taken_once():
         lambda: (DatasetConfig(split="test"), images(), extractor()),
         lambda: (DatasetConfig(), images(), extractor(scale=2.0)),
         lambda: (DatasetConfig(), images(), extractor(resize="bilinear")),
+        lambda: (DatasetConfig(), images(), extractor(code="return images")),
         lambda: (DatasetConfig(), images(), load_digits_classifier()),
     ],
 )
@@ -76,7 +77,7 @@ def test_an_interrupted_reference_goes_on():
                 raise KeyboardInterrupt
             return super().forward(batch)
 
-    broken = UserExtractor("counting", Failing())
+    broken = UserExtractor("counting", Failing(), code="")
     broken.num_features, broken.resize = 4, "none"
     with pytest.raises(KeyboardInterrupt):
         load_reference(DatasetConfig(), images(), broken, "cpu")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_hf.errors import Abandoned
-from ddpm_hf.evaluation.evaluate import quick_look
+from ddpm_hf.evaluation import quick_look
 from ddpm_hf.evaluation.stopping import MARKER, Stop, patiently
 
 

@@ -329,6 +329,12 @@ def test_a_run_can_be_measured_while_it_goes_on(tiny, tmp_path):
     assert "quick look at step 3" in (tmp_path / "run" / "evaluation" / "step-3" / "report.md").read_text()
 
 
+def test_measurements_that_will_not_work_are_told_before_the_first_step(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"training\.num_evaluation_samples: given 12; allowed: at least 65"):
+        Trainer(tiny("training.evaluate_every=3", "training.num_evaluation_samples=12", "benchmark.features=digits"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_tells_the_cost_and_draws_the_plan(tiny, tmp_path):
     trainer = Trainer(tiny())
     said = trainer.describe()
