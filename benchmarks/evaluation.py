@@ -1,14 +1,18 @@
 """What an evaluation costs: its overhead over pure sampling, one pass over CIFAR-10, and the memory of many samples.
 
-    python benchmarks/evaluation.py [overhead] [reference] [memory] [--cifar10 FOLDER] [--model FOLDER] [--output FILE]
+    python benchmarks/evaluation.py [overhead] [reference] [memory] [--cifar10 FOLDER] [--model FOLDER] [--save]
 
-Overhead: the CPU time to draw samples, save them as PNG files and take their features in float64 statistics, against
-the part of it that is spent within the pipeline.
+Overhead: the CPU time to draw samples of the digits, save them as PNG files, take their features and compute all
+figures of samples against the real digits, over the part of it that is spent within the pipeline. (Reconstructions,
+likelihood and pictures evaluate the network on their own, as often for 50,000 samples as for 100.)
 Reference: the 50,000 training images of CIFAR-10 (--cifar10, a folder of its parquet files; else random pixels in the
 same number and size) through a small ResNet of transformers with random weights. It stands for no extractor of worth:
 it is there so that the pass itself is measured and nothing need be downloaded.
 Memory: the peak of a process of its own that computes every figure from random features of 2,000 and of 50,000
 samples against 2,500 others.
+
+With --save, what is measured takes its place in benchmarks/results/evaluation.json, and evaluation.md is written of
+all that is there.
 """
 
 import argparse
@@ -21,16 +25,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from transformers import ResNetConfig, ResNetModel
 
-from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig
+from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
-from ddpm_hf.evaluation.distances import moments
 from ddpm_hf.evaluation.features import Features, load_extractor
 from ddpm_hf.evaluation.reference import load_reference
 from ddpm_hf.evaluation.sampling import Drawing, draw_samples
@@ -41,12 +47,18 @@ from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.schedulers import DDPMScheduler
 
+RESULTS = Path(__file__).parent / "results"
+CONFIG = Path(__file__).parents[1] / "configs" / "digits.yaml"
+GOAL_OVERHEAD_PERCENT = 5
+
 BATCH_SIZE = 64
 NUM_CLASSES, NUM_REAL = 10, 2500
 
 
 def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dict[str, float]:
     """CPU seconds of an evaluation's samples within the pipeline, and of all that is done besides."""
+    config = load_config(CONFIG)
+    digits = load_image_set(config.dataset, config.model)
     pipeline = load_pipeline(model) if model else _untrained()
     pipeline.set_progress_bar_config(disable=True)
     classifier = load_digits_classifier().eval().requires_grad_(False).to(pipeline.device)
@@ -60,16 +72,23 @@ def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dic
         return output
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(DDPMPipeline, "__call__", timed):
+        real = load_reference(config.dataset, digits, classifier, "cpu")
+        reference = FeatureSet(real.table, real.logits, real.moments, real.radii)
         began = time.process_time()
-        store = FeatureStore(Path(folder) / "features", Layout(BATCH_SIZE, classifier.num_features, 10))
+        store = FeatureStore(Path(folder) / "features", Layout(BATCH_SIZE, classifier.num_features, NUM_CLASSES))
         drawing = Drawing(0, None, num_steps, None)
         draw_samples(pipeline, drawing, classifier, store, Path(folder) / "images", num_samples, True)
-        moments(store.table(num_samples))
+        drawn = time.process_time() - began
+        samples = FeatureSet.of(store.table(num_samples), store.logits(num_samples))
+        figures = score_set(samples, reference, reference, config.benchmark.metrics, classifier, "cpu", False)
+        assert all(figure.value is not None for figure in figures.values()), figures
         together = time.process_time() - began
     return {
         "num_samples": num_samples,
         "num_inference_steps": num_steps,
         "sampling_seconds": round(alone, 2),
+        "images_and_features_seconds": round(drawn - alone, 2),
+        "figures_seconds": round(together - drawn, 2),
         "evaluation_seconds": round(together, 2),
         "overhead_percent": round(100 * (together / alone - 1), 2),
     }
@@ -134,6 +153,85 @@ def score(count: int, num_features: int) -> dict[str, object]:
     return {"peak_mb": _peak_mb(), "peak_mb_before": before, "seconds": seconds, "figures": sorted(figures)}
 
 
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement was made on, and when."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "torchmetrics", "diffusers", "transformers")},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """All that was measured, as tables."""
+    lines = ["# What an evaluation costs", "", "Written by `benchmarks/evaluation.py`, whose head says how.", ""]
+    if "overhead" in results:
+        found = results["overhead"]["found"]
+        share = [found[name] / found["sampling_seconds"] for name in ("images_and_features_seconds", "figures_seconds")]
+        lines += [
+            "## Over pure sampling",
+            "",
+            f"{found['num_samples']:,} samples of the digits in {found['num_inference_steps']} steps; goal: under "
+            f"{GOAL_OVERHEAD_PERCENT}%. {_made_on(results['overhead'])}",
+            "",
+            "| CPU seconds | | of sampling |",
+            "|---|--:|--:|",
+            f"| sampling | {found['sampling_seconds']} | |",
+            f"| saving images, features | {found['images_and_features_seconds']} | {share[0]:.1%} |",
+            f"| all figures of samples | {found['figures_seconds']} | {share[1]:.1%} |",
+            f"| overhead | | {found['overhead_percent'] / 100:.1%} |",
+            "",
+        ]
+    if "reference" in results:
+        found = results["reference"]["found"]
+        lines += [
+            "## Reference statistics in one pass",
+            "",
+            f"{found['images']}, {found['num_images']:,} images; {found['extractor']}, {found['num_features']} "
+            f"features. {_made_on(results['reference'])}",
+            "",
+            "| first | images/s | again, from the cache | peak memory |",
+            "|--:|--:|--:|--:|",
+            f"| {found['first_seconds']} s | {found['images_per_second']:,} | {found['again_seconds']} s | "
+            f"{found['peak_mb']} MB, {found['peak_mb'] - found['peak_mb_before']} of them for the pass |",
+            "",
+        ]
+    if "memory" in results:
+        lines += [
+            "## Memory of all figures",
+            "",
+            f"Goal: no more for 50,000 samples than for 2,000. {_made_on(results['memory'])}",
+            "",
+            "| features | 2,000 samples | 50,000 samples | time |",
+            "|--:|--:|--:|--:|",
+            *(
+                f"| {row['num_features']:,} | {row['of_2000']['peak_mb']} MB | {row['of_50000']['peak_mb']} MB | "
+                f"{row['of_2000']['seconds']} s, {row['of_50000']['seconds']} s |"
+                for row in results["memory"]["found"]
+            ),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _made_on(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"Measured on {machine['processor']}, {machine['cores']} cores, {threads}; {versions}; {machine['date']}."
+
+
 def _peak_mb() -> int:
     """The most memory that this process has had, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -171,10 +269,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="overhead, reference, memory (default: all)")
     parser.add_argument("--model", help="a saved model of digits (default: an untrained one of the same size)")
-    parser.add_argument("--num_samples", type=int, default=512, help="a multiple of 64")
+    parser.add_argument("--num_samples", type=int, default=1797, help="default: 1797, as configs/digits.yaml says")
     parser.add_argument("--num_inference_steps", type=int, default=100)
     parser.add_argument("--cifar10", help="a folder of CIFAR-10's parquet files")
-    parser.add_argument("--output", help="JSON file to write besides; what it holds of other measurements stays")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/evaluation.json and .md")
     parser.add_argument("--score", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.score:
@@ -187,14 +285,14 @@ def main() -> None:
     }
     if unknown := set(arguments.what) - measures.keys():
         parser.error(f"given {', '.join(sorted(unknown))}; possible are {', '.join(measures)}")
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
-    output = Path(arguments.output) if arguments.output else None
-    results = json.loads(output.read_text()) if output and output.exists() else {}
+    file = RESULTS / "evaluation.json"
+    results = json.loads(file.read_text()) if arguments.save and file.exists() else {}
     for name in arguments.what or measures:
-        results[name] = {"found": measures[name](), "machine": machine}
+        results[name] = {"found": measures[name](), "machine": machine()}
         print(name, json.dumps(results[name], indent=2))
-        if output:
-            output.write_text(json.dumps(results, indent=2) + "\n")
+        if arguments.save:
+            file.write_text(json.dumps(results, indent=2) + "\n")
+            file.with_suffix(".md").write_text(as_markdown(results))
 
 
 if __name__ == "__main__":
