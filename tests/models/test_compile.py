@@ -64,9 +64,26 @@ inputs = images(7)
 torch.testing.assert_close(program.module()(*inputs).sample, unet(*inputs).sample, rtol=1e-4, atol=1e-5)
 """
 
+WIDE = """
+from ddpm_hf.models.layers.winograd import Conv3x3, gains
+
+layer, hidden = Conv3x3(128, 128), torch.randn(8, 128, 16, 16)
+assert gains(hidden, layer.weight)
+torch._dynamo.config.error_on_recompile = True
+compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+for batch in (8, 2, 5):
+    expected = torch.nn.functional.conv2d(hidden[:batch], layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(compiled(hidden[:batch]), expected)
+program = torch.export.export(layer, (hidden,))
+called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+assert called == {"aten.conv2d.default"}, called
+"""
+
 
 @pytest.mark.parametrize(
-    "script", [NO_RECOMPILATION, SAME_NUMBERS, EXPORT], ids=["no recompilation", "regional", "export"]
+    "script",
+    [NO_RECOMPILATION, SAME_NUMBERS, EXPORT, WIDE],
+    ids=["no recompilation", "regional", "export", "wide enough for Winograd's algorithm"],
 )
 def test_compiler(script: str) -> None:
     run = subprocess.run(

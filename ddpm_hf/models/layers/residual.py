@@ -10,6 +10,7 @@ from ddpm_hf.models.layers.attention import SelfAttentionBlock
 from ddpm_hf.models.layers.checkpointing import CheckpointedBlock
 from ddpm_hf.models.layers.elementwise import Dropout, NormSiLU
 from ddpm_hf.models.layers.resampling import Downsample, Upsample
+from ddpm_hf.models.layers.winograd import Conv3x3
 
 Map = Float[Tensor, "batch in_channels height width"]
 MapOut = Float[Tensor, "batch out_channels height width"]
@@ -40,11 +41,11 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = NormSiLU(norm_groups, in_channels, norm_eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.time_emb_proj = nn.Linear(time_channels, out_channels)
         self.norm2 = NormSiLU(norm_groups, out_channels, norm_eps)
         self.dropout = Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, hidden: Tensor, time: Time, skip: Tensor | None = None) -> MapOut:
