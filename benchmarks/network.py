@@ -3,7 +3,8 @@
 Both have the same weights and take turns, pair by pair; a ratio is the median over the pairs of stock's time / ours, so
 above 1 ours is the faster. A training step is forward, loss and backward; the optimiser, which is the same for both, is
 left out. bfloat16 is autocast, as in training. "of peak": the network's nominal multiplications and additions (those
-of the stock form) per second, against those of 3x3 convolutions of 256 channels at 16x16 timed in the same run. Ratios
+of the stock form) per second, against those of 3x3 convolutions of 256 channels at 16x16 timed in the same run; where
+Winograd's algorithm does with fewer of them, it may exceed 100%. Ratios
 of CPU time are given too: they say the same on a machine that does other work meanwhile, best with --threads 1, since
 threads that wait for each other spend CPU time.
 With --save, results join those in benchmarks/results/network.json and network.md; --profile writes the operators of a
