@@ -28,6 +28,9 @@ def write_checkpoint(
 ) -> Path:
     """Write the checkpoint of a step, then remove all but the newest ones and the best one.
 
+    Those of later steps are removed, too: they are damaged, or of a run that was taken back to an earlier step, and do
+    not belong to what follows.
+
     Args:
         root: the folder of all checkpoints.
         step: updates done.
@@ -58,9 +61,10 @@ def write_checkpoint(
     staged.rename(final)
     sync(root)
     checkpoints = list_checkpoints(root)
-    best = find_best(checkpoints)
-    for old in checkpoints[keep:]:
-        if old != best:
+    ours = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= step]
+    stay = {*ours[:keep], find_best(ours)}
+    for old in checkpoints:
+        if old not in stay:
             _remove(old)
     return final
 
@@ -68,7 +72,12 @@ def write_checkpoint(
 def list_checkpoints(root: Path) -> list[Path]:
     """All checkpoint folders, newest first, whatever their state."""
     found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[len("step-") :]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def find_damage(checkpoint: Path) -> str | None:

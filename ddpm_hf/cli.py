@@ -70,7 +70,7 @@ def run(
 def _leave(error: Exception, program: str) -> None:
     code = getattr(error, "exit_code", 2 if _is_the_users(error) else 1)
     text = str(error) or type(error).__name__
-    if code == 1 and not isinstance(error, FloatingPointError):
+    if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if is_main_process() or code == 1:
         print(f"{program}: {text}", file=sys.stderr)

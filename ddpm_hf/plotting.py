@@ -95,7 +95,8 @@ def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:
     rate.set_ylabel("learning rate", color="tab:orange")
     rate.set_ylim(bottom=0)
     axes.legend(loc="upper right")
-    figure.savefig(file, dpi=120)
+    with written_whole(file) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def schedule_curves(alpha_bar: ArrayLike, file: Path) -> None:

@@ -1,4 +1,8 @@
-"""Whole programs in processes of their own, for the tests that start them."""
+"""Whole programs in processes of their own, for the tests that start them.
+
+None of them is given so many seconds: a machine that is busy is no failure. What hangs is ended with its test by
+pytest-timeout.
+"""
 
 import json
 import os
@@ -21,7 +25,7 @@ TRAIN = str(REPOSITORY / "training" / "train.py")
 def run(*command: object, **options) -> subprocess.CompletedProcess:
     """Run a command to its end; one thread each, since the tests share two cores."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"capture_output": True, "text": True, "timeout": 300, "check": False, "env": environment, **options}
+    options = {"capture_output": True, "text": True, "check": False, "env": environment, **options}
     return subprocess.run([str(part) for part in command], **options)  # noqa: PLW1510  (options say it)
 
 
@@ -40,6 +44,12 @@ def losses(run_folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def rates(run_folder: Path) -> list[float]:
+    """The learning rate of each line of losses."""
+    lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+    return [line["learning_rate"] for line in lines if "loss" in line]
+
+
 def looks(run_folder: Path) -> list[dict]:
     """What previews and evaluations said, by step."""
     lines = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
@@ -55,7 +65,5 @@ def free_port() -> str:
 
 def wait_for(file: Path) -> None:
     """Wait until a run has begun to write."""
-    end = time.monotonic() + 120
     while not (file.exists() and file.stat().st_size):
-        assert time.monotonic() < end, f"{file} does not appear"
         time.sleep(0.05)

@@ -111,6 +111,9 @@ class TrainingConfig(Section):
     """Images in one picture of samples."""
     preview_inference_steps: PositiveInt | None = None
     """Denoising steps of previews; null: as many as the model has time steps."""
+    preview_sampler: str | None = None
+    """A sampler of `pipelines.samplers` that draws previews, such as dpmsolver++, for which few steps suffice; null:
+    the scheduler that the model is saved with."""
     timeout_minutes: PositiveFloat = 60.0
     """How long the processes of a run wait for each other: longer than whatever the first does alone."""
 

@@ -255,8 +255,10 @@ class Learner:
         if self.objective.game is not None:
             self.objective.game.load(checkpoint / STATE)
         progress = load_progress(checkpoint / STATE)
-        self.num_parts = max(self.num_parts, progress.num_parts)
         self.num_skipped = progress.num_skipped
+        before = (progress.num_processes, progress.config["training"]["gradient_accumulation_steps"])
+        if before == (self.accelerator.num_processes, self.num_parts):
+            self.num_parts = progress.num_parts  # which fit_memory may have found
 
 
 def _variant(decay: float) -> str:

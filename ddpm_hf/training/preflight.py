@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import pin_dataset
 from ddpm_hf.models import build_network
+from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
+from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.plotting import learning_rate_curve, schedule_curves
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
+from ddpm_hf.training.costs import device_bytes, disk_bytes, gigabytes, memory_bytes
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
-from ddpm_hf.training.resume import find_start, go_on_with
+from ddpm_hf.training.resume import find_common_start, go_on_with, tell_of_processes
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import STATE, load_progress
 
@@ -58,8 +61,9 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         UserError: naming what does not fit.
     """
     run = RunFolder(config.output_dir or "runs/run")
-    start = find_start(run, resume)
+    start = find_common_start(run, resume, accelerator)
     if start is not None:
+        tell_of_processes(start, accelerator.num_processes, config)
         config = go_on_with(config, start)
     config = config.model_copy(update={"dataset": pin_dataset(config.dataset)})
     training, parts = config.training, accelerator.num_processes * config.training.gradient_accumulation_steps
@@ -70,6 +74,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         )
     if warning := terminal_signal_warning(build_scheduler(config.model)):
         logger.warning(warning)
+    _check_previews(config)
     images, held_out = load_image_sets(config.dataset, config.model, config.seed, accelerator.is_main_process)
     if training.batch_size > len(images):
         raise UserError(
@@ -86,31 +91,65 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
             f"{start} belongs to a run on {before:,} images; {config.dataset.name!r} now has {len(images):,}, whose "
             "order is another"
         )
+    if accelerator.is_main_process:
+        _check_disk(config, run)
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
     held_out = held_out if training.validate_every else None
     return Plan(config, run, start, images, held_out, num_steps, load_perceptual(config))
 
 
+def _check_previews(config: Config) -> None:
+    """Refuse a sampler, or a number of steps, that cannot draw with the model's noise schedule."""
+    training, scheduler = config.training, build_scheduler(config.model)
+    try:
+        if training.preview_sampler is not None:
+            scheduler = make_sampler(training.preview_sampler, scheduler)
+        set_num_steps(scheduler, training.preview_inference_steps or min(DEFAULT_NUM_STEPS, config.model.time_steps))
+    except ValueError as error:
+        raise UserError(f"training.preview_sampler, training.preview_inference_steps: {error}") from error
+
+
+def _network(config: Config) -> tuple[nn.Module, int]:
+    """The network without its weights, and how many it has."""
+    with torch.device("meta"):
+        network = build_network(config.model)
+    return network, sum(parameter.numel() for parameter in network.parameters())
+
+
+def _check_disk(config: Config, run: RunFolder) -> None:
+    """Say that a disk is too small for the run; it may yet be made larger."""
+    needed, free = disk_bytes(_network(config)[1], config) - run.kept_bytes(), run.free_bytes()
+    if needed > free:
+        logger.warning(
+            "the checkpoints of this run will take about %s more, and %s are free for %s; fewer "
+            "training.checkpoints_to_keep take less",
+            gigabytes(needed),
+            gigabytes(free),
+            run.path,
+        )
+
+
 def describe(plan: Plan, accelerator: Accelerator) -> str:
     """What a run will do and cost, for a person to read."""
     config, images, steps = plan.config, plan.images, plan.num_steps
-    with torch.device("meta"):
-        network = build_network(config.model)
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    network, num_parameters = _network(config)
     epochs = steps * config.training.batch_size / len(images)
     start = f"{plan.start}" if plan.start else "the beginning"
     device = f"{accelerator.num_processes} on {accelerator.device.type}"
     held_out = f", {len(plan.held_out):,} held out" if plan.held_out is not None else ""
+    skipped = f", {len(images.skipped):,} that cannot be read" if images.skipped else ""
+    classes = f", of {len(images.class_names)} classes" if images.class_names else ""
     levels = len(config.model.channel_multipliers)
     smallest = config.model.image_size // 2 ** (levels - 1)
     lines = {
         "network": f"{num_parameters:,} parameters, {levels} levels, the deepest at {smallest}x{smallest} pixels",
-        "data": f"{len(images):,} images of {config.dataset.name!r} in an epoch{held_out}",
+        "data": f"{len(images):,} images of {config.dataset.name!r} in an epoch{classes}{held_out}{skipped}",
         "steps": f"{steps:,} of {config.training.batch_size} images, {epochs:,.1f} epochs, from {start}",
         "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
         "processes": f"{device}, precision {accelerator.mixed_precision}",
-        "memory": f"about {_gigabytes(_memory(network, config, images, accelerator))} per process",
-        "disk": f"about {_gigabytes(_disk(num_parameters, config))} of {_gigabytes(plan.run.free_bytes())} free",
+        "memory": f"about {gigabytes(memory_bytes(network, config, images, accelerator))} per process, of "
+        f"{gigabytes(device_bytes(accelerator.device))}",
+        "disk": f"about {gigabytes(disk_bytes(num_parameters, config))}, with {gigabytes(plan.run.free_bytes())} free",
         "output": f"{plan.run.path}/",
     }
     if config.hub.repo_id is not None:
@@ -128,45 +167,3 @@ def draw_plan(plan: Plan) -> list[Path]:
     learning_rate_curve(rates, pictures[0])
     schedule_curves(build_scheduler(plan.config.model).process.tables["alpha_bar"], pictures[1])
     return pictures
-
-
-def _memory(network: nn.Module, config: Config, images: ImageSet, accelerator: Accelerator) -> int:
-    """Bytes of a process: weights, gradients, Adam's moments, averages, activations of a part, its copy of the data."""
-    share = config.training.batch_size // accelerator.num_processes // config.training.gradient_accumulation_steps
-    averages = 1 + len(config.training.ema_extra_decays)
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    fixed = (4 + averages) * weights
-    if accelerator.is_fsdp2:  # averages are besides put together to be looked at
-        fixed = fixed // accelerator.num_processes + averages * weights
-    copied = images.images.nbytes if config.dataset.in_memory else 0  # else mapped from a file, for all processes
-    return fixed + share * _activations(network, config) + copied
-
-
-def _activations(network: nn.Module, config: Config) -> int:
-    """Bytes that one image's forward pass keeps for the backward pass, counted without computing anything."""
-    size, channels = config.model.image_size, config.model.image_channels
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    labels = None if config.model.num_classes is None else torch.zeros(2, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        image, timestep = torch.empty(2, channels, size, size, device="meta"), torch.zeros(2, device="meta")
-        output = network.train()(image, timestep, labels).sample
-        del output
-    return sum(kept.values()) // 2
-
-
-def _disk(num_parameters: int, config: Config) -> int:
-    """Bytes of the kept checkpoints (weights, their averages, two moments), one being written, and the pipeline."""
-    training = config.training
-    averages = 1 + len(training.ema_extra_decays)
-    kept = training.checkpoints_to_keep + 1 + (training.keep_best_by is not None)
-    return 4 * num_parameters * ((3 + averages) * kept + averages)
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.2f} GB"

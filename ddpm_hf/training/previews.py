@@ -38,6 +38,7 @@ class Previews:
         seed: of the run; image i is that of `generate.py` with the same seed.
         num_images: images in a grid.
         num_inference_steps: denoising steps; None takes all.
+        sampler: one of `samplers.SAMPLERS`; None takes the pipeline's own scheduler.
         should_stop: asked at every denoising step whether to give up.
     """
 
@@ -48,6 +49,7 @@ class Previews:
         seed: int,
         num_images: int,
         num_inference_steps: int | None,
+        sampler: str | None,
         should_stop: Callable[[], bool],
     ) -> None:
         self.pipeline = pipeline
@@ -56,7 +58,7 @@ class Previews:
         num_classes = pipeline.unet.config.num_class_embeds
         # every class in turn; the last one stands for no class
         self.class_labels = None if num_classes is None else [index % (num_classes - 1) for index in range(num_images)]
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps, self.sampler = num_inference_steps, sampler
         self.should_stop = should_stop
         self.parts = Parts("drawing")
         every = math.ceil(len(images) / NUM_COMPARED)
@@ -88,6 +90,7 @@ class Previews:
             seeds=[self.seeds[index] for index in indices],
             class_labels=None if self.class_labels is None else [self.class_labels[index] for index in indices],
             num_inference_steps=self.num_inference_steps,
+            sampler=self.sampler,
             return_intermediates=num_stages,
             callback_on_step_end=self._keep_on,
         )

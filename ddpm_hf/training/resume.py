@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.checkpoints import find_damage, find_latest
+import torch
+from accelerate import Accelerator
+
+from ddpm_hf.checkpoints import find_damage, find_latest, list_checkpoints, step_of
 from ddpm_hf.config import Config
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub import fetch_checkpoint, portable_config
@@ -63,7 +66,54 @@ def find_start(run: RunFolder, resume: str | None) -> Path | None:
         raise UserError(f"--resume {resume}: {damage}; allowed: latest, auto, or the folder of a complete checkpoint")
     if checkpoint.resolve().parent != run.checkpoints.resolve():
         run.check_free()
+        return checkpoint
+    step = load_progress(checkpoint / STATE).step
+    if later := [each.name for each in list_checkpoints(run.checkpoints) if step_of(each) > step]:
+        logger.warning(
+            "%s goes back to step %d: its later checkpoints, %s, are removed with the next one that it writes",
+            run.path,
+            step,
+            ", ".join(later),
+        )
     return checkpoint
+
+
+def find_common_start(run: RunFolder, resume: str | None, accelerator: Accelerator) -> Path | None:
+    """`find_start`, and see to it that all processes begin at one step; to be called on each of them.
+
+    Raises:
+        UserError: as `find_start`; or if they would begin at different steps.
+    """
+    failure, start, step = None, None, 0
+    try:
+        start = find_start(run, resume)
+        step = load_progress(start / STATE).step if start is not None else 0
+    except UserError as error:  # which may be that of some processes only
+        failure, step = error, -1
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).unique().tolist()
+    if len(steps) > 1:
+        found = ", ".join("none" if each < 0 else str(each) for each in steps)
+        raise UserError(
+            f"output_dir: the processes find different checkpoints in {run.path}, of the steps {found}; allowed: one "
+            "folder that all machines see"
+        ) from failure
+    if failure is not None:
+        raise failure
+    return start
+
+
+def tell_of_processes(checkpoint: Path, num_processes: int, config: Config) -> None:
+    """Say what it means for a run to go on with another number of processes."""
+    before = load_progress(checkpoint / STATE).num_processes
+    if before != num_processes:
+        logger.warning(
+            "the number of processes is %d, and was %d in %s: images, timesteps and noise stay the same, and what "
+            "follows differs by rounding%s",
+            num_processes,
+            before,
+            checkpoint,
+            ", and by what dropout leaves out" if config.model.dropout else "",
+        )
 
 
 def go_on_with(config: Config, checkpoint: Path) -> Config:

@@ -103,6 +103,10 @@ class RunFolder:
         existing = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
         return shutil.disk_usage(existing).free
 
+    def kept_bytes(self) -> int:
+        """What the checkpoints take of the disk."""
+        return sum(file.stat().st_size for file in self.checkpoints.rglob("*") if file.is_file())
+
     def publish(self, save: Callable[[Path], object]) -> None:
         """Put a pipeline at the top of the run folder; what is there stays whole until the new one is.
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ddpm_hf.errors import UserError
 from ddpm_hf.losses import TimestepSampler
 from ddpm_hf.training.sharding import cut_like
 
@@ -31,7 +32,8 @@ class Progress:
         sums: what the next line of metrics.jsonl has gathered so far.
         scaler: state of fp16's loss scaling; empty otherwise.
         num_images: of the training data, whose order depends on it.
-        num_parts: into which the batch is cut.
+        num_parts: into which each process cuts its share of the batch.
+        num_processes: of the run.
         num_skipped: updates left out because something was not finite.
         owed: previews and measurements of this step that a signal cut off.
         score: the figure that the best checkpoint has least of, at this step; None where it was not measured.
@@ -44,6 +46,7 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)
     num_images: int | None = None
     num_parts: int = 1
+    num_processes: int = 1
     num_skipped: int = 0
     owed: list[str] = field(default_factory=list)
     score: float | None = None
@@ -74,8 +77,15 @@ def save_state(
 
 
 def load_progress(folder: Path) -> Progress:
-    """Read how far the run was."""
-    return Progress(**json.loads((folder / PROGRESS).read_text()))
+    """Read how far the run was.
+
+    Raises:
+        UserError: if the folder holds no training state, or one of another version.
+    """
+    try:
+        return Progress(**json.loads((folder / PROGRESS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder.parent} is no checkpoint that this version can go on from: {error}") from error
 
 
 def find_best(checkpoints: list[Path]) -> Path | None:
@@ -87,7 +97,7 @@ def find_best(checkpoints: list[Path]) -> Path | None:
 def _score(checkpoint: Path) -> float | None:
     try:
         return load_progress(checkpoint / STATE).score
-    except (OSError, ValueError, TypeError):  # damaged, and so not the best
+    except UserError:  # damaged, and so not the best
         return None
 
 

@@ -16,10 +16,11 @@ from ddpm_hf.config import Config
 from ddpm_hf.errors import Abandoned, UserError
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub import HubUploader, record_environment
+from ddpm_hf.memory import is_out_of_memory
 from ddpm_hf.training.interruption import Interrupted, StopSignals
 from ddpm_hf.training.journal import Journal
 from ddpm_hf.training.learner import Learner
-from ddpm_hf.training.metrics import Meter
+from ddpm_hf.training.metrics import Meter, Update
 from ddpm_hf.training.precision import choose_precision, use_all_cores
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Previews
@@ -115,6 +116,7 @@ class Trainer:
             config.seed,
             training.num_preview_images,
             training.preview_inference_steps,
+            training.preview_sampler,
             should_stop=lambda: bool(self.signals.received),
         )
         self.validation = None
@@ -137,7 +139,7 @@ class Trainer:
     def _advance(self) -> None:
         """One update, and whatever is due after it; the checkpoint last, so that a resumed run misses none of it."""
         training, is_last = self.config.training, self.step + 1 == self.num_steps
-        self.meter.add(self.learner.update(self.step))
+        self.meter.add(self._update())
         self.step += 1
         self.journal.bar.update()
         self.score = None
@@ -152,6 +154,19 @@ class Trainer:
         if self._shall_stop() and not is_last:
             self._save_checkpoint()
             self._leave()
+
+    def _update(self) -> Update:
+        """One update, with advice where the device has no room for it."""
+        try:
+            return self.learner.update(self.step)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"no room for an update at step {self.step:,}; training.fit_memory=true, a larger "
+                "training.gradient_accumulation_steps or training.gradient_checkpointing=true needs less, for the same "
+                f"batch; {self._go_on}"
+            ) from error
 
     def _leave(self) -> None:
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
@@ -196,6 +211,7 @@ class Trainer:
             scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
             num_images=len(self.plan.images),
             num_parts=self.learner.num_parts,
+            num_processes=self.accelerator.num_processes,
             num_skipped=self.learner.num_skipped,
             score=self.score,
             owed=self.owed,
@@ -285,6 +301,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Leave the pipeline and the pictures in the run folder, and say how to use them."""
+        drawn = True
         if self.accelerator.is_main_process:
             try:
                 self.run_folder.publish(self.learner.save_pipeline)
@@ -293,12 +310,12 @@ class Trainer:
                 raise UserError(f"trained, but the pipeline cannot be written: {error}; {self._go_on}") from error
             try:
                 self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
+                print(self._closing_words())
             except Abandoned:
-                raise Interrupted(
-                    self.signals.received, f"trained, but not all pictures drawn; {self._go_on}"
-                ) from None
-            print(self._closing_words())
-        self.accelerator.wait_for_everyone()
+                drawn = False
+        self._shall_stop()  # and so all processes know of a signal that one has received
+        if not self.accelerator.gather(torch.tensor([drawn], device=self.accelerator.device)).all():
+            raise Interrupted(self.signals.received, f"trained, but not all pictures drawn; {self._go_on}")
         self.accelerator.end_training()
         if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
             self.uploader.submit_finished()

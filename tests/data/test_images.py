@@ -159,10 +159,10 @@ def test_a_bomb_is_refused_before_it_is_decoded(side):
     assert len(file) < 1_000_000
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as `Decoding` does
-        began = time.perf_counter()
+        began = time.process_time()  # not what other processes take
         with pytest.raises(ValueError, match="pixels"):
             open_image(file)
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 def test_a_bomb_of_few_pixels_is_an_image():

@@ -55,7 +55,6 @@ def run(hub, tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
             env={**kept, **variables},
         )
         assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """Whole runs in processes of their own: launched, killed, shared by two processes, loaded without ddpm_hf."""
 
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -11,14 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import LAUNCH, ONE_PROCESS, REPOSITORY, TORCHRUN, TRAIN, free_port, looks, losses, run, state, wait_for
+from processes import LAUNCH, ONE_PROCESS, REPOSITORY, TORCHRUN, TRAIN, free_port, losses, rates, run, state, wait_for
 
-from ddpm_hf.checkpoints import find_damage, find_latest
+from ddpm_hf.checkpoints import find_damage, list_checkpoints, step_of
 
 pytestmark = pytest.mark.slow
-
-# CI kills a few times; the full count is run by hand: DDPM_HF_KILLS=50 make test-slow
-NUM_KILLS = int(os.environ.get("DDPM_HF_KILLS", "3"))
 
 LOAD_WITHOUT_US = """
 import sys, warnings
@@ -55,11 +51,11 @@ def test_the_commands_that_a_run_prints_work(tiny_yaml, tmp_path):
     path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     commands["score"] += " benchmark.features=digits benchmark.n_samples=70 benchmark.num_held_out=4"
     for name in ("sample", "resume", "score"):
-        subprocess.run(commands[name], shell=True, cwd=REPOSITORY, env=path, check=True, timeout=300)
+        subprocess.run(commands[name], shell=True, cwd=REPOSITORY, env=path, check=True)
     assert (folder / "metrics.json").exists()
     # a person's picture viewer is not the test's
     shown = commands["open"].strip().replace(".show()", ".size")
-    subprocess.run(shown, shell=True, cwd=tmp_path, env=path, check=True, timeout=300)
+    subprocess.run(shown, shell=True, cwd=tmp_path, env=path, check=True)
     assert len(list((folder / "generated").rglob("0*.png"))) == 16
     assert (folder / "checkpoints" / "step-12").exists()
 
@@ -80,6 +76,14 @@ def test_two_processes_train_as_one(tiny_yaml, tmp_path, more):
     run(*TORCHRUN, free_port(), TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'two'}", *options, check=True)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4 if more else 1e-5)
     torch.testing.assert_close(state(tmp_path / "two"), state(tmp_path / "one"), rtol=1e-3, atol=1e-5)
+    assert rates(tmp_path / "two") == rates(tmp_path / "one")
+    # and one of them goes on with what the other left
+    words = [TRAIN, "--config", tiny_yaml, *options, "--resume", tmp_path / "two" / "checkpoints" / "step-48"]
+    changed = run(sys.executable, *words, f"output_dir={tmp_path / 'changed'}", check=True)
+    assert "the number of processes is 1, and was 2 in" in changed.stderr
+    assert losses(tmp_path / "changed") == pytest.approx(losses(tmp_path / "one")[-2:], rel=1e-4 if more else 1e-5)
+    assert rates(tmp_path / "changed") == rates(tmp_path / "one")[-2:]
+    torch.testing.assert_close(state(tmp_path / "changed"), state(tmp_path / "one"), rtol=1e-3, atol=1e-5)
 
 
 def test_two_processes_stop_together_at_a_signal(tiny_yaml, tmp_path):
@@ -96,7 +100,7 @@ def test_two_processes_stop_together_at_a_signal(tiny_yaml, tmp_path):
     process = subprocess.Popen([*command, "logging.log_every=1"], stderr=subprocess.DEVNULL)
     wait_for(folder / "metrics.jsonl")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
+    assert process.wait() != 0
     assert state(folder)
 
 
@@ -117,38 +121,6 @@ def test_compiled_and_plain_runs_go_on_from_each_other(tiny_yaml, tmp_path):
         assert gone_on[-1] == pytest.approx(expected[-1], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "long_work",
-    [
-        ("training.preview_every=3", "training.num_preview_images=256"),
-        (
-            "training.preview_every=null",
-            "training.evaluate_every=3",
-            "training.num_evaluation_samples=4096",
-            "benchmark.features=digits",
-        ),
-    ],
-    ids=["preview", "evaluation"],
-)
-def test_a_stop_in_the_midst_of_long_work_leaves_a_checkpoint_within_seconds(tiny_yaml, tmp_path, long_work):
-    folder = tmp_path / "run"
-    options = ["training.checkpoint_every=null", "logging.log_every=3", "model_config.time_steps=1000", *long_work]
-    process = subprocess.Popen(
-        [sys.executable, TRAIN, "--config", str(tiny_yaml), f"output_dir={folder}", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(folder / "metrics.jsonl")  # its first line is written just before
-    time.sleep(5)
-    process.send_signal(signal.SIGTERM)
-    started = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert time.monotonic() - started < 20
-    assert "stopped at step 3 with a checkpoint" in said
-    assert (folder / "checkpoints" / "step-3" / "manifest.json").exists()
-
-
 def test_a_dead_process_is_started_again_and_the_run_goes_on(tiny_yaml, tmp_path):
     options = ["training.num_steps=60", "training.checkpoint_every=5", "logging.log_every=1"]
     whole, folder = tmp_path / "whole", tmp_path / "run"
@@ -157,10 +129,11 @@ def test_a_dead_process_is_started_again_and_the_run_goes_on(tiny_yaml, tmp_path
     process = subprocess.Popen(
         [*map(str, launcher), f"output_dir={folder}", "--resume", "auto"], stderr=subprocess.DEVNULL
     )
-    wait_for(folder / "checkpoints" / "step-10" / "manifest.json")
+    while not any(step_of(checkpoint) >= 10 for checkpoint in list_checkpoints(folder / "checkpoints")):
+        time.sleep(0.05)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(workers.split()[-1]), signal.SIGKILL)
-    assert process.wait(timeout=200) == 0
+    assert process.wait() == 0
     torch.testing.assert_close(state(folder), state(whole), rtol=0, atol=0)
     assert losses(folder) == losses(whole)
 
@@ -181,9 +154,7 @@ def test_a_second_run_is_kept_out_though_the_first_one_s_launcher_is_dead(tiny_y
         assert f"is in use by another run (process {worker})" in second.stderr
     assert {path.name for path in folder.iterdir()} == before
     os.kill(worker, signal.SIGTERM)
-    end = time.monotonic() + 60
     while "model_index.json" not in {path.name for path in folder.glob("checkpoints/step-*/*")}:
-        assert time.monotonic() < end
         time.sleep(0.1)
 
 
@@ -204,45 +175,3 @@ def test_a_run_outlives_a_disk_without_room(tiny_yaml, tmp_path):
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert checkpoints == ["step-590", "step-600"]
     assert find_damage(folder / "checkpoints" / "step-600") is None
-
-
-@pytest.mark.parametrize(
-    ("num_processes", "num_kills"), [(1, NUM_KILLS), (2, max(1, NUM_KILLS * 2 // 5))], ids=["one", "two"]
-)
-def test_killed_runs_resume_bit_by_bit(tiny_yaml, tmp_path, num_processes, num_kills):
-    options = [
-        f"training.num_steps={400 // num_processes}",
-        "training.checkpoint_every=5",
-        "training.preview_every=9",
-        "training.evaluate_every=40",
-        "training.num_evaluation_samples=70",
-        "benchmark.features=digits",
-        "logging.log_every=1",
-    ]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-
-    def command(folder: Path, *more: str) -> list[str]:
-        launcher = [*TORCHRUN, free_port()] if num_processes == 2 else [sys.executable]
-        return [*launcher, TRAIN, "--config", str(tiny_yaml), f"output_dir={folder}", *options, *more]
-
-    run(*command(whole), check=True)
-    moments = random.Random(0)
-    had_checkpoint = False
-    for attempt in range(num_kills):
-        size = (killed / "metrics.jsonl").stat().st_size if attempt else 0
-        process = subprocess.Popen(
-            command(killed, "--resume", "auto"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        end = time.monotonic() + 120
-        while not (killed / "metrics.jsonl").exists() or (killed / "metrics.jsonl").stat().st_size == size:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 1))
-        subprocess.run(["pkill", "-KILL", "-f", f"output_dir={killed}"], check=True)  # launcher and workers
-        process.wait()
-        assert find_latest(killed / "checkpoints") or not had_checkpoint
-        had_checkpoint = find_latest(killed / "checkpoints") is not None
-    run(*command(killed, "--resume", "latest"), check=True)
-    torch.testing.assert_close(state(killed), state(whole), rtol=0, atol=0)
-    assert losses(killed) == losses(whole)
-    assert looks(killed) == looks(whole)

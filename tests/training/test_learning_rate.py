@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler
 
 from ddpm_hf.config import LearningRateConfig
 from ddpm_hf.training.learning_rate import learning_rate
@@ -47,6 +49,26 @@ def test_steps_are_torchs_step_lr():
         optimizer.step()
         theirs.step()
     assert rates("step", 50, step_size=7, step_factor=0.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("cosine", lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=FLOOR)),
+        ("linear", lambda optimizer: lr_scheduler.LinearLR(optimizer, 1.0, FLOOR / PEAK, total_iters=100)),
+        ("exponential", lambda optimizer: lr_scheduler.ExponentialLR(optimizer, (FLOOR / PEAK) ** (1 / 100))),
+        ("constant", lambda optimizer: get_scheduler("constant", optimizer)),
+    ],
+    ids=TYPES[:3] + TYPES[4:],
+)
+def test_shapes_are_those_of_torch_and_diffusers(kind, theirs):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
+    scheduler, expected = theirs(optimizer), []
+    for _ in range(101):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates(kind) == pytest.approx(expected, rel=1e-6)
 
 
 @given(st.sampled_from(TYPES), st.integers(1, 50), st.integers(0, 60))

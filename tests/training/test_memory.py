@@ -77,6 +77,12 @@ def test_training_keeps_its_batch_where_memory_is_short(tiny, tmp_path, little_r
     assert progress["num_parts"] == 4
 
 
+def test_an_update_that_finds_no_room_is_told_with_what_helps(tiny, little_room):
+    little_room(training=2, sampling=4)
+    with pytest.raises(MemoryError, match=r"no room for an update at step 0; training.fit_memory=true"):
+        Trainer(tiny()).train()
+
+
 def test_a_preview_is_drawn_in_parts_where_memory_is_short(tiny, tmp_path, little_room, caplog):
     Trainer(tiny(f"output_dir={tmp_path / 'roomy'}")).train()
     little_room(training=8, sampling=1)

@@ -1,0 +1,139 @@
+"""What a run goes on from, and what it does not."""
+
+import hashlib
+import json
+import logging
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from ddpm_hf.checkpoints import MANIFEST, find_damage
+from ddpm_hf.errors import UserError
+from ddpm_hf.training.trainer import Trainer
+
+PROGRESS = "training_state/progress.json"
+
+
+@pytest.fixture
+def run(tiny, tmp_path) -> Path:
+    """A finished run, with checkpoints of steps 4 and 6."""
+    Trainer(tiny("training.preview_every=null", "training.num_preview_images=1")).train()
+    return tmp_path / "run"
+
+
+def forge(checkpoint: Path, name: str, content: bytes) -> None:
+    """Put a file into a checkpoint, and its hash into the manifest, as one who means harm would."""
+    (checkpoint / name).write_bytes(content)
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    assert find_damage(checkpoint) is None
+
+
+def change_progress(checkpoint: Path, **values: object) -> None:
+    progress = json.loads((checkpoint / PROGRESS).read_text())
+    forge(checkpoint, PROGRESS, json.dumps(progress | values).encode())
+
+
+def test_every_flipped_byte_and_every_cut_of_a_real_checkpoint_is_found(run):
+    checkpoint, chance = run / "checkpoints" / "step-6", random.Random(0)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    assert len(files) > 8
+    places = [(file, chance.randrange(file.stat().st_size)) for file in files for _ in range(-(-100 // len(files)))]
+    assert len(places) >= 100
+    for file, place in places:
+        whole = file.read_bytes()
+        flipped = bytes([whole[place] ^ (1 << chance.randrange(8))])
+        for damaged in (whole[:place] + flipped + whole[place + 1 :], whole[:place]):
+            file.write_bytes(damaged)
+            # of the manifest, what a reader of JSON does not see may change: a blank that becomes another kind of blank
+            seen = file.name != MANIFEST or not _means_the_same(damaged, whole)
+            assert (find_damage(checkpoint) is not None) == seen, (file, place)
+        file.write_bytes(whole)
+    assert find_damage(checkpoint) is None
+
+
+def _means_the_same(one: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+def test_no_code_in_a_hostile_checkpoint_runs(tiny, run, tmp_path):
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    checkpoint = run / "checkpoints" / "step-6"
+    trap = pickle.dumps(Trap())
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n".encode()
+    for name in ("pipeline.py", "unet/modeling.py", "training_state/progress.py", "conftest.py"):
+        forge(checkpoint, name, code)
+    for name in ("training_state/optimizer.bin", "unet/diffusion_pytorch_model.bin", "training_state/random.pkl"):
+        forge(checkpoint, name, trap)
+    index = {"_class_name": ["pipeline", "Evil"], "_diffusers_version": "0", "unet": ["modeling", "Evil"]}
+    forge(checkpoint, "model_index.json", json.dumps(index).encode())
+    Trainer(tiny("training.num_steps=7"), "latest").train()
+    checkpoint = run / "checkpoints" / "step-7"
+    for file in sorted(checkpoint.rglob("*.safetensors")):
+        name, whole = file.relative_to(checkpoint).as_posix(), file.read_bytes()
+        forge(checkpoint, name, trap)
+        with pytest.raises(SafetensorError):
+            Trainer(tiny("training.num_steps=8"), "latest").train()
+        forge(checkpoint, name, whole)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tiny, run, tmp_path):
+    foreign, elsewhere = tmp_path / "foreign", f"output_dir={tmp_path / 'elsewhere'}"
+    foreign.mkdir()
+    with pytest.raises(UserError, match=r"manifest.json is missing; allowed: latest, auto, or the folder of a"):
+        Trainer(tiny(elsewhere), str(foreign))
+    (foreign / MANIFEST).write_text('{"files": {}}')
+    with pytest.raises(UserError, match=r"foreign is no checkpoint that this version can go on from: .*progress.json"):
+        Trainer(tiny(elsewhere), str(foreign))
+    change_progress(run / "checkpoints" / "step-6", warp=9)
+    with pytest.raises(UserError, match=r"step-6 is no checkpoint that this version can go on from: .*warp"):
+        Trainer(tiny(), "latest")
+
+
+def test_a_run_that_is_taken_back_leaves_what_came_later(tiny, run, caplog):
+    options = ("training.num_steps=5", "training.checkpoints_to_keep=1", "training.learning_rate=1e-4")
+    with caplog.at_level(logging.WARNING):
+        Trainer(tiny(*options), str(run / "checkpoints" / "step-4")).train()
+    assert "goes back to step 4: its later checkpoints, step-6, are removed with the next one" in caplog.text
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-5"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 5]
+
+
+def test_a_run_says_what_another_number_of_processes_changes(tiny, run, caplog):
+    change_progress(run / "checkpoints" / "step-6", num_processes=4, num_parts=8)
+    with caplog.at_level(logging.WARNING):
+        trainer = Trainer(tiny("training.num_steps=7"), "latest")
+    assert "the number of processes is 1, and was 4 in" in caplog.text
+    assert "differs by rounding, and by what dropout leaves out" in caplog.text
+    trainer.train()
+    assert trainer.learner.num_parts == 1  # those 8 were parts of another share of the batch
+
+
+@pytest.mark.parametrize(("given", "expected"), [(1, 4), (2, 2)], ids=["as before", "changed"])
+def test_parts_that_fitted_stay_unless_other_ones_are_asked_for(tiny, run, given, expected):
+    change_progress(run / "checkpoints" / "step-6", num_parts=4)
+    trainer = Trainer(tiny("training.num_steps=7", f"training.gradient_accumulation_steps={given}"), "latest")
+    trainer.train()
+    assert trainer.learner.num_parts == expected
+
+
+def test_processes_that_find_different_checkpoints_are_refused(tiny, run, monkeypatch):
+    def gather(self, steps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([steps, torch.zeros_like(steps)])  # another machine, whose folder is empty
+
+    monkeypatch.setattr("accelerate.Accelerator.gather", gather)
+    with pytest.raises(UserError, match=r"find different checkpoints in .*run, of the steps 0, 6; allowed: one folder"):
+        Trainer(tiny(), "latest")
