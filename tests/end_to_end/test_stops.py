@@ -61,5 +61,5 @@ def test_the_others_wait_for_a_preview_as_long_as_the_configuration_says(tiny_ya
     run.processes[1].join()
     assert run.processes[1].exitcode == 1
     assert run.look()["at"] == "preview"
-    run.send(signal.SIGKILL)
+    run.processes[0].kill()
     run.end()
