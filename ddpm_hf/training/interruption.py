@@ -31,7 +31,9 @@ class StopSignals:
 
     def _note(self, signal_number: int, frame: FrameType | None) -> None:
         self.received = signal_number
-        self._restore()
+        for number, handler in self._before.items():
+            # what a shell runs in the background ignores SIGINT: not the second one
+            signal.signal(number, signal.SIG_DFL if handler is signal.SIG_IGN else handler)
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,8 +43,5 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -10,9 +10,11 @@ import pytest
 from ddpm_hf.training.interruption import StopSignals
 
 WAITING = """
-import time
+import signal, sys, time
 from ddpm_hf.training.interruption import StopSignals
 
+if sys.argv[1:]:
+    signal.signal(int(sys.argv[1]), signal.SIG_IGN)
 with StopSignals() as signals:
     print("ready", flush=True)
     while not signals.received:
@@ -22,11 +24,11 @@ with StopSignals() as signals:
 """
 
 
+@pytest.mark.parametrize("ignored", [False, True], ids=["in front", "in a shell's background"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_at_once(number):
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+def test_a_second_signal_stops_at_once(number, ignored):
+    command = [sys.executable, "-c", WAITING, *([str(int(number))] if ignored else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for said in ("ready\n", "noted\n"):
             assert process.stdout.readline() == said
             process.send_signal(number)
