@@ -139,6 +139,8 @@ def describe(plan: Plan, accelerator: Accelerator) -> str:
     held_out = f", {len(plan.held_out):,} held out" if plan.held_out is not None else ""
     skipped = f", {len(images.skipped):,} that cannot be read" if images.skipped else ""
     classes = f", of {len(images.class_names)} classes" if images.class_names else ""
+    saves_memory = accelerator.mixed_precision != "no" or config.training.gradient_checkpointing
+    bound = "below" if saves_memory else "about"  # counted in float32 with every activation kept
     levels = len(config.model.channel_multipliers)
     smallest = config.model.image_size // 2 ** (levels - 1)
     lines = {
@@ -147,7 +149,7 @@ def describe(plan: Plan, accelerator: Accelerator) -> str:
         "steps": f"{steps:,} of {config.training.batch_size} images, {epochs:,.1f} epochs, from {start}",
         "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
         "processes": f"{device}, precision {accelerator.mixed_precision}",
-        "memory": f"about {gigabytes(memory_bytes(network, config, images, accelerator))} per process, of "
+        "memory": f"{bound} {gigabytes(memory_bytes(network, config, images, accelerator))} per process, of "
         f"{gigabytes(device_bytes(accelerator.device))}",
         "disk": f"about {gigabytes(disk_bytes(num_parameters, config))}, with {gigabytes(plan.run.free_bytes())} free",
         "output": f"{plan.run.path}/",

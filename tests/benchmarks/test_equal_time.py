@@ -27,7 +27,7 @@ def test_real_images_are_as_near_as_real_images(equal_time):
 
 @pytest.mark.slow
 def test_a_choice_is_trained_and_judged(equal_time, tiny_yaml):
-    subject = equal_time.Subject("tiny", tiny_yaml, (), "train[:80%]", "train[80%:]", 70)
+    subject = equal_time.Subject("tiny", tiny_yaml, ("model_config.time_steps=60",), "train[:80%]", "train[80%:]", 70)
     result = equal_time.run_one(subject, equal_time.Judge(subject), ["model_config.dropout=0"], 0, 0.05)
     assert result["steps"] >= 1
     assert result["ratio"] > 1
