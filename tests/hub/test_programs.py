@@ -61,8 +61,8 @@ def test_the_program_pushes_once_and_then_finds_nothing_to_do(hub, push, run):
     ("arguments", "variables", "words"),
     [
         (["{run}"], {"HF_TOKEN": ""}, "there is no token"),
-        (["nowhere", "--repo_id", "ada/x"], {}, "nowhere does not exist"),
-        (["nowhere"], {}, "--repo_id: not given"),
+        (["nowhere", "--repo_id", "ada/x"], {}, "there is no folder nowhere"),
+        (["{run}/unet"], {}, "--repo_id: not given"),
         (["{run}", "--repo_id", "bob/x"], {}, "may not write"),
         (["{run}", "--repo_id", "a/b/c"], {}, "--repo_id: given 'a/b/c'"),
     ],
