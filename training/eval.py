@@ -19,7 +19,7 @@ from ddpm_hf import cli
 from ddpm_hf.config import load_config
 from ddpm_hf.config.help import option_for, options_help
 from ddpm_hf.files import check_writable
-from ddpm_hf.model_names import find_folder, run_of
+from ddpm_hf.model_names import run_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,6 @@ def main(arguments: argparse.Namespace) -> None:
     """Evaluate a model, once or at many settings."""
     config = load_config(arguments.config, arguments.overrides)
     model = arguments.model or run_of(config.output_dir, arguments.config)
-    find_folder(model)
     output = Path(arguments.output) if arguments.output else None
     if output and cli.is_main_process():
         check_writable(output, "--output")
