@@ -83,12 +83,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
     """Tell what is wrong with the run folder before anything heavy is loaded."""
+    if not arguments.dry_run:
+        run.check_unlocked()
     if arguments.resume is None:
         run.check_free()
     elif arguments.resume == "latest":
         run.check_begun()
-    if not arguments.dry_run:
-        run.check_unlocked()
     check_writable(run.path, "output_dir")
 
 
