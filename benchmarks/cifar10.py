@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf import cli
-from ddpm_hf.checkpoints import find_latest
+from ddpm_hf.checkpoints import find_latest, step_of
 from ddpm_hf.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
     checkpoint = find_latest(arguments.output / "checkpoints")
     if checkpoint is None:
         raise UserError(f"{arguments.output} has no checkpoint: --minutes {arguments.minutes:g} are too few")
-    step = int(checkpoint.name.removeprefix("step-"))
+    step = step_of(checkpoint)
     folder = arguments.output / "evaluation" / f"{checkpoint.name}-{arguments.samples}"
     options = [f"benchmark.features={arguments.features}", f"benchmark.n_samples={arguments.samples}"]
     for name in ("sampler", "num_inference_steps"):

@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ import PIL
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rates import processor
 
 from ddpm_hf.config import Config, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, decoding, load_image_set
@@ -195,15 +195,6 @@ def measure(seconds: float, num_images: int) -> dict[str, Any]:
                 "date": datetime.now(timezone.utc).date().isoformat(),
             },
         }
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def as_markdown(results: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ all that is there.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from rates import processor
 from transformers import ResNetConfig, ResNetModel
 
 from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig, load_config
@@ -151,15 +151,6 @@ def score(count: int, num_features: int) -> dict[str, object]:
         assert all(figure.value is not None for figure in figures.values()), figures
         seconds = round(time.perf_counter() - began, 1)
     return {"peak_mb": _peak_mb(), "peak_mb_before": before, "seconds": seconds, "figures": sorted(figures)}
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def machine() -> dict[str, Any]:
