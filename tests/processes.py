@@ -4,8 +4,10 @@ None of them is given so many seconds: a machine that is busy is no failure. Wha
 pytest-timeout.
 """
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -22,11 +24,17 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 TRAIN = str(REPOSITORY / "training" / "train.py")
 
 
-def run(*command: object, **options) -> subprocess.CompletedProcess:
-    """Run a command to its end; one thread each, since the tests share two cores."""
+def run(*command: object, check: bool = False, **options) -> subprocess.CompletedProcess:
+    """Run a command to its end; one thread each, since the tests share two cores.
+
+    Raises:
+        AssertionError: it failed, and was to be checked; the end of what it complained is in it.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"capture_output": True, "text": True, "check": False, "env": environment, **options}
-    return subprocess.run([str(part) for part in command], **options)  # noqa: PLW1510  (options say it)
+    options = {"capture_output": True, "text": True, "env": environment, **options}
+    done = subprocess.run([str(part) for part in command], check=False, **options)
+    assert not check or done.returncode == 0, f"exit code {done.returncode}: {(done.stderr or '')[-3000:]}"
+    return done
 
 
 def state(run_folder: Path) -> dict[str, torch.Tensor]:
@@ -57,10 +65,16 @@ def looks(run_folder: Path) -> list[dict]:
 
 
 def free_port() -> str:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """A port of this machine that nobody listens on.
+
+    It lies below those that the system hands out (32768 and more on Linux), so that no connection made until somebody
+    listens can be given it.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise RuntimeError("a hundred ports were tried and none is free")
 
 
 def wait_for(file: Path) -> None:

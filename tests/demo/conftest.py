@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from processes import free_port
 
 from ddpm_hf.demo.model import DemoModel, load_model
 from ddpm_hf.pipelines import DDPMPipeline
@@ -64,10 +64,8 @@ def serve() -> Iterator[Callable[..., str]]:
     started: list[subprocess.Popen] = []
 
     def start(*command: object, cwd: Path = REPOSITORY, **variables: str) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), **variables}
+        port = free_port()
+        environment = {**os.environ, "GRADIO_SERVER_PORT": port, **variables}
         process = subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=cwd,

@@ -1,10 +1,10 @@
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import TORCHRUN, free_port
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import evaluate, quick_look
@@ -19,11 +19,7 @@ QUICK = [f"benchmark.metrics.{name}=false" for name in ("ssim", "psnr", "bits_pe
 def launch(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
     command = [sys.executable, PROGRAM, *arguments]
     if processes > 1:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = str(found.getsockname()[1])
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command = [*launcher, "--master_port", port, PROGRAM, *arguments]
+        command = [*TORCHRUN, free_port(), PROGRAM, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -1,6 +1,5 @@
 """The demo as a Space: complete, published once, and a page that answers where it is downloaded to."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import free_port
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.client import Patience
@@ -119,13 +119,11 @@ def test_the_program_publishes_a_space_that_runs(hub, environment, run, tmp_path
     for path, file in files_of(hub).items():
         (space / path).parent.mkdir(parents=True, exist_ok=True)
         (space / path).write_bytes(file.data)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     served = subprocess.Popen(
         [sys.executable, "app.py"],
         cwd=space,
-        env={**environment, "GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"},
+        env={**environment, "GRADIO_SERVER_PORT": port, "GRADIO_SERVER_NAME": "127.0.0.1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

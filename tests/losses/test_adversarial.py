@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from processes import free_port
 from torch import nn
 
 from ddpm_hf.config.image_loss import AdversarialConfig
@@ -209,10 +209,7 @@ def test_two_processes_play_the_same_game(tmp_path: Path) -> None:
     alone = adversary()
     given = {"options": alone.config.model_dump(), "weights": alone.state_dict()}
     torch.save({**given, "batches": [batch(step) for step in range(3)]}, tmp_path / "given.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     command = [sys.executable, str(Path(__file__).with_name("one_of_two.py")), str(tmp_path)]
     players = [subprocess.Popen(command, env={**os.environ, **where, "RANK": str(rank)}) for rank in range(2)]
     train(alone, range(3))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from processes import TORCHRUN, free_port
 
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
@@ -139,16 +139,12 @@ def test_a_folder_whose_manifest_is_not_ours_is_refused(program, model, tmp_path
 @pytest.mark.slow
 def test_two_processes_draw_what_one_draws(model, tmp_path):
     """101 images, every one of them another, and byte by byte the same whoever drew them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     options = ["--model", str(model), "--num_samples", "101", "--batch_size", "8", "--num_inference_steps", "4"]
-    folders = {"one": [], "two": launch}
-    for name, how in folders.items():
-        command = [sys.executable, *how, str(REPOSITORY / GENERATE), *options, "--output", str(tmp_path / name)]
+    launchers = {"one": [sys.executable], "two": [*TORCHRUN, free_port()]}
+    for name, launcher in launchers.items():
+        command = [*launcher, str(REPOSITORY / GENERATE), *options, "--output", str(tmp_path / name)]
         subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
-    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in folders)
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in launchers)
     assert two == one
     images = [content for name, content in one.items() if name.startswith("0")]
     assert len(images) == len(set(images)) == 101
