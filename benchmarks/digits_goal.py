@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from contenders import Script, read_images, stock_network, write_images
 from diffusers import DDPMPipeline, UNet2DModel
-from equal_time import BASE, DIGITS, FEW_STEPS, RESULTS, Judge, sample, spend, train_for
+from equal_time import BASE, DIGITS, FEW_STEPS, RESULTS, Judge, sample, spend, spread, train_for
 from torch import Tensor
 from tqdm import tqdm
 
@@ -241,12 +241,6 @@ def figures(rows: Sequence[Mapping[str, Any]], contestant: str, num_inference_st
         row for row in rows if (row["contestant"], row["num_inference_steps"]) == (contestant, num_inference_steps)
     ]
     return [row[key] for row in sorted(chosen, key=lambda row: row["seed"])]
-
-
-def spread(values: Sequence[float], places: int = 2) -> str:
-    """Mean ± standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{places}f}{deviation}"
 
 
 def marks(rows: Sequence[Mapping[str, Any]], real: float) -> list[tuple[str, float, float]]:

@@ -244,6 +244,12 @@ def summary(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tu
     return statistics.mean(ratios), spread, statistics.mean(row["steps"] for row in found), len(found)
 
 
+def spread(values: Sequence[float], places: int = 2) -> str:
+    """Mean ± standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{places}f}{deviation}"
+
+
 def table(rows: Sequence[Mapping[str, Any]], title: str, choices: Choices, floor: float, seconds: float) -> str:
     """Write the results as Markdown."""
     cores = os.cpu_count()

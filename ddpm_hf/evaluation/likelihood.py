@@ -36,8 +36,6 @@ def bits_per_dim(
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     device, network = pipeline.device, pipeline.unet
     labels = None if class_labels is None else torch.tensor(class_labels, device=device)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     bits: list[Tensor] = []
 
     def bound(part: range) -> Float32[Tensor, " part"]:
@@ -51,13 +49,9 @@ def bits_per_dim(
         return variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu()
 
     parts = Parts("measuring the likelihood of")
-    try:
-        with bar(len(images), "likelihood", delay=0) as progress:
-            for start in range(0, len(images), batch_size):
-                batch = range(start, min(start + batch_size, len(images)))
-                bits += parts(batch, bound)
-                progress.update(len(batch))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with pipeline.sampling(), bar(len(images), "likelihood", delay=0) as progress:
+        for start in range(0, len(images), batch_size):
+            batch = range(start, min(start + batch_size, len(images)))
+            bits += parts(batch, bound)
+            progress.update(len(batch))
     return torch.cat(bits)

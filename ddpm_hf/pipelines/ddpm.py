@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
         arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         shown = set(np.linspace(0, len(timesteps) - 1, num_intermediates).round().astype(int).tolist())
         intermediates = []
-        with self._sampling():
+        with self.sampling():
             for index, t in enumerate(self.progress_bar(timesteps)):
                 x_in = scheduler.scale_model_input(x_t, t)
                 output = self._predict(x_in, t, labels, guidance_scale, scheduler)
@@ -196,12 +196,17 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
         return output if takes_variance else output[:, : x_t.shape[1]]
 
     @contextmanager
-    def _sampling(self) -> Iterator[None]:
-        """Put the network in evaluation mode, and each of its modules back as it was, whatever happens."""
+    def sampling(self) -> Iterator[None]:
+        """Have the network ready for many passes without gradients, and each of its modules back as it was after them.
+
+        It is in evaluation mode, and if it is ddpm_hf's, on a CPU, with weights laid out once for all (see
+        `DDPMUNet.prepacked`), which must not change meanwhile.
+        """
         modes = [(module, module.training) for module in self.unet.modules()]
         self.unet.eval()
         try:
-            yield
+            with getattr(type(self.unet), "prepacked", nullcontext)(self.unet):
+                yield
         finally:
             for module, training in modes:
                 module.training = training

@@ -52,7 +52,7 @@ class Editing:
         x_t = self._input(images)
         labels = self._check_labels(class_labels, len(x_t), guidance_scale=1.0)
         ddim = self._ddim(timestep, num_inference_steps)
-        with self._sampling():
+        with self.sampling():
             for t in self.progress_bar(ddim.timesteps.flip(0)):
                 x_s = x_t
                 for _ in range(INVERSION_ROUNDS):

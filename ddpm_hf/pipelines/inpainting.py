@@ -61,7 +61,7 @@ class Inpainting:
         alpha_bar = [*ancestral.alphas_cumprod.double()[ancestral.timesteps].tolist(), 1.0]
 
         x_t = self._noise(len(x_0), generator)
-        with self._sampling():
+        with self.sampling():
             for index, is_down in self.progress_bar(list(repaint_moves(num_steps))):
                 if is_down:
                     t = ancestral.timesteps[index]

@@ -98,6 +98,9 @@ def test_same_weights_same_network(name: str) -> None:
     inputs = example(config)
     expected, result = stock(**inputs).sample, ours(**inputs).sample
     assert_same(result, expected, 1e-5)
+    with ours.prepacked(), torch.no_grad():
+        for _ in range(2):  # its weights laid out, and used again
+            assert_same(ours(**inputs).sample, expected, 1e-5)
 
     direction = torch.randn_like(expected)
     (expected * direction).sum().backward()

@@ -21,8 +21,9 @@ class NormSiLU(nn.GroupNorm):
     """
 
     def forward(self, input: Map) -> Map:
-        if torch.compiler.is_compiling() or input.device.type != "cpu":
-            return F.silu(super().forward(input))
+        differentiable = torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or input.device.type != "cpu" or not differentiable:
+            return F.silu(super().forward(input), inplace=not differentiable)
         return _NormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
 

@@ -12,7 +12,7 @@ matrix products. Three things differ from the paper:
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,32 +48,39 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, input: Map) -> MapOut:
-        if self.bias is not None and gains(input, self.weight):
-            return convolve(input, self.weight, self.bias)
-        return super().forward(input)
+        if self.bias is None or not gains(input, self.weight):
+            return super().forward(input)
+        if torch.compiler.is_compiling():
+            return _whichever_is_faster(input, self.weight, self.bias)
+        return convolve(input, self.weight, self.bias)
 
 
 def gains(input: Map, weight: Weight) -> bool:
     """Tell whether Winograd's algorithm is the faster one, and allowed.
 
-    It is allowed in eager training alone: an image must not depend on the size of its batch when sampling, and the
-    compiler brings convolutions of its own. In bfloat16 its error would be twice that of a convolution.
+    It is allowed in training alone: an image must not depend on the size of its batch when sampling. In bfloat16 its
+    error would be twice that of a convolution. What is exported is to know PyTorch's own operators only.
 
     Args:
-        input: of the convolution.
+        input: of the convolution; the compiler, which would compile once for each answer, is not told of its batch.
         weight: of the convolution.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
-    if input.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not input.is_contiguous():
+    if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    batch, _, height, width = input.shape
-    return (
+    height, width = input.shape[2:]
+    suits = (
         input.dtype == weight.dtype == torch.float32
         and height % TILE == width % TILE == 0
         and min(weight.shape[:2]) >= MIN_CHANNELS
-        and batch * height * width >= MIN_TILES * TILE**2
     )
+    return suits and (torch.compiler.is_compiling() or (input.is_contiguous() and _has_tiles_enough(input)))
+
+
+def _has_tiles_enough(input: Map) -> bool:
+    batch, _, height, width = input.shape
+    return batch * height * width >= MIN_TILES * TILE**2
 
 
 def convolve(input: Map, weight: Weight, bias: Tensor) -> MapOut:
@@ -91,42 +98,87 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(input, weight, bias)
-        transformed = _transform_weight(weight)
-        output = bias[:, None, None].expand(len(input), -1, *input.shape[2:]).contiguous()
-        for images, down, across in _pieces(input, weight):
-            tiles = _to_tiles(input[images, :, down.seen, across.seen], down.analysis, across.analysis)
-            made = output[images, :, down.made, across.made]
-            _add_from_tiles(torch.bmm(tiles, transformed.mT), down.synthesis, across.synthesis, made)
-        return output
+        return _output(input, weight, bias)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors  # type: ignore[attr-defined]
-        for_input, for_weight, for_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
         if torch.is_grad_enabled():  # differentiated once more, which plain convolution can be
             wanted = [value for value in (input, weight, bias) if value.requires_grad]
             found = iter(
                 torch.autograd.grad(F.conv2d(input, weight, bias, padding=1), wanted, grads, create_graph=True)
             )
             return tuple(next(found) if value.requires_grad else None for value in (input, weight, bias))
-        grad = grads[0].contiguous()
-        # autocast must not reach the products if backward() is called under it
-        with torch.autocast("cpu", enabled=False):
-            grad_input = torch.zeros_like(input) if for_input else None
-            grad_transformed = weight.new_zeros(POINTS**2, *weight.shape[:2]) if for_weight else None
-            transformed = _transform_weight(weight)
-            # each step is the transpose of one in the forward pass
-            for images, down, across in _pieces(input, weight):
-                grad_made = grad[images, :, down.made, across.made]
-                grad_tiles = _to_tiles(grad_made, down.synthesis, across.synthesis)
-                if grad_transformed is not None:
-                    tiles = _to_tiles(input[images, :, down.seen, across.seen], down.analysis, across.analysis)
-                    grad_transformed.baddbmm_(grad_tiles.mT, tiles)
-                if grad_input is not None:
-                    grad_seen = grad_input[images, :, down.seen, across.seen]
-                    _add_from_tiles(torch.bmm(grad_tiles, transformed), down.analysis, across.analysis, grad_seen)
-            grad_weight = None if grad_transformed is None else _transform_weight_back(grad_transformed)
-        return grad_input, grad_weight, grad.sum((0, 2, 3)) if for_bias else None
+        return _gradients(grads[0].contiguous(), input, weight, ctx.needs_input_grad)  # type: ignore[attr-defined]
+
+
+# For the compiler, which cannot look into these two, they are one operator each. What it gives them has the shapes that
+# it saw but for the batch, by whose size they choose the algorithm.
+
+
+@torch.library.custom_op("ddpm_hf::conv3x3", mutates_args=())
+def _whichever_is_faster(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if _has_tiles_enough(input):
+        return _output(input.contiguous(), weight, bias)
+    return F.conv2d(input, weight, bias, padding=1).contiguous()
+
+
+@torch.library.custom_op("ddpm_hf::conv3x3_backward", mutates_args=())
+def _whichever_is_faster_backward(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if _has_tiles_enough(input):
+        wanted = (True, True, True)  # so none is None
+        return _gradients(grad.contiguous(), input.contiguous(), weight, wanted)  # type: ignore[return-value]
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True]
+    )
+
+
+@_whichever_is_faster.register_fake
+def _(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return input.new_empty(input.shape[0], weight.shape[0], *input.shape[2:])
+
+
+@_whichever_is_faster_backward.register_fake
+def _(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(input), torch.empty_like(weight), weight.new_empty(len(weight))
+
+
+_whichever_is_faster.register_autograd(
+    lambda ctx, grad: _whichever_is_faster_backward(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+)
+
+
+def _output(input: Map, weight: Weight, bias: Tensor) -> MapOut:
+    transformed = _transform_weight(weight)
+    output = bias[:, None, None].expand(len(input), -1, *input.shape[2:]).contiguous()
+    for images, down, across in _pieces(input, weight):
+        tiles = _to_tiles(input[images, :, down.seen, across.seen], down.analysis, across.analysis)
+        made = output[images, :, down.made, across.made]
+        _add_from_tiles(torch.bmm(tiles, transformed.mT), down.synthesis, across.synthesis, made)
+    return output
+
+
+def _gradients(grad: MapOut, input: Map, weight: Weight, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Give the gradients of input, weight and bias, those that are wanted."""
+    for_input, for_weight, for_bias = wanted
+    # autocast must not reach the products if backward() is called under it
+    with torch.autocast("cpu", enabled=False):
+        grad_input = torch.zeros_like(input) if for_input else None
+        grad_transformed = weight.new_zeros(POINTS**2, *weight.shape[:2]) if for_weight else None
+        transformed = _transform_weight(weight)
+        # each step is the transpose of one in the forward pass
+        for images, down, across in _pieces(input, weight):
+            grad_made = grad[images, :, down.made, across.made]
+            grad_tiles = _to_tiles(grad_made, down.synthesis, across.synthesis)
+            if grad_transformed is not None:
+                tiles = _to_tiles(input[images, :, down.seen, across.seen], down.analysis, across.analysis)
+                grad_transformed.baddbmm_(grad_tiles.mT, tiles)
+            if grad_input is not None:
+                grad_seen = grad_input[images, :, down.seen, across.seen]
+                _add_from_tiles(torch.bmm(grad_tiles, transformed), down.analysis, across.analysis, grad_seen)
+        grad_weight = None if grad_transformed is None else _transform_weight_back(grad_transformed)
+    return grad_input, grad_weight, grad.sum((0, 2, 3)) if for_bias else None
 
 
 @dataclass(frozen=True)

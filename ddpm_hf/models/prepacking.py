@@ -1,0 +1,95 @@
+"""Convolutions that keep their weights in oneDNN's layout from one forward pass to the next, for sampling on a CPU.
+
+PyTorch convolves there with oneDNN, which wants weights in blocks of its own. PyTorch lays them out anew in every call,
+and under autocast rounds them as well; with few images that takes as long as a good part of the convolution. Sampling
+makes many passes with the same weights: laid out once, they serve all of them. What is gained:
+benchmarks/results/network.md.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ddpm_hf.models.layers.resampling import DoublingConv, transposed_kernel
+
+Map = Float[Tensor, "batch in_channels height width"]
+MapOut = Float[Tensor, "batch out_channels out_height out_width"]
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""What oneDNN has convolutions for on every CPU that PyTorch takes them from it on."""
+
+
+@contextmanager
+def prepacked(network: nn.Module) -> Iterator[None]:
+    """Lay out the weights of convolutions once for all forward passes without gradients that are made within.
+
+    The weights must not change meanwhile. They are held twice as long as it lasts: once more in what oneDNN wants.
+    Convolutions that somebody else has taken over are left as they are: those that are compiled, offloaded or sharded.
+
+    Args:
+        network: on a CPU; elsewhere nothing happens.
+    """
+    modules = list(network.modules())
+    compiled = any(module._compiled_call_impl is not None for module in modules)
+    taken = [module for module in modules if isinstance(module, nn.Conv2d) and _is_plain(module) and not compiled]
+    for module in taken:
+        module.forward = _Prepacked(module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in taken:
+            module.__dict__.pop("forward", None)
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Tell whether a convolution is oneDNN's, with weights and a forward pass of its own."""
+    return (
+        type(conv.weight) is nn.Parameter
+        and conv.weight.device.type == "cpu"
+        and conv.groups == 1
+        and "forward" not in vars(conv)
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+class _Prepacked:
+    """The forward pass of a convolution, with weights that are laid out at the first call.
+
+    Memory is channels-last, which oneDNN is fastest on. What lies between convolutions keeps it, as long as nothing is
+    to be differentiated.
+
+    Args:
+        conv: the convolution.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.conv = conv
+        self.dtype: torch.dtype | None = None
+
+    def __call__(self, input: Map) -> MapOut:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.conv.weight.dtype
+        if torch.is_grad_enabled() or input.device.type != "cpu" or dtype not in DTYPES:
+            return type(self.conv).forward(self.conv, input)
+        if self.dtype != dtype:
+            self.dtype = dtype
+            self._pack(dtype, list(input.shape))
+        return self.convolve(input.to(dtype, memory_format=torch.channels_last))
+
+    def _pack(self, dtype: torch.dtype, shape: list[int]) -> None:
+        conv, operators = self.conv, torch.ops.mkldnn
+        weight, bias = conv.weight.detach().to(dtype), None if conv.bias is None else conv.bias.detach().to(dtype)
+        geometry: dict[str, Any] = {"padding": conv.padding, "stride": conv.stride, "dilation": conv.dilation}
+        reorder, convolve = operators._reorder_convolution_weight, operators._convolution_pointwise
+        if isinstance(conv, DoublingConv):
+            weight = transposed_kernel(weight)
+            geometry = {"padding": (1, 1), "output_padding": (0, 0), "stride": (2, 2), "dilation": (1, 1)}
+            reorder = operators._reorder_convolution_transpose_weight
+            convolve = operators._convolution_transpose_pointwise
+        geometry["groups"] = 1
+        weight = reorder(weight, **geometry, input_size=shape)
+        self.convolve = partial(convolve, W=weight, B=bias, **geometry, attr="none", scalars=[], algorithm="")
