@@ -89,13 +89,13 @@ def sampling_by_batch() -> Iterator[Point]:
     pipeline.set_progress_bar_config(disable=True)
     for batch in (1, 4, 16, 64):
         seeds = list(range(batch))
-        yield batch, (lambda seeds=seeds: pipeline(seeds=seeds, num_inference_steps=2)), batch
+        yield batch, (lambda seeds=seeds: pipeline(seeds=seeds, num_inference_steps=10)), batch
 
 
 def sampling_by_steps() -> Iterator[Point]:
     pipeline = learner(1).pipeline
     pipeline.set_progress_bar_config(disable=True)
-    for steps in (1, 2, 4, 8, 16):
+    for steps in (1, 2, 4, 8, 16, 32):
         yield steps, (lambda steps=steps: pipeline(seeds=[0, 1, 2, 3], num_inference_steps=steps)), 4
 
 
@@ -121,7 +121,7 @@ CURVES: dict[str, tuple[str, Callable[[], Iterator[Point]]]] = {
     "training by batch": ("images per update", by_batch),
     "training by image size": ("side in pixels, 4 images per update", by_image_size),
     "training by parameters": ("parameters, 4 images of 32x32 per update", by_parameters),
-    "sampling by batch": ("images, 2 steps", sampling_by_batch),
+    "sampling by batch": ("images, 10 steps", sampling_by_batch),
     "sampling by steps": ("denoising steps, 4 images", sampling_by_steps),
     "scoring by samples": ("samples against 2,001 real ones, 64 features", scoring_by_samples),
 }

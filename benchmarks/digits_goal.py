@@ -35,6 +35,7 @@ import torch
 from contenders import Script, read_images, stock_network, write_images
 from diffusers import DDPMPipeline, UNet2DModel
 from equal_time import BASE, DIGITS, FEW_STEPS, RESULTS, Judge, sample, spend, spread, train_for
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -223,7 +224,7 @@ def main(arguments: argparse.Namespace) -> None:
             if arguments.save:
                 with file.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
-    text = table(rows, arguments.seconds, judge.floor, memory.real)
+    text = table(rows, arguments.seconds, judge.floor, memory.real, len(digits(DIGITS.held_out)))
     print(text)
     if arguments.save:
         file.with_suffix(".md").write_text(text)
@@ -261,16 +262,19 @@ def marks(rows: Sequence[Mapping[str, Any]], real: float) -> list[tuple[str, flo
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]], seconds: float, floor: float, real: float) -> str:
+def table(rows: Sequence[Mapping[str, Any]], seconds: float, floor: float, real: float, num_real: int) -> str:
     """Write the results as Markdown; the goals are those of some CPU seconds of training."""
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, accelerate {accelerate.__version__}"
     date = max((row["date"] for row in rows), default="")
+    copies = round(real * num_real)
+    low, high = binomtest(copies, num_real).proportion_ci()
     lines = [
         "# The digits: ours, diffusers' script and its parts at equal time",
         "",
         *(" ".join(part.split()) + "\n" for part in (__doc__ or "").split("\n\n")[1:]),
         f"One thread ({platform.machine()}, {os.cpu_count()} cores), floor {floor:.4f} (the ratio 1), "
-        f"{real:.1%} of the held-out digits look memorised; {versions}, {date}. "
+        f"{copies} of {num_real} held-out digits look memorised ({real:.1%}, and with so few it may as well be "
+        f"{low:.2%} or {high:.1%}: Clopper and Pearson, 95%); {versions}, {date}. "
         "Mean ± standard deviation over the seeds.",
         "",
         "| CPU seconds | contestant | denoising steps | ratio | memorised | parameters | updates | seeds |",

@@ -53,7 +53,7 @@ def _is_plain(conv: nn.Conv2d) -> bool:
         and conv.weight.device.type == "cpu"
         and conv.groups == 1
         and "forward" not in vars(conv)
-        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")  # not every build of PyTorch has oneDNN
     )
 
 

@@ -70,9 +70,10 @@ def test_marks_are_met_or_missed(goal):
         (pytest.approx(0.25), 0.5),
         (pytest.approx(1.0), 0.8),
     ]
-    text = goal.table(rows, 1.0, 1.5, 0.02)
+    text = goal.table(rows, 1.0, 1.5, real=0.02, num_real=100)
     assert text.count("| met |") == 3
     assert text.count("**missed**") == 1
+    assert "2 of 100 held-out digits look memorised (2.0%" in text
     assert f"1.10 ± {math.sqrt(0.02):.2f}" in text
 
 

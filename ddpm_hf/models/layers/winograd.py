@@ -34,6 +34,8 @@ BLOCK = 16
 PIECE = 2**21
 # where it gains, as measured: benchmarks/results/network_limits.md
 MIN_CHANNELS, MIN_TILES = 128, 128
+# which PyTorch 2.6 cannot tell from compiling
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class Conv3x3(nn.Conv2d):
@@ -65,7 +67,7 @@ def gains(input: Map, weight: Weight) -> bool:
         input: of the convolution; the compiler, which would compile once for each answer, is not told of its batch.
         weight: of the convolution.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or _is_exporting():
         return False
     if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
