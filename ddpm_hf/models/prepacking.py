@@ -6,7 +6,7 @@ makes many passes with the same weights: laid out once, they serve all of them. 
 benchmarks/results/network.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,9 +19,6 @@ from ddpm_hf.models.layers.resampling import DoublingConv, transposed_kernel
 
 Map = Float[Tensor, "batch in_channels height width"]
 MapOut = Float[Tensor, "batch out_channels out_height out_width"]
-
-DTYPES = (torch.float32, torch.bfloat16)
-"""What oneDNN has convolutions for on every CPU that PyTorch takes them from it on."""
 
 
 @contextmanager
@@ -57,6 +54,11 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     )
 
 
+def _has_kernels(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN convolves in a precision, on this CPU."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class _Prepacked:
     """The forward pass of a convolution, with weights that are laid out at the first call.
 
@@ -69,18 +71,17 @@ class _Prepacked:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.conv = conv
-        self.dtype: torch.dtype | None = None
+        self.packed: dict[torch.dtype, Callable[[Tensor], Tensor]] = {}
 
     def __call__(self, input: Map) -> MapOut:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.conv.weight.dtype
-        if torch.is_grad_enabled() or input.device.type != "cpu" or dtype not in DTYPES:
+        if torch.is_grad_enabled() or input.device.type != "cpu" or not _has_kernels(dtype):
             return type(self.conv).forward(self.conv, input)
-        if self.dtype != dtype:
-            self.dtype = dtype
-            self._pack(dtype, list(input.shape))
-        return self.convolve(input.to(dtype, memory_format=torch.channels_last))
+        if dtype not in self.packed:
+            self.packed[dtype] = self._pack(dtype, list(input.shape))
+        return self.packed[dtype](input.to(dtype, memory_format=torch.channels_last))
 
-    def _pack(self, dtype: torch.dtype, shape: list[int]) -> None:
+    def _pack(self, dtype: torch.dtype, shape: list[int]) -> Callable[[Tensor], Tensor]:
         conv, operators = self.conv, torch.ops.mkldnn
         weight, bias = conv.weight.detach().to(dtype), None if conv.bias is None else conv.bias.detach().to(dtype)
         geometry: dict[str, Any] = {"padding": conv.padding, "stride": conv.stride, "dilation": conv.dilation}
@@ -92,4 +93,4 @@ class _Prepacked:
             convolve = operators._convolution_transpose_pointwise
         geometry["groups"] = 1
         weight = reorder(weight, **geometry, input_size=shape)
-        self.convolve = partial(convolve, W=weight, B=bias, **geometry, attr="none", scalars=[], algorithm="")
+        return partial(convolve, W=weight, B=bias, **geometry, attr="none", scalars=[], algorithm="")

@@ -58,6 +58,14 @@ def test_in_bfloat16_and_under_autocast(network: DDPMUNet) -> None:
         assert_near(predict(network), expected)
 
 
+def test_a_precision_without_kernels_goes_the_usual_way(network: DDPMUNet) -> None:
+    double = copy.deepcopy(network).double()
+    with double.prepacked(), torch.no_grad():
+        torch.manual_seed(1)
+        result = double(torch.randn(2, 3, 16, 16).double(), torch.arange(2)).sample
+    assert_near(result.float(), predict(network))
+
+
 def test_weights_are_laid_out_once(network: DDPMUNet) -> None:
     with network.prepacked(), profile(activities=[ProfilerActivity.CPU]) as told:
         for batch in (2, 2, 1):
