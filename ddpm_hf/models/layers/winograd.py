@@ -288,8 +288,6 @@ def _add_from_tiles(tiles: Tiles, down: Tensor, across: Tensor, maps: Map) -> No
     height = maps.shape[2]
     columns = tiles.view(POINTS, len(down), -1)
     rows = tiles.new_empty(height, POINTS, columns.shape[2])
-    for point in range(POINTS):
-        torch.mm(down.T, columns[point], out=rows[:, point])
+    torch.bmm(down.T.expand(POINTS, -1, -1), columns, out=rows.transpose(0, 1))
     planes = maps.permute(2, 0, 1, 3).flatten(1, 2)  # height, images * channels, width: still a view
-    for plane, row in zip(planes, rows.view(height, len(across), -1), strict=True):
-        plane.addmm_(row.T, across)
+    planes.baddbmm_(rows.view(height, len(across), -1).mT, across.expand(height, -1, -1))
