@@ -7,8 +7,8 @@ many training images from them: 1.0 is as near as the training images are. Every
 results/NAME.jsonl; what is there is not done again.
 
 The images are scikit-learn's digits, 80% of them to train on, in the features of the evaluation's digits classifier;
-or, with --data FOLDER, CIFAR-10 at 16x16 (cifar10_small.yaml; columns img and label): 8,000 images to train on, 2,000
-samples and held-out images, and a classifier that was trained on the other 40,000.
+or, with --data FOLDER, CIFAR-10 at 16x16 (cifar10_small.yaml; columns img and label): 8,000 images to train on, 1,000
+samples against 2,000 held-out images, and a classifier that was trained on the other 40,000.
 """
 
 import argparse
@@ -92,7 +92,7 @@ class Cifar10(Subject):
     def __init__(self, folder: str) -> None:
         file = Path(__file__).with_name("cifar10_small.yaml")
         super().__init__(
-            "CIFAR-10 at 16x16", file, (f"dataset.name={folder}",), "train[:8000]", "train[8000:10000]", 2000
+            "CIFAR-10 at 16x16", file, (f"dataset.name={folder}",), "train[:8000]", "train[8000:10000]", 1000
         )
 
     def extractor(self) -> FeatureExtractor:
