@@ -27,8 +27,8 @@ class ModelConfig(Section):
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """What the network predicts: the noise, the image, or v (progressive distillation, appendix D)."""
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_large"
-    """Variance of a sampling step: beta_tilde_t, which is better at few steps; beta_t as in the paper; or between the
-    two as the network says, which then has twice the output channels (improved DDPM, eq. 15)."""
+    """Variance of a sampling step: beta_tilde_t, which photographs want at few steps; beta_t as in the paper; or
+    between the two as the network says, which then has twice the output channels (improved DDPM, eq. 15)."""
     image_size: PositiveInt = 32
     """Side of the square images, in pixels; a multiple of 2 ** (levels - 1)."""
     image_channels: Literal[1, 3] = 3
