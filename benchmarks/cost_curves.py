@@ -244,8 +244,8 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             "## one and two processes on the same cores, digits",
             "",
-            f"{rates['one']:,.0f} and {rates['two']:,.0f} images/s: {rates['ratio']:.2f}x. One process takes all cores as "
-            "threads; two share them, each with half of the batch, and average their gradients over gloo.",
+            f"{rates['one']:,.0f} and {rates['two']:,.0f} images/s: {rates['ratio']:.2f}x. One process takes all cores "
+            "as threads; two share them, each with half of the batch, and average their gradients over gloo.",
             "",
         ]
     return "\n".join(lines)
