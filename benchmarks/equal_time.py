@@ -240,8 +240,8 @@ def summary(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tu
     if not found:
         return None
     ratios = [row["ratio"] for row in found]
-    spread = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
-    return statistics.mean(ratios), spread, statistics.mean(row["steps"] for row in found), len(found)
+    deviation = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
+    return statistics.mean(ratios), deviation, statistics.mean(row["steps"] for row in found), len(found)
 
 
 def spread(values: Sequence[float], places: int = 2) -> str:
@@ -267,8 +267,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str, choices: Choices, floor
     for question, answers in choices.items():
         for answer in answers:
             if (found := summary(rows, question, answer)) is not None:
-                mean, spread, steps, seeds = found
-                ratio = f"{mean:.2f} ± {spread:.2f}" if seeds > 1 else f"{mean:.2f}"
+                mean, deviation, steps, seeds = found
+                ratio = f"{mean:.2f} ± {deviation:.2f}" if seeds > 1 else f"{mean:.2f}"
                 lines.append(f"| {question} | {answer} | {ratio} | {steps:,.0f} | {seeds} |")
     return "\n".join(lines) + "\n"
 
