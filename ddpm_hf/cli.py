@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from ddpm_hf.errors import UserError
+
+SECONDS_BEFORE_THE_OTHERS_SPEAK = 1.0
+"""For which a process that is not the main one keeps a mistake to itself, lest all of a launch tell the same."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,8 +76,11 @@ def _leave(error: Exception, program: str) -> None:
     text = str(error) or type(error).__name__
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
-    if is_main_process() or code == 1:
-        print(f"{program}: {text}", file=sys.stderr)
+    if not is_main_process():
+        program = f"{program} (process {os.environ['RANK']})"
+        if code != 1:  # what was given is as wrong for all, and the launcher ends the others when the first has left
+            time.sleep(SECONDS_BEFORE_THE_OTHERS_SPEAK)
+    print(f"{program}: {text}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ddpm_hf import cli
+from ddpm_hf.errors import UserError
 
 
 class Terminal(io.StringIO):
@@ -51,6 +52,20 @@ def test_another_process_of_a_launch_says_nothing(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with cli.waiting("loading"):
         assert sys.stderr.getvalue() == ""
+
+
+def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
+    def work(arguments):
+        raise UserError("--output: holds another evaluation")
+
+    slept = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+    said = "do.py (process 3): --output: holds another evaluation\n"
+    assert (leaving.value.code, capsys.readouterr().err) == (2, said)
+    assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_SPEAK]
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"])

@@ -31,6 +31,7 @@ from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, Figure, combine, kept_figures, score_set
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.files import write_whole
 from ddpm_hf.pipelines import DDPMPipeline
 
 
@@ -75,9 +76,9 @@ def carry_out(
 ) -> dict[str, Any] | None:
     """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
+    state.wait_for_everyone()  # until then, others look whether the folder is free
     if state.is_main_process:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        (plan.folder / SETTINGS).write_text(json.dumps(plan.settings, indent=2) + "\n")
+        write_whole(plan.folder / SETTINGS, json.dumps(plan.settings, indent=2) + "\n")
     state.wait_for_everyone()
     stop = Stop(should_stop, plan.folder)
     stop.begin()

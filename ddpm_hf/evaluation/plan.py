@@ -172,7 +172,8 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     if not folder.exists():
         return
     file = folder / SETTINGS
-    if not folder.is_dir() or (not file.exists() and any(folder.iterdir())):
+    # a name with a dot is what a crash leaves of the settings
+    if not folder.is_dir() or (not file.exists() and any(not each.name.startswith(".") for each in folder.iterdir())):
         raise UserError(f"--output: {folder} exists and holds no evaluation; choose another folder")
     if not file.exists():
         return

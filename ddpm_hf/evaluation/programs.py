@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
 from ddpm_hf.evaluation.rendering import figure_table, number, pair_rows
+from ddpm_hf.files import write_whole
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines.generation import weights_hash
 
@@ -45,7 +45,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     print(", metrics.json" if config.benchmark.save_metrics else "")
     if output is None and config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
         # a run's newest evaluation lies at its top as well, where the model card looks for it
-        shutil.copyfile(plan.folder / "metrics.json", Path(model) / "metrics.json")
+        write_whole(Path(model) / "metrics.json", (plan.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def summary(report: dict[str, Any]) -> str:

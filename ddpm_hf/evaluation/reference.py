@@ -22,7 +22,7 @@ from ddpm_hf.evaluation.neighbors import radii
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
-from ddpm_hf.files import written_whole
+from ddpm_hf.files import write_whole, written_whole
 
 BATCH_SIZE = 128
 
@@ -133,7 +133,7 @@ def load_reference(
     with state.local_main_process_first():
         store = FeatureStore(folder, layout, stop.check)
         if state.is_local_main_process:
-            (folder / "key.json").write_text(json.dumps(key, indent=2) + "\n")
+            write_whole(folder / "key.json", json.dumps(key, indent=2) + "\n")
     missing = store.missing(len(images))
     state.wait_for_everyone()  # before anyone writes, so that all divide the same work
     own = missing[state.process_index :: state.num_processes]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from ddpm_hf.files import write_whole
+
 
 def remember_commit(kind: str, repo_id: str, revision: str | None, commit: str) -> None:
     """Note a branch's commit in huggingface_hub's cache, where its own client looks, too.
@@ -16,9 +18,7 @@ def remember_commit(kind: str, repo_id: str, revision: str | None, commit: str) 
     """
     name = revision or "main"
     if name != commit:
-        file = _file(kind, repo_id, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(commit)
+        write_whole(_file(kind, repo_id, name), commit)
 
 
 def remembered_commit(kind: str, repo_id: str, revision: str | None) -> str | None:

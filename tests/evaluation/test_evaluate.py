@@ -3,12 +3,15 @@ import math
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import evaluate, prepare_quick_look, quick_look
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
+from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import UserExtractor
+from ddpm_hf.evaluation.plan import make_plan
 from ddpm_hf.evaluation.sampling import read_images, sample_file
 
 
@@ -276,6 +279,21 @@ def test_another_evaluation_is_not_overwritten(run, tmp_path):
     (tmp_path / "mine/notes.txt").write_text("keep")
     with pytest.raises(UserError, match="holds no evaluation"):
         run(output=tmp_path / "mine")
+
+
+def test_what_a_crash_leaves_of_the_settings_keeps_no_evaluation_out(run, tmp_path):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / ".settings.json.4711").write_text('{"see')
+    assert run(pictures=False)["metrics"]
+
+
+def test_nothing_is_written_until_all_processes_have_looked(model_folder, make_config, tmp_path, monkeypatch):
+    """One that is late would find a folder with half of its settings, and refuse it."""
+    plan, there = make_plan(model_folder, make_config(), tmp_path / "evaluation"), []
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: there.append(plan.folder.exists()))
+    carry_out(plan, pictures=False)
+    assert there[:2] == [False, True]
 
 
 def test_a_quick_look_says_that_it_is_one(make_pipeline, make_config, tmp_path):
