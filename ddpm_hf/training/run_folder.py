@@ -29,6 +29,8 @@ class RunFolder:
         self.loss = self.path / "loss.png"
         self.skipped = self.path / "skipped.txt"
         self.dry_run = self.path / "dry_run"
+        self.lock = self.path / ".lock"
+        self.stop_notice = self.path / ".stop"
 
     @property
     def holds_a_run(self) -> bool:
@@ -48,7 +50,7 @@ class RunFolder:
                 f"output_dir: {self.path} holds a run already; go on with it by --resume latest, or choose another "
                 "folder with output_dir=FOLDER"
             )
-        if self.path.exists() and any(file.name not in (".lock", self.dry_run.name) for file in self.path.iterdir()):
+        if self.path.exists() and not {self.lock, self.stop_notice, self.dry_run}.issuperset(self.path.iterdir()):
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
     def check_begun(self) -> None:
@@ -69,7 +71,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
+            lock = self.lock.open("a+")
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
         with lock:
@@ -77,6 +79,7 @@ class RunFolder:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
+            self.stop_notice.unlink(missing_ok=True)  # of a run before
             yield
 
     def check_unlocked(self) -> None:
@@ -85,7 +88,7 @@ class RunFolder:
         Raises:
             UserError: naming the process.
         """
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), (self.path / ".lock").open() as lock:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.lock.open() as lock:
             self._take(lock)
 
     def _take(self, lock: IO[str]) -> None:

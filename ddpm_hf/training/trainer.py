@@ -60,7 +60,7 @@ class Trainer:
         self.accelerator = _make_accelerator(config)
         self.plan = make_plan(config, resume, self.accelerator)
         self.config, self.run_folder, self.num_steps = self.plan.config, self.plan.run, self.plan.num_steps
-        self.signals = StopSignals()
+        self.signals = StopSignals(self.run_folder.stop_notice)
         self.uploader = HubUploader(config.hub, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.check()
@@ -117,7 +117,7 @@ class Trainer:
             training.num_preview_images,
             training.preview_inference_steps,
             training.preview_sampler,
-            should_stop=lambda: bool(self.signals.received),
+            should_stop=self.signals.asked,
         )
         self.validation = None
         if self.plan.held_out is not None:
@@ -246,20 +246,25 @@ class Trainer:
         """Draw samples from the averaged weights as they are now; whether that came to its end."""
         done = True
         if self.accelerator.is_main_process:
-            with contextlib.suppress(Abandoned), self._room_for("preview"):
-                colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
-                self.journal.write(self.step, {"preview": colours.figures()})
-                drift = colours.drift_from(self.previews.real)
-                if drift and self.step >= SHARE_BEFORE_COLOURS * self.num_steps:
-                    logger.warning(
-                        "the colours of the preview at step %d are off: %s; a longer average (training.ema_decay), a "
-                        "lower learning rate or more steps help",
-                        self.step,
-                        drift,
-                    )
-            done = not self.signals.received
+            try:
+                self._draw_preview()
+            except Abandoned:
+                done = False
         self.accelerator.wait_for_everyone()
         return done
+
+    def _draw_preview(self) -> None:
+        with self._room_for("preview"):
+            colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
+            self.journal.write(self.step, {"preview": colours.figures()})
+            drift = colours.drift_from(self.previews.real)
+            if drift and self.step >= SHARE_BEFORE_COLOURS * self.num_steps:
+                logger.warning(
+                    "the colours of the preview at step %d are off: %s; a longer average (training.ema_decay), a "
+                    "lower learning rate or more steps help",
+                    self.step,
+                    drift,
+                )
 
     def _validate(self) -> bool:
         """Measure the loss of the averaged weights on held-out images; whether that came to its end."""
@@ -284,20 +289,23 @@ class Trainer:
         # of several processes that wait for each other, one must not go on alone
         alone = self.accelerator.num_processes == 1
         room = self._room_for("evaluation") if alone else contextlib.nullcontext()
-        with contextlib.suppress(Abandoned), room:
-            figures = quick_look(
-                self.learner.pipeline,
-                self.config,
-                self.step,
-                self.config.training.num_evaluation_samples,
-                self.extractor,
-                should_stop=lambda: bool(self.signals.received),
-            )
+        try:
+            with room:
+                figures = quick_look(
+                    self.learner.pipeline,
+                    self.config,
+                    self.step,
+                    self.config.training.num_evaluation_samples,
+                    self.extractor,
+                    should_stop=self.signals.asked,
+                )
+        except Abandoned:
+            return False
         if figures is not None:
             self.journal.write(self.step, {"evaluation": figures})
             if self.config.training.keep_best_by != "validation_loss":
                 self.score = figures.get(str(self.config.training.keep_best_by))
-        return not self.signals.received
+        return True
 
     def _finish(self) -> None:
         """Leave the pipeline and the pictures in the run folder, and say how to use them."""
@@ -319,7 +327,7 @@ class Trainer:
         self.accelerator.end_training()
         if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
             self.uploader.submit_finished()
-            self.uploader.drain(should_stop=lambda: bool(self.signals.received))
+            self.uploader.drain(should_stop=self.signals.asked)
 
     @property
     def _go_on(self) -> str:

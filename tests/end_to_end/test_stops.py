@@ -8,6 +8,7 @@ import pytest
 from watched import Strike, WatchedRun
 
 from ddpm_hf.checkpoints import find_latest
+from ddpm_hf.training.state import STATE, load_progress
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,23 @@ def test_a_signal_leaves_a_checkpoint_within_20_seconds(tiny_yaml, tmp_path, pla
     assert run.end() == [128 + number] * num_processes
     assert time.monotonic() - began < 20
     assert find_latest(tmp_path / "run" / "checkpoints") == tmp_path / "run" / "checkpoints" / f"step-{step}"
+
+
+@pytest.mark.parametrize("place", ["step", "preview", "evaluation"])
+def test_a_signal_to_one_process_alone_stops_all(tiny_yaml, tmp_path, place):
+    options, step = PLACES[place]
+    words = ["--config", str(tiny_yaml), f"output_dir={tmp_path / 'run'}", *LONG, *options, "training.num_steps=100000"]
+    run = WatchedRun(words, tmp_path / "mark", 2)
+    assert run.wait_for(place)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
+    began = time.monotonic()
+    assert run.end() == [128 + signal.SIGTERM] * 2
+    assert time.monotonic() - began < 20
+    latest = find_latest(tmp_path / "run" / "checkpoints")
+    assert latest is not None
+    if place != "step":
+        assert latest.name == f"step-{step}"
+        assert load_progress(latest / STATE).owed[0] == place
 
 
 def test_the_others_wait_for_a_preview_as_long_as_the_configuration_says(tiny_yaml, tmp_path):
