@@ -263,7 +263,7 @@ def make_script(arguments: argparse.Namespace, precision: str = "no", ema: bool 
     """The script on the network and the images of this comparison."""
     import torch
 
-    from ddpm_hf.training.precision import use_all_cores
+    from ddpm_hf.processes import use_all_cores
 
     use_all_cores()
     torch.manual_seed(0)

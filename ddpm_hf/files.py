@@ -1,6 +1,7 @@
 """Files that a reader finds whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ def written_whole(file: Path) -> Iterator[Path]:
         file: to write.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")  # no *.png, should a crash leave it
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")  # no *.png, should a crash leave it
     try:
         yield aside
         aside.replace(file)

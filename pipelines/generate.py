@@ -8,6 +8,7 @@ same. A command that was stopped goes on when it is given again.
 
 import argparse
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,9 @@ def main(arguments: argparse.Namespace) -> None:
     with cli.waiting("loading PyTorch and diffusers"):
         from ddpm_hf.hub.loading import load_pipeline
         from ddpm_hf.pipelines.generation import Extras, Settings, generate, weights_hash
+        from ddpm_hf.processes import meet
 
+    meet(timedelta(days=1))  # for the others, which may have other batches to draw
     pipeline = load_pipeline(model_folder or model)
     T = pipeline.scheduler.config.num_train_timesteps
     steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps

@@ -13,7 +13,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # who may import whom: a part imports its own floor and those below
 FLOORS = (
-    ("_version", "errors", "files", "randomness", "stock", "checkpoints", "memory", "model_names", "plotting", "cli"),
+    (
+        *("_version", "errors", "files", "randomness", "stock", "checkpoints"),
+        *("memory", "model_names", "plotting", "processes", "cli"),
+    ),
     ("config",),
     ("models", "schedulers", "losses", "data"),
     ("pipelines",),

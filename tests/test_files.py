@@ -25,6 +25,13 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
+def test_processes_of_one_number_on_two_machines_do_not_share_what_they_write_aside(tmp_path):
+    with written_whole(tmp_path / "file.txt") as one, written_whole(tmp_path / "file.txt") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file.txt").read_text() == "one"
+
+
 def test_whether_a_folder_can_be_written_to_is_found_without_a_trace(tmp_path):
     check_writable(tmp_path / "a" / "b", "--output")
     check_writable(tmp_path, "--output")

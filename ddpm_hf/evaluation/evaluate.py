@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.files import write_whole
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.processes import check_alike
 
 
 def evaluate(
@@ -45,6 +47,7 @@ def evaluate(
     label: str | None = None,
     pictures: bool = True,
     should_stop: Callable[[], bool] | None = None,
+    renew: bool = False,
 ) -> dict[str, Any] | None:
     """Measure a model as `config.benchmark` says, and write the report.
 
@@ -60,6 +63,7 @@ def evaluate(
         pictures: whether the report has pictures.
         should_stop: asked at every denoising step and every batch whether to give up; what is finished by then is not
             done again when the same evaluation is asked for.
+        renew: replace what the folder holds, where it is not of this evaluation, instead of refusing it.
 
     Returns:
         The report, as in metrics.json, in the main process; None in the others.
@@ -68,7 +72,7 @@ def evaluate(
         UserError: naming everything that does not fit, before a sample is drawn.
         Abandoned: in all processes, soon after should_stop has said so in one of them.
     """
-    return carry_out(make_plan(model, config, output, pipeline, extractor), label, pictures, should_stop)
+    return carry_out(make_plan(model, config, output, pipeline, extractor, renew), label, pictures, should_stop)
 
 
 def carry_out(
@@ -76,8 +80,11 @@ def carry_out(
 ) -> dict[str, Any] | None:
     """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
-    state.wait_for_everyone()  # until then, others look whether the folder is free
+    # which waits for all: until then, others look whether the folder is free
+    check_alike({"the folder": str(plan.folder), **plan.settings})
     if state.is_main_process:
+        if plan.is_stale:
+            shutil.rmtree(plan.folder)
         write_whole(plan.folder / SETTINGS, json.dumps(plan.settings, indent=2) + "\n")
     state.wait_for_everyone()
     stop = Stop(should_stop, plan.folder)

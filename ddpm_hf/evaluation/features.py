@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.errors import UserError
 from ddpm_hf.memory import Parts
+from ddpm_hf.processes import main_process_first
 
 Images = UInt8[Tensor, "batch channels height width"]
 
@@ -153,25 +154,30 @@ def to_network_size(
 def load_extractor(config: BenchmarkConfig, device: torch.device | str = "cpu") -> FeatureExtractor:
     """Find the extractor that a configuration names, with its weights, ready to use.
 
+    All processes of a launch call this together; what has to be fetched or trained, one of them does.
+
     Raises:
         UserError: if it is unknown, or a package or its weights are missing; with the command that mends it.
     """
+    extractor = main_process_first(lambda: _load(config))
+    return extractor.eval().requires_grad_(False).to(device)
+
+
+def _load(config: BenchmarkConfig) -> FeatureExtractor:
     name = config.features
     if name == "inception":
         from ddpm_hf.evaluation.inception import load_inception
 
-        extractor: FeatureExtractor = load_inception(config.inception_weights, config.inception_resize)
-    elif name == "digits":
+        return load_inception(config.inception_weights, config.inception_resize)
+    if name == "digits":
         from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 
-        extractor = load_digits_classifier()
-    elif ".py:" in name:
-        extractor = UserExtractor(name, *load_user_module(name))
-    else:
-        from ddpm_hf.evaluation.vision_models import load_vision_model
+        return load_digits_classifier()
+    if ".py:" in name:
+        return UserExtractor(name, *load_user_module(name))
+    from ddpm_hf.evaluation.vision_models import load_vision_model
 
-        extractor = load_vision_model(name)
-    return extractor.eval().requires_grad_(False).to(device)
+    return load_vision_model(name)
 
 
 class UserExtractor(FeatureExtractor):

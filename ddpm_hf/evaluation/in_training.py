@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from ddpm_hf.config import Config
 from ddpm_hf.evaluation.checks import Problems, check_features, check_packages, find_drawing
@@ -27,8 +26,7 @@ def prepare_quick_look(config: Config, device: torch.device | str = "cpu") -> Fe
     """
     quick = _quick(config, config.training.num_evaluation_samples)
     problems = Problems()
-    with PartialState().local_main_process_first():
-        extractor = problems.attempt(lambda: load_extractor(quick.benchmark, device))
+    extractor = problems.attempt(lambda: load_extractor(quick.benchmark, device))
     splits = problems.attempt(lambda: load_splits(quick, _run(config)))
     problems += check_packages(quick.benchmark)
     problems.attempt(lambda: find_drawing(build_scheduler(config.model), quick))
@@ -75,6 +73,7 @@ def quick_look(
         label=f"quick look at step {step:,} of training",
         pictures=False,
         should_stop=should_stop,
+        renew=True,  # a run that was taken back comes to the step again, with other weights
     )
     if report is None:
         return None

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.errors import UserError
@@ -39,6 +37,7 @@ class Plan:
         network_evaluations: of one sample.
         settings: everything that samples and features depend on; two evaluations of equal settings share a folder.
         folder: where the evaluation goes.
+        is_stale: the folder holds something else, to be replaced.
     """
 
     config: Config
@@ -51,6 +50,7 @@ class Plan:
     network_evaluations: int
     settings: dict[str, Any]
     folder: Path
+    is_stale: bool
 
     @property
     def benchmark(self) -> BenchmarkConfig:
@@ -83,6 +83,7 @@ def make_plan(
     output: Path | None = None,
     pipeline: DDPMPipeline | None = None,
     extractor: FeatureExtractor | None = None,
+    renew: bool = False,
 ) -> Plan:
     """Load everything and check it; nothing is written.
 
@@ -92,6 +93,7 @@ def make_plan(
         output: the folder of the evaluation; None makes one of its own below the model's.
         pipeline: the model itself, where it is loaded already.
         extractor: likewise, instead of `benchmark.features`.
+        renew: whether what the folder holds is to be replaced, where it is not of this evaluation.
 
     Raises:
         UserError: naming everything that does not fit.
@@ -102,8 +104,7 @@ def make_plan(
         pipeline = problems.attempt(lambda: load_pipeline(model))
     if extractor is None:
         device = pipeline.device if pipeline is not None else "cpu"
-        with PartialState().local_main_process_first():
-            extractor = problems.attempt(lambda: load_extractor(benchmark, device))
+        extractor = problems.attempt(lambda: load_extractor(benchmark, device))
     splits = problems.attempt(lambda: load_splits(config, model))
     problems += check_packages(benchmark)
     how = None
@@ -117,8 +118,16 @@ def make_plan(
     drawing, sampler_name, evaluations = how
     settings = _settings(config, pipeline, extractor, splits, drawing)
     folder = output or _default_folder(model, sampler_name, settings, extractor, drawing)
-    _check_folder(folder, settings)
-    return Plan(config, str(model), pipeline, extractor, splits, drawing, sampler_name, evaluations, settings, folder)
+    is_stale = False
+    try:
+        _check_folder(folder, settings)
+    except UserError:
+        if not renew:
+            raise
+        is_stale = True
+    return Plan(
+        config, str(model), pipeline, extractor, splits, drawing, sampler_name, evaluations, settings, folder, is_stale
+    )
 
 
 def evaluations_of(model: str | Path) -> Path:

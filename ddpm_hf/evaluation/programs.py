@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
 
@@ -21,6 +20,7 @@ from ddpm_hf.evaluation.rendering import figure_table, number, pair_rows
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines.generation import weights_hash
+from ddpm_hf.processes import meet
 
 
 def evaluate_once(model: str | Path, config: Config, output: Path | None = None) -> None:
@@ -34,7 +34,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
     """
-    _begin(config)
+    meet(timedelta(minutes=config.training.timeout_minutes))
     plan = make_plan(model, config, output)
     report = carry_out(plan)
     if report is None:
@@ -71,7 +71,7 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
     Raises:
         UserError: naming every combination that does not fit, before a sample is drawn.
     """
-    _begin(config)
+    meet(timedelta(minutes=config.training.timeout_minutes))
     combinations = _combinations(options, config)
     pipeline = load_pipeline(model)
     folder = output or evaluations_of(model) / f"sweep-{weights_hash(pipeline.unet)[:8]}"
@@ -82,8 +82,7 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
         try:
             kind = (benchmark.features, benchmark.inception_resize)
             if kind not in extractors:
-                with PartialState().local_main_process_first():
-                    extractors[kind] = load_extractor(benchmark, pipeline.device)
+                extractors[kind] = load_extractor(benchmark, pipeline.device)
             plans.append(make_plan(model, sized, folder / name, pipeline, extractors[kind]))
         except UserError as error:
             problems.append(f"{name}: {error}")
@@ -122,12 +121,3 @@ def _combinations(options: Sequence[str], config: Config) -> list[tuple[str, Ben
     if problems:
         raise UserError("--sweep: " + "\n".join(problems))
     return found
-
-
-def _begin(config: Config) -> None:
-    """Make the state of a launch: the processes know of each other, on the CPU where there is no GPU.
-
-    They wait for the first one's figures for as long as they would in training.
-    """
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    PartialState(cpu=on_cpu, timeout=timedelta(minutes=config.training.timeout_minutes))

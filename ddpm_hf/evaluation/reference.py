@@ -124,6 +124,7 @@ def load_reference(
 
     Raises:
         Abandoned: in all processes, if one is to stop; the batches that are finished stay.
+        UserError: if processes do not see the same cache.
     """
     state, stop = PartialState(), stop or Stop()
     key = reference_key(dataset, images, extractor)
@@ -142,6 +143,7 @@ def load_reference(
         for batch in own:
             store.write(batch, extraction(images.images[batch.start : batch.stop]))
             progress.update(len(batch))
+    store.check_complete(len(images))
     return Reference(key, images, store.table(len(images)), store.logits(len(images)), folder)
 
 

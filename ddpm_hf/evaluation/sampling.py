@@ -77,6 +77,7 @@ def draw_samples(
 
     Raises:
         Abandoned: in all processes, if one is to stop; the batches that are finished stay.
+        UserError: if processes do not see the same folder.
     """
     state, stop = PartialState(), stop or Stop()
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,7 @@ def draw_samples(
                     save_png(to_pil(image), sample_file(folder, index))
             store.write(batch, _without_lost(extraction(images), is_finite))
             progress.update(len(batch))
+    store.check_complete(num_samples)
     return num_drawn
 
 

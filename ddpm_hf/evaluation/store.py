@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import Features
 from ddpm_hf.files import write_whole
 
@@ -68,6 +69,18 @@ class FeatureStore:
         starts = range(0, num_images, size)
         batches = [range(start, min(start + size, num_images)) for start in starts]
         return [each for number, each in enumerate(batches) if number >= len(done) or done[number] < len(each)]
+
+    def check_complete(self, num_images: int) -> None:
+        """Make sure that images 0 to num_images - 1 are all there, once all processes have written theirs.
+
+        Raises:
+            UserError: if some are not, since processes do not see the same folder.
+        """
+        if missing := sum(map(len, self.missing(num_images))):
+            raise UserError(
+                f"{self.folder} misses the features of {missing:,} images that other processes have written: it is not "
+                "the same folder on all machines; allowed: an output folder, and a $DDPM_HF_CACHE, that all of them see"
+            )
 
     def write(self, batch: range, features: Features) -> None:
         """Write the rows of a batch, then mark it as done.

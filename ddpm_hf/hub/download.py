@@ -141,10 +141,9 @@ def fetch_file(client: HubClient, listing: Listing, path: str, cache: Path | Non
     if expected.matches(found):
         return found
     logger.warning("%s of %s is damaged on this machine: downloading it again", path, listing.repo_id)
-    found.resolve().unlink()
     found = download(again=True)
     if not expected.matches(found):
-        found.resolve().unlink()
+        found.resolve().unlink(missing_ok=True)
         raise UserError(
             f"{path} of {listing.repo_id} arrived damaged twice: its bytes are not those that the Hub lists "
             f"({expected.sha256 or expected.blob_id}); try again, or over another network"

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ddpm_hf.files import write_whole
+
 ENVIRONMENT = "environment.json"
 PACKAGES = ("ddpm-hf", "torch", "diffusers", "accelerate")
 
@@ -29,7 +31,7 @@ def record_environment(run: Path, num_processes: int = 1, mixed_precision: str =
         "system": platform.system(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-    (run / ENVIRONMENT).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
+    write_whole(run / ENVIRONMENT, json.dumps(noted, indent=2) + "\n")
 
 
 def read_environment(run: Path) -> dict[str, Any]:

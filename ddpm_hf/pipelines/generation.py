@@ -17,6 +17,7 @@ from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.manifest import check_folder, write_manifest
 from ddpm_hf.plotting import denoising_strips, image_grid, save_png
+from ddpm_hf.processes import check_alike
 from ddpm_hf.randomness import image_seeds
 
 MAX_GRID_IMAGES = 64
@@ -92,10 +93,11 @@ def generate(
         The number of images drawn by this process; the others were there.
 
     Raises:
-        UserError: if the folder holds anything but images of the same settings.
+        UserError: if the folder holds anything but images of the same settings, or processes differ in them.
     """
     state, extras = PartialState(), extras or Extras()
     check_folder(folder, asdict(settings))
+    check_alike({"the folder": str(folder), **asdict(settings)})
     files = [folder / f"{index:06}.png" for index in range(num_samples)]
     batches = [range(start, min(start + batch_size, num_samples)) for start in range(0, num_samples, batch_size)]
     missing = {index for index in range(num_samples) if not files[index].exists()}

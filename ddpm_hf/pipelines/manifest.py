@@ -23,7 +23,8 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     manifest = folder / MANIFEST
     if not manifest.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # a name with a dot is what a crash leaves of the manifest
+        if folder.exists() and not (folder.is_dir() and all(file.name.startswith(".") for file in folder.iterdir())):
             raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
         return
     try:

@@ -48,8 +48,8 @@ class Meter:
     def __init__(self, accelerator: Accelerator, num_timesteps: int, sums: dict[str, float] | None = None) -> None:
         self.accelerator = accelerator
         self.num_timesteps = num_timesteps
-        # a sum over the processes, so one of them carries it on
-        carried = dict(sums or {}) if accelerator.is_main_process else {}
+        # a sum over the processes, so one of them carries it on; the others know its names
+        carried = {name: value if accelerator.is_main_process else 0.0 for name, value in (sums or {}).items()}
         names = bin_names(num_timesteps)
         self._tenths = names  # of the losses by timestep
         # of each tenth the total of its losses and their count: two rows, so that an update adds to all of them at once

@@ -1,6 +1,5 @@
-"""Which arithmetic the network is trained in, and on how many threads."""
+"""Which arithmetic the network is trained in."""
 
-import os
 from typing import Literal
 
 import torch
@@ -25,14 +24,3 @@ def choose_precision(asked: Literal["auto", "no", "bf16", "fp16"], device: torch
     if device.type == "cpu":
         return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
     return "no"
-
-
-def use_all_cores() -> None:
-    """Share the cores between the processes of this machine, where a launcher gave each process a single thread.
-
-    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless it is set, which leaves all other cores idle. A
-    number of threads above 1 is left alone.
-    """
-    is_launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if is_launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

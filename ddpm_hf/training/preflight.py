@@ -1,9 +1,10 @@
 """Everything that can fail is tried before the first step: the plan of a run, and what it will cost."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +13,12 @@ from torch import nn
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
 from ddpm_hf.errors import UserError
-from ddpm_hf.hub import pin_dataset
+from ddpm_hf.hub import pin_dataset, portable_config
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.plotting import learning_rate_curve, schedule_curves
+from ddpm_hf.processes import check_alike
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.costs import device_bytes, disk_bytes, gigabytes, memory_bytes
 from ddpm_hf.training.learning_rate import learning_rate
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NUM_COMPARED = 100
+"""Images by which processes find that they have the same ones."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,6 +43,7 @@ class Plan:
     Attributes:
         config: its configuration, the dataset's commit included.
         run: the folder that it writes to.
+        found: what lies in that folder.
         start: the checkpoint that it goes on from; None for the beginning.
         images: the training images.
         held_out: those that the loss is measured on; None where it is not.
@@ -47,6 +53,7 @@ class Plan:
 
     config: Config
     run: RunFolder
+    found: tuple[str, ...]
     start: Path | None
     images: ImageSet
     held_out: ImageSet | None
@@ -61,6 +68,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         UserError: naming what does not fit.
     """
     run = RunFolder(config.output_dir or "runs/run")
+    found = run.found()
     start = find_common_start(run, resume, accelerator)
     if start is not None:
         tell_of_processes(start, accelerator.num_processes, config)
@@ -93,9 +101,23 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         )
     if accelerator.is_main_process:
         _check_disk(config, run)
+    check_alike(_identity(config, images, accelerator))
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
     held_out = held_out if training.validate_every else None
-    return Plan(config, run, start, images, held_out, num_steps, load_perceptual(config))
+    return Plan(config, run, found, start, images, held_out, num_steps, load_perceptual(config))
+
+
+def _identity(config: Config, images: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
+    """What all processes of a run must have in common; where files lie may differ between machines."""
+    options = portable_config(config.to_dict())
+    options["dataset"] = {name: value for name, value in options["dataset"].items() if name != "cache_dir"}
+    looked_at = images.images[:: max(1, len(images) // NUM_COMPARED)]
+    return {
+        **options,
+        "the number of images": len(images),
+        "images by their hash": hashlib.sha256(looked_at.contiguous().numpy().tobytes()).hexdigest()[:16],
+        "the precision": accelerator.mixed_precision,
+    }
 
 
 def _check_previews(config: Config) -> None:

@@ -50,8 +50,25 @@ class RunFolder:
                 f"output_dir: {self.path} holds a run already; go on with it by --resume latest, or choose another "
                 "folder with output_dir=FOLDER"
             )
-        if self.path.exists() and not {self.lock, self.stop_notice, self.dry_run}.issuperset(self.path.iterdir()):
+        if self.path.exists() and any(not _is_hidden(file) and file != self.dry_run for file in self.path.iterdir()):
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
+
+    def found(self) -> tuple[str, ...]:
+        """What a plan is made on: the names of the configuration and the checkpoints that are there."""
+        checkpoints = sorted(file.name for file in self.checkpoints.glob("*") if not _is_hidden(file))
+        return (self.config.name, *checkpoints) if self.holds_a_run else tuple(checkpoints)
+
+    def check_unchanged(self, found: tuple[str, ...]) -> None:
+        """Refuse to go by a plan that another run has overtaken; to be called within `locked`.
+
+        Args:
+            found: by `found`, when the plan was made.
+
+        Raises:
+            UserError: if something else is there now.
+        """
+        if self.found() != found:
+            raise UserError(f"output_dir: another run has written to {self.path} meanwhile; start this one again")
 
     def check_begun(self) -> None:
         """Refuse to go on where nothing was begun.
@@ -119,10 +136,16 @@ class RunFolder:
         staged = self.path / ".tmp-pipeline"
         shutil.rmtree(staged, ignore_errors=True)
         save(staged)
-        # the index last: whoever finds it finds what it names
+        # the index goes first and comes last: whoever finds it finds what it names
+        (self.path / "model_index.json").unlink(missing_ok=True)
         for new in sorted(staged.iterdir(), key=lambda path: path.name == "model_index.json"):
             old = self.path / new.name
             if old.is_dir():
                 shutil.rmtree(old)
             new.replace(old)
         staged.rmdir()
+
+
+def _is_hidden(file: Path) -> bool:
+    """Whether a name is that of a lock, a notice, or what a crash has left of a file."""
+    return file.name.startswith(".")

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ddpm_hf.checkpoints import write_checkpoint
@@ -17,14 +17,14 @@ from ddpm_hf.errors import Abandoned, UserError
 from ddpm_hf.files import write_whole
 from ddpm_hf.hub import HubUploader, record_environment
 from ddpm_hf.memory import is_out_of_memory
+from ddpm_hf.processes import meet
 from ddpm_hf.training.interruption import Interrupted, StopSignals
 from ddpm_hf.training.journal import Journal
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import Meter, Update
-from ddpm_hf.training.precision import choose_precision, use_all_cores
+from ddpm_hf.training.precision import choose_precision
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Previews
-from ddpm_hf.training.restarts import meet_again
 from ddpm_hf.training.sharding import make_plugin
 from ddpm_hf.training.state import STATE, Progress, find_best, load_progress
 from ddpm_hf.training.tracking import check_tracker, start_tracker
@@ -78,13 +78,17 @@ class Trainer:
             FloatingPointError: when a gradient is no longer finite; the weights are as they were before it.
         """
         lock = self.run_folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext()
-        with lock, self.signals:
-            self._set_up()
-            with self.journal.bar:
-                self._catch_up()
-                while self.step < self.num_steps:
-                    self._advance()
-            self._finish()
+        with lock:
+            if self.accelerator.is_main_process:
+                self.run_folder.check_unchanged(self.plan.found)
+            self.accelerator.wait_for_everyone()  # none listens in a folder that another run holds
+            with self.signals:
+                self._set_up()
+                with self.journal.bar:
+                    self._catch_up()
+                    while self.step < self.num_steps:
+                        self._advance()
+                self._finish()
 
     def _set_up(self) -> None:
         """Make everything that the checkpoint, if any, has a say in."""
@@ -125,13 +129,14 @@ class Trainer:
             self.validation = Validation(
                 self.plan.held_out, config, pipeline.unet, pipeline.scheduler, loss, self.accelerator
             )
+        if self.accelerator.is_main_process:  # first of all, since a folder with anything else is refused
+            write_whole(self.run_folder.config, config.to_yaml())
         start_tracker(self.accelerator, config, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.start()
             record_environment(
                 self.run_folder.path, self.accelerator.num_processes, str(self.accelerator.mixed_precision)
             )
-            write_whole(self.run_folder.config, config.to_yaml())
             if self.plan.images.skipped:
                 write_whole(self.run_folder.skipped, "\n".join(self.plan.images.skipped) + "\n")
             self.journal.metrics.cut_after(self.step, self.owed)
@@ -170,6 +175,7 @@ class Trainer:
 
     def _leave(self) -> None:
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
+        self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left
         is_kept = self.kept_step == self.step
         kept = " with a checkpoint" if is_kept else f"; the last checkpoint is of step {self.kept_step:,}"
         raise Interrupted(self.signals.received, f"stopped at step {self.step:,}{kept}; {self._go_on}")
@@ -194,9 +200,13 @@ class Trainer:
         """Whether any process has been asked to stop; all of them learn it at the same step."""
         if self.accelerator.num_processes == 1:
             return bool(self.signals.received)
-        received = torch.tensor([self.signals.received], device=self.accelerator.device)
-        self.signals.received = int(self.accelerator.gather(received).max())
-        return bool(self.signals.received)
+        agreed = self._max(self.signals.received)
+        self.signals.received = self.signals.received or agreed  # one that came meanwhile is for the next time
+        return bool(agreed)
+
+    def _max(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
     def _save_checkpoint(self) -> None:
         """Write a complete checkpoint, unless this step has one; a disk that is full does not end the run."""
@@ -232,7 +242,7 @@ class Trainer:
             with self._room_for("plot of the loss"):
                 self.journal.draw()
         self.saved_step = self.step
-        self.accelerator.wait_for_everyone()
+        self.kept_step = self._max(self.kept_step)
 
     @contextlib.contextmanager
     def _room_for(self, what: str) -> Iterator[None]:
@@ -352,15 +362,10 @@ class Trainer:
 def _make_accelerator(config: Config) -> Accelerator:
     plugin = make_plugin(config)
     check_tracker(config.logging.tracker)
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if on_cpu:
-        use_all_cores()
+    state = meet(timedelta(minutes=config.training.timeout_minutes))
     tracker, folder = config.logging.tracker, config.output_dir
-    timeout = timedelta(minutes=config.training.timeout_minutes)
-    meet_again(on_cpu, timeout)
-    state = PartialState(cpu=on_cpu, timeout=timeout)
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=state.device.type == "cpu",
         fsdp_plugin=plugin,
         mixed_precision=choose_precision(config.training.mixed_precision, state.device),
         log_with=None if tracker == "none" else tracker,

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import Features
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 
@@ -65,6 +66,15 @@ def test_a_cut_file_is_named(tmp_path):
     (tmp_path / "features.f32").write_bytes(b"")
     with pytest.raises(OSError, match=r"features\.f32 ends before"):
         store.table(10).read(range(10))
+
+
+def test_what_another_process_has_written_elsewhere_is_missed(tmp_path):
+    store = FeatureStore(tmp_path, LAYOUT)
+    store.write(range(4), rows(range(4)))
+    with pytest.raises(UserError, match="misses the features of 6 images"):
+        store.check_complete(10)
+    fill(store, 10)
+    store.check_complete(10)
 
 
 def test_a_batch_needs_a_row_for_each_image(tmp_path):

@@ -129,6 +129,13 @@ def test_one_file_of_all_images_with_their_classes(program, tiny, tmp_path, arch
     assert labels == [2, 0, 2, 0, 2]
 
 
+def test_what_a_crash_leaves_of_a_manifest_keeps_nobody_out(program, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".manifest.json.4711").write_text("{")
+    options = ["--num_samples", "1", "--num_inference_steps", "2", "--output", tmp_path / "out"]
+    assert program(GENERATE, "--model", model, *options)[0] == 0
+
+
 def test_a_folder_whose_manifest_is_not_ours_is_refused(program, model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{")
@@ -136,14 +143,39 @@ def test_a_folder_whose_manifest_is_not_ours_is_refused(program, model, tmp_path
     assert (code, "manifest.json is not of this program" in complaint) == (2, True)
 
 
+COUNTING = """
+import os, runpy, sys
+from pathlib import Path
+from ddpm_hf.pipelines import generation
+
+generate = generation.generate
+
+def counted(*arguments):
+    drawn = generate(*arguments)
+    Path(os.environ["COUNTS"], os.environ.get("RANK", "0")).write_text(str(drawn))
+    return drawn
+
+generation.generate = counted
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_draw_what_one_draws(model, tmp_path):
+def test_two_processes_draw_what_one_draws_and_share_the_work(model, tmp_path):
     """101 images, every one of them another, and byte by byte the same whoever drew them."""
+    counting = tmp_path / "counting.py"
+    counting.write_text(COUNTING)
     options = ["--model", str(model), "--num_samples", "101", "--batch_size", "8", "--num_inference_steps", "4"]
     launchers = {"one": [sys.executable], "two": [*TORCHRUN, free_port()]}
+    shares = {}
     for name, launcher in launchers.items():
-        command = [*launcher, str(REPOSITORY / GENERATE), *options, "--output", str(tmp_path / name)]
-        subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
+        command = [*launcher, str(counting), str(REPOSITORY / GENERATE), *options, "--output", str(tmp_path / name)]
+        counts = tmp_path / f"counts of {name}"
+        counts.mkdir()
+        subprocess.run(command, check=True, env={**ALONE, "COUNTS": str(counts)}, timeout=300, capture_output=True)
+        shares[name] = [int(file.read_text()) for file in sorted(counts.iterdir())]
+    assert shares == {"one": [101], "two": [53, 48]}
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in launchers)
     assert two == one
     images = [content for name, content in one.items() if name.startswith("0")]

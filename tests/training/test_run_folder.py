@@ -13,6 +13,10 @@ from ddpm_hf.training.run_folder import RunFolder
 def test_a_new_or_empty_folder_is_free(tmp_path):
     RunFolder(tmp_path / "new").check_free()
     RunFolder(tmp_path).check_free()
+    for left in (".lock", ".stop", ".config.yaml.4711"):  # by a run that was killed before it was one
+        (tmp_path / left).touch()
+    (tmp_path / "dry_run").mkdir()
+    RunFolder(tmp_path).check_free()
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):
@@ -46,6 +50,41 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written to"), RunFolder(tmp_path / "file" / "run").locked():
         pass
+
+
+def test_a_plan_that_another_run_has_overtaken_is_refused(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    before = run.found()
+    run.check_unchanged(before)
+    for made in ("config.yaml", "checkpoints/step-4"):
+        file = run.path / made
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        with pytest.raises(UserError, match="another run has written to"):
+            run.check_unchanged(before)
+        before = run.found()
+        run.check_unchanged(before)
+
+
+def test_publishing_that_is_cut_short_leaves_no_index_of_what_is_not_there(tmp_path, monkeypatch):
+    def save(folder):
+        (folder / "unet").mkdir(parents=True)
+        (folder / "model_index.json").touch()
+
+    run = RunFolder(tmp_path)
+    run.publish(save)
+
+    def killed(path, **_):
+        if path.name == "unet":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.publish(save)
+    assert not (tmp_path / "model_index.json").exists()
+    run.publish(save)
+    assert (tmp_path / "model_index.json").exists()
 
 
 def test_publishing_replaces_a_pipeline_and_nothing_else(tmp_path):

@@ -15,6 +15,7 @@ from diffusers import DDPMPipeline as StockPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+import ddpm_hf.training.trainer
 from ddpm_hf.config import load_config
 from ddpm_hf.errors import UserError
 from ddpm_hf.training.batches import Batches
@@ -292,6 +293,49 @@ def test_what_a_signal_cuts_off_is_made_up_for(tiny, tmp_path, monkeypatch, work
     kinds = ["preview", "validation", "evaluation"]
     told = [(line["step"], kind) for line in figures(tmp_path / "run") for kind in kinds if kind in line]
     assert sorted(told) == sorted([(3, kind) for kind in kinds] + [(6, "validation"), (6, "evaluation")])
+
+
+@pytest.mark.parametrize("meanwhile", [0, signal.SIGTERM])
+def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(tiny, monkeypatch, meanwhile):
+    trainer = Trainer(tiny())
+
+    def gather(numbers):
+        trainer.signals.received = trainer.signals.received or meanwhile
+        return numbers
+
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    monkeypatch.setattr(trainer.accelerator, "gather", gather)
+    assert not trainer._shall_stop()
+    assert trainer._shall_stop() == bool(meanwhile)
+
+
+def test_a_run_that_fails_in_its_set_up_can_be_begun_again(tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("no such tracker")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ddpm_hf.training.trainer, "start_tracker", fail)
+        with pytest.raises(UserError, match="no such tracker"):
+            Trainer(tiny(), "auto").train()
+    Trainer(tiny(), "auto").train()
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_a_run_that_another_has_overtaken_writes_nothing(tiny, tmp_path):
+    late = Trainer(tiny())
+    Trainer(tiny()).train()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.name != ".lock"}
+    with pytest.raises(UserError, match="another run has written to"):
+        late.train()
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_a_run_that_was_taken_back_evaluates_a_step_anew(tiny, tmp_path):
+    options = ["training.evaluate_every=6", "training.num_evaluation_samples=80", "benchmark.features=digits"]
+    Trainer(tiny(*options, "training.checkpoints_to_keep=3")).train()
+    start = tmp_path / "run" / "checkpoints" / "step-4"
+    Trainer(tiny(*options, "training.learning_rate=5e-3"), str(start)).train()
+    assert [line["step"] for line in figures(tmp_path / "run") if "evaluation" in line] == [6]
 
 
 def test_a_class_conditional_run(tiny, tmp_path):

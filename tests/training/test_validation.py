@@ -90,6 +90,28 @@ def test_the_training_loss_is_told_by_tenths_of_the_timesteps():
     assert means == {"loss": 2.0, "loss/t0-99": 2.0, "loss/t900-999": 5.0, "learning_rate": pytest.approx(0.1)}
 
 
+def test_processes_that_go_on_with_a_line_add_up_the_same_figures(monkeypatch):
+    """Also those that are not counted again before the line ends, such as an adversary's that learns now and then."""
+    accelerator = Accelerator(cpu=True)
+    begun = Meter(accelerator, 1000)
+    begun.add(Update({"loss": 2.0, "adversary/loss": 1.0}, torch.tensor([50]), torch.tensor([2.0])))
+    kept = begun.sums()
+    meters = []
+    for is_main in (True, False):
+        monkeypatch.setattr(type(accelerator), "is_main_process", is_main)
+        meters.append(Meter(accelerator, 1000, kept))
+        meters[-1].add(Update({"loss": 4.0}, torch.tensor([50]), torch.tensor([4.0])))
+    main, other = (meter.sums() for meter in meters)
+    assert list(main) == list(other)
+    assert {name: main[name] + other[name] for name in kept} == {
+        **kept,
+        "loss": 10.0,
+        "loss count": 3.0,
+        "loss/t0-99": 10.0,
+        "loss/t0-99 count": 3.0,
+    }
+
+
 @pytest.mark.parametrize("num_timesteps", [2, 7, 20, 1000, 4000])
 def test_tenths_are_named_by_the_timesteps_that_fall_into_them(num_timesteps):
     for timestep in range(num_timesteps):

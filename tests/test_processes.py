@@ -1,0 +1,74 @@
+"""The processes of a launch: their cores, their turns, and that they work on the same."""
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from ddpm_hf import processes
+from ddpm_hf.errors import UserError
+from ddpm_hf.processes import check_alike, main_process_first, use_all_cores
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, 8),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4),
+        ({"LOCAL_WORLD_SIZE": "20", "OMP_NUM_THREADS": "1"}, 1),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "3"}, None),
+        ({"OMP_NUM_THREADS": "1"}, None),
+    ],
+)
+def test_cores_that_a_launcher_leaves_idle_are_used(monkeypatch, environment, expected):
+    chosen = []
+    for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    use_all_cores()
+    assert chosen == ([] if expected is None else [expected])
+
+
+def gather_with(monkeypatch, other):
+    """Have this process be one of two, the other of which goes by something."""
+    monkeypatch.setattr(PartialState(), "num_processes", 2)
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, other])
+
+
+def test_processes_that_go_by_the_same_are_left_alone(monkeypatch):
+    what = {"seed": 3, "dataset": {"name": "cats", "revision": None}, "levels": [1, 2]}
+    check_alike(what)
+    gather_with(monkeypatch, {**what, "dataset": dict(what["dataset"])})
+    check_alike(what)
+
+
+def test_what_processes_differ_in_is_named(monkeypatch):
+    gather_with(monkeypatch, {"seed": 3, "dataset": {"name": "cats", "revision": "b"}, "bits": 8})
+    with pytest.raises(UserError) as caught:
+        check_alike({"seed": 3, "dataset": {"name": "cats", "revision": "a"}})
+    for part in ('dataset.revision is "a" or "b"', "bits is null or 8", "allowed: one configuration"):
+        assert part in str(caught.value)
+    assert "seed" not in str(caught.value)
+
+
+def test_an_error_is_raised_when_all_have_had_their_turn(monkeypatch):
+    order = []
+
+    class Turns:
+        def __enter__(self):
+            order.append("turn")
+
+        def __exit__(self, *_):
+            order.append("next")
+
+    def fail():
+        order.append("load")
+        raise UserError("no such network")
+
+    monkeypatch.setattr(PartialState, "local_main_process_first", lambda self: Turns())
+    with pytest.raises(UserError, match="no such network"):
+        main_process_first(fail)
+    assert order == ["turn", "load", "next"]
+    assert main_process_first(lambda: 7) == 7
