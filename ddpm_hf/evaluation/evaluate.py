@@ -63,7 +63,7 @@ def evaluate(
         pictures: whether the report has pictures.
         should_stop: asked at every denoising step and every batch whether to give up; what is finished by then is not
             done again when the same evaluation is asked for.
-        renew: replace what the folder holds, where it is not of this evaluation, instead of refusing it.
+        renew: for a model in training: what the folder holds is replaced, where it is not of this evaluation.
 
     Returns:
         The report, as in metrics.json, in the main process; None in the others.
@@ -80,8 +80,9 @@ def carry_out(
 ) -> dict[str, Any] | None:
     """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
-    # which waits for all: until then, others look whether the folder is free
-    check_alike({"the folder": str(plan.folder), **plan.settings})
+    # which waits for all: until then, others look whether the folder is free; what trains may differ by rounding
+    weights = None if plan.renew else plan.settings["weights"]
+    check_alike({**plan.settings, "weights": weights, "the folder": str(plan.folder)})
     if state.is_main_process:
         if plan.is_stale:
             shutil.rmtree(plan.folder)

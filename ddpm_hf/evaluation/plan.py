@@ -37,7 +37,8 @@ class Plan:
         network_evaluations: of one sample.
         settings: everything that samples and features depend on; two evaluations of equal settings share a folder.
         folder: where the evaluation goes.
-        is_stale: the folder holds something else, to be replaced.
+        renew: the model is one in training, whose folder may hold what it was before.
+        is_stale: it does.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Plan:
     network_evaluations: int
     settings: dict[str, Any]
     folder: Path
+    renew: bool
     is_stale: bool
 
     @property
@@ -93,7 +95,7 @@ def make_plan(
         output: the folder of the evaluation; None makes one of its own below the model's.
         pipeline: the model itself, where it is loaded already.
         extractor: likewise, instead of `benchmark.features`.
-        renew: whether what the folder holds is to be replaced, where it is not of this evaluation.
+        renew: for a model in training, whose folder is replaced where it is not of this evaluation.
 
     Raises:
         UserError: naming everything that does not fit.
@@ -126,7 +128,18 @@ def make_plan(
             raise
         is_stale = True
     return Plan(
-        config, str(model), pipeline, extractor, splits, drawing, sampler_name, evaluations, settings, folder, is_stale
+        config,
+        str(model),
+        pipeline,
+        extractor,
+        splits,
+        drawing,
+        sampler_name,
+        evaluations,
+        settings,
+        folder,
+        renew,
+        is_stale,
     )
 
 
