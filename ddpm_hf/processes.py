@@ -14,6 +14,11 @@ from ddpm_hf.errors import UserError
 
 Thing = TypeVar("Thing")
 
+_kept: list[Any] = []
+"""Groups of processes, until the process ends. Where DistributedDataParallel is the last to hold one, which accelerate
+has taken leave of by then, it ends it with Python's lock in hand; the group's own thread may be waiting for that lock,
+and then neither goes on: one in some hundred runs never left."""
+
 
 def meet(timeout: timedelta) -> PartialState:
     """Join the other processes of a launch, if there are any; each has its device, or its cores, from here on.
@@ -27,7 +32,10 @@ def meet(timeout: timedelta) -> PartialState:
     if on_cpu:
         use_all_cores()
     _meet_again("gloo" if on_cpu else "nccl", timeout)
-    return PartialState(cpu=on_cpu, timeout=timeout)
+    state = PartialState(cpu=on_cpu, timeout=timeout)
+    if state.num_processes > 1:
+        _kept.append(torch.distributed.group.WORLD)
+    return state
 
 
 def use_all_cores() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import PartialState
+from processes import TORCHRUN, free_port, run
 
 from ddpm_hf import processes
 from ddpm_hf.errors import UserError
@@ -72,3 +73,34 @@ def test_an_error_is_raised_when_all_have_had_their_turn(monkeypatch):
         main_process_first(fail)
     assert order == ["turn", "load", "next"]
     assert main_process_first(lambda: 7) == 7
+
+
+LEAVING = """
+from datetime import timedelta
+import torch
+from accelerate import PartialState
+from torch import distributed
+from ddpm_hf.processes import meet
+
+distributed.init_process_group("gloo")
+store = distributed.distributed_c10d._get_default_store()
+rank = distributed.get_rank()
+distributed.destroy_process_group()
+for round in range(200):
+    distributed.init_process_group("gloo", store=distributed.PrefixStore(str(round), store), rank=rank, world_size=2)
+    meet(timedelta(minutes=1))
+    network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    network(torch.ones(2, 4)).sum().backward()
+    distributed.all_gather([torch.ones(1) for _ in range(2)], torch.ones(1))
+    PartialState().destroy_process_group()
+    PartialState._reset_state()
+    del network
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_have_trained_together_leave(tmp_path):
+    """PyTorch alone has them wait for themselves for ever, once in some hundred times."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING)
+    run(*TORCHRUN, free_port(), script, check=True)
