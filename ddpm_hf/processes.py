@@ -1,5 +1,6 @@
 """The processes of a launch: how they meet, take turns and see to it that they work on the same."""
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,10 @@ from ddpm_hf.errors import UserError
 Thing = TypeVar("Thing")
 
 _kept: list[Any] = []
-"""Groups of processes, until the process ends. Where DistributedDataParallel is the last to hold one, which accelerate
-has taken leave of by then, it ends it with Python's lock in hand; the group's own thread may be waiting for that lock,
-and then neither goes on: one in some hundred runs never left."""
+"""The groups that processes have met in. Where DistributedDataParallel is the last to hold one, which accelerate has
+taken leave of by then, it ends it with Python's lock in hand; the group's own thread may be waiting for that lock, and
+then neither goes on: one in some hundred runs never left. Python's own handle lets go of the lock first."""
+atexit.register(_kept.clear)
 
 
 def meet(timeout: timedelta) -> PartialState:
