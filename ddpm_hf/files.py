@@ -35,6 +35,11 @@ def write_whole(file: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder but for names with a dot: locks, notices, and what a crash has left of a file."""
+    return [file for file in folder.iterdir() if not file.name.startswith(".")]
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk and outlast a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)

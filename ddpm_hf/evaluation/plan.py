@@ -15,6 +15,7 @@ from ddpm_hf.evaluation.features import FeatureExtractor, load_extractor
 from ddpm_hf.evaluation.reference import reference_key
 from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.evaluation.splits import held_out_split, load_splits
+from ddpm_hf.files import visible
 from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.generation import weights_hash
@@ -194,8 +195,7 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     if not folder.exists():
         return
     file = folder / SETTINGS
-    # a name with a dot is what a crash leaves of the settings
-    if not folder.is_dir() or (not file.exists() and any(not each.name.startswith(".") for each in folder.iterdir())):
+    if not folder.is_dir() or (not file.exists() and visible(folder)):
         raise UserError(f"--output: {folder} exists and holds no evaluation; choose another folder")
     if not file.exists():
         return

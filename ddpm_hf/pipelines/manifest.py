@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.files import write_whole
+from ddpm_hf.files import visible, write_whole
 
 MANIFEST = "manifest.json"
 
@@ -23,8 +23,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     manifest = folder / MANIFEST
     if not manifest.exists():
-        # a name with a dot is what a crash leaves of the manifest
-        if folder.exists() and not (folder.is_dir() and all(file.name.startswith(".") for file in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or visible(folder)):
             raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
         return
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import visible
 
 
 class RunFolder:
@@ -50,12 +51,12 @@ class RunFolder:
                 f"output_dir: {self.path} holds a run already; go on with it by --resume latest, or choose another "
                 "folder with output_dir=FOLDER"
             )
-        if self.path.exists() and any(not _is_hidden(file) and file != self.dry_run for file in self.path.iterdir()):
+        if self.path.exists() and set(visible(self.path)) - {self.dry_run}:
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
     def found(self) -> tuple[str, ...]:
         """What a plan is made on: the names of the configuration and the checkpoints that are there."""
-        checkpoints = sorted(file.name for file in self.checkpoints.glob("*") if not _is_hidden(file))
+        checkpoints = sorted(file.name for file in visible(self.checkpoints)) if self.checkpoints.exists() else []
         return (self.config.name, *checkpoints) if self.holds_a_run else tuple(checkpoints)
 
     def check_unchanged(self, found: tuple[str, ...]) -> None:
@@ -144,8 +145,3 @@ class RunFolder:
                 shutil.rmtree(old)
             new.replace(old)
         staged.rmdir()
-
-
-def _is_hidden(file: Path) -> bool:
-    """Whether a name is that of a lock, a notice, or what a crash has left of a file."""
-    return file.name.startswith(".")
