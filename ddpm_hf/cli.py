@@ -77,8 +77,10 @@ def _leave(error: Exception, program: str) -> None:
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if not is_main_process():
+        if code > 2:
+            sys.exit(code)  # all were stopped together
         program = f"{program} (process {os.environ['RANK']})"
-        if code != 1:  # what was given is as wrong for all, and the launcher ends the others when the first has left
+        if code == 2:  # what was given is as wrong for all, and the launcher ends the others when the first has left
             time.sleep(SECONDS_BEFORE_THE_OTHERS_SPEAK)
     print(f"{program}: {text}", file=sys.stderr)
     sys.exit(code)

@@ -8,6 +8,7 @@ import pytest
 
 from ddpm_hf import cli
 from ddpm_hf.errors import UserError
+from ddpm_hf.training.interruption import Interrupted
 
 
 class Terminal(io.StringIO):
@@ -66,6 +67,17 @@ def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
     said = "do.py (process 3): --output: holds another evaluation\n"
     assert (leaving.value.code, capsys.readouterr().err) == (2, said)
     assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_SPEAK]
+
+
+def test_that_all_were_stopped_is_said_once(monkeypatch, capsys):
+    def work(arguments):
+        raise Interrupted(15, "stopped at step 4")
+
+    for rank, said in (("1", ""), ("0", "do.py: stopped at step 4\n")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as leaving:
+            cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+        assert (leaving.value.code, capsys.readouterr().err) == (143, said)
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"])

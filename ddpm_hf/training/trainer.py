@@ -332,7 +332,7 @@ class Trainer:
             except Abandoned:
                 drawn = False
         self._shall_stop()  # and so all processes know of a signal that one has received
-        if not self.accelerator.gather(torch.tensor([drawn], device=self.accelerator.device)).all():
+        if self._max(int(not drawn)):
             raise Interrupted(self.signals.received, f"trained, but not all pictures drawn; {self._go_on}")
         self.accelerator.end_training()
         if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
