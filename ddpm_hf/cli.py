@@ -1,6 +1,7 @@
 """What all programs share: one-line errors, exit codes, quiet libraries, a word while they load."""
 
 import argparse
+import atexit
 import logging
 import os
 import sys
@@ -59,31 +60,53 @@ def run(
     parser.add_argument("--verbose", action="store_true", help="show where an error comes from, and what libraries say")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     _set_up_messages(arguments.verbose)
+    code = 0
     try:
         main(arguments)
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
-        _leave(error, parser.prog)
+        code = _tell(error, parser.prog)
     except KeyboardInterrupt:
         if is_main_process():
             print(f"\n{parser.prog}: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    leave(code)
 
 
-def _leave(error: Exception, program: str) -> None:
+def leave(code: int) -> None:
+    """End the program; one of several processes without the interpreter's own end.
+
+    PyTorch's threads, by which processes speak, want Python's lock to let go of tensors. A process whose interpreter
+    ends meanwhile is aborted (pytorch/pytorch, issue 190489), and one that failed within an update waits there for
+    the others, who wait for it.
+
+    Args:
+        code: for the shell.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def _tell(error: Exception, program: str) -> int:
+    """Say what went wrong, unless another process does; gives the exit code."""
     code = getattr(error, "exit_code", 2 if _is_the_users(error) else 1)
     text = str(error) or type(error).__name__
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if not is_main_process():
         if code > 2:
-            sys.exit(code)  # all were stopped together
+            return code  # all were stopped together
         program = f"{program} (process {os.environ['RANK']})"
         if code == 2:  # what was given is as wrong for all, and the launcher ends the others when the first has left
             time.sleep(SECONDS_BEFORE_THE_OTHERS_SPEAK)
     print(f"{program}: {text}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def _is_the_users(error: Exception) -> bool:

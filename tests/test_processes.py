@@ -104,3 +104,44 @@ def test_processes_that_have_trained_together_leave(tmp_path):
     script = tmp_path / "leaving.py"
     script.write_text(LEAVING)
     run(*TORCHRUN, free_port(), script, check=True)
+
+
+PARTING = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from torch import distributed
+from ddpm_hf import cli
+from ddpm_hf.errors import UserError
+from ddpm_hf.processes import meet
+
+def main(arguments):
+    state = meet(timedelta(minutes=5))
+    if arguments.mistake and state.is_main_process:
+        distributed.all_reduce(torch.ones(4), async_op=True)  # as an update that fails half-way leaves it
+        raise UserError("no such thing")
+    if arguments.mistake:
+        time.sleep(90)
+        Path(arguments.mistake).touch()
+    for _ in range(300):
+        distributed.all_reduce(torch.ones(400_000), async_op=True)
+    print("done")
+
+parser = cli.Parser("Part.", prog="part.py")
+parser.add_argument("--mistake")
+cli.run(parser, main)
+"""
+
+
+@pytest.mark.slow
+def test_processes_leave_whatever_they_still_have_under_way(tmp_path):
+    """PyTorch aborts a process whose interpreter ends meanwhile, or has it wait for the others."""
+    script, outlived = tmp_path / "part.py", tmp_path / "outlived"
+    script.write_text(PARTING)
+    assert run(*TORCHRUN, free_port(), script, check=True).stdout.count("done") == 2
+    done = run(*TORCHRUN, free_port(), script, "--mistake", outlived)
+    assert done.returncode == 1
+    assert "part.py: no such thing" in done.stderr
+    assert "exitcode  : 2 " in done.stderr
+    assert not outlived.exists()

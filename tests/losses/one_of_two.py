@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm_hf.cli import leave
 from ddpm_hf.config.image_loss import AdversarialConfig
 from ddpm_hf.losses.adversarial import Adversary
 
@@ -27,4 +28,4 @@ for batch in given["batches"]:
     wrapped(fake, real, timesteps).loss.backward()
     optimizer.step()
 torch.save(adversary.state_dict(), folder / f"weights_of_{rank}.pt")
-torch.distributed.destroy_process_group()
+leave(0)
