@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
 from ddpm_hf.errors import UserError
@@ -75,19 +75,20 @@ def run(
 
 
 def leave(code: int) -> None:
-    """End the program; one of several processes without the interpreter's own end.
+    """End the program; one of several processes, or one that was stopped, without the interpreter's own end.
 
-    PyTorch's threads, by which processes speak, want Python's lock to let go of tensors. A process whose interpreter
-    ends meanwhile is aborted (pytorch/pytorch, issue 190489), and one that failed within an update waits there for
-    the others, who wait for it.
+    A thread that comes back from a library to an interpreter that ends has the whole process aborted. PyTorch's threads
+    by which processes speak do so for the tensors they let go of (pytorch/pytorch, issue 190489); an upload that was
+    left under way does. And a process that failed within an update would wait there for the others, who wait for it.
 
     Args:
         code: for the shell.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if code > 128 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # Ctrl-C ends the other end of a pipe, too
+                stream.flush()
         os._exit(code)
     if code:
         sys.exit(code)

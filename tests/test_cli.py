@@ -5,6 +5,7 @@ import logging
 import sys
 
 import pytest
+from processes import run
 
 from ddpm_hf import cli
 from ddpm_hf.errors import UserError
@@ -31,13 +32,20 @@ def test_a_mistake_on_the_command_line_is_one_line_too(capsys):
         parser.add_argument("--number", type=int)
 
 
-def test_ctrl_c_is_no_traceback(capsys):
+@pytest.fixture
+def left_at_once(monkeypatch):
+    """Have what ends the process without the interpreter's own end be an exit as any other."""
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    monkeypatch.setattr(cli.atexit, "_run_exitfuncs", lambda: print("put in order"))
+
+
+def test_ctrl_c_is_no_traceback(capsys, left_at_once):
     def work(arguments):
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(SystemExit, match="130"):
         cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
-    assert (leaving.value.code, capsys.readouterr().err) == (130, "\ndo.py: stopped by Ctrl-C\n")
+    assert capsys.readouterr() == ("put in order\n", "\ndo.py: stopped by Ctrl-C\n")
 
 
 def test_what_takes_seconds_is_said_on_a_terminal_and_wiped_away(monkeypatch):
@@ -69,15 +77,41 @@ def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
     assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_SPEAK]
 
 
-def test_that_all_were_stopped_is_said_once(monkeypatch, capsys):
+def test_that_all_were_stopped_is_said_once(monkeypatch, capsys, left_at_once):
     def work(arguments):
         raise Interrupted(15, "stopped at step 4")
 
     for rank, said in (("1", ""), ("0", "do.py: stopped at step 4\n")):
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as leaving:
+        with pytest.raises(SystemExit, match="143"):
             cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
-        assert (leaving.value.code, capsys.readouterr().err) == (143, said)
+        assert capsys.readouterr().err == said
+
+
+STOPPED = """
+import threading, time
+import torch
+from ddpm_hf import cli
+from ddpm_hf.training.interruption import Interrupted
+
+def upload():
+    while True:
+        (torch.ones(64, 64) @ torch.ones(64, 64)).sum().item()
+
+def main(arguments):
+    threading.Thread(target=upload, daemon=True).start()
+    time.sleep(0.2)
+    raise Interrupted(15, "stopped at step 4")
+
+cli.run(cli.Parser("Train."), main)
+"""
+
+
+def test_threads_that_are_still_at_work_do_not_abort_a_program_that_was_stopped(tmp_path):
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    done = run(sys.executable, script)
+    assert (done.returncode, done.stderr) == (143, "stopped.py: stopped at step 4\n")
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"])
