@@ -35,7 +35,7 @@ def uploader(client, run):
             thread.join(10)
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -44,12 +44,6 @@ def wait_for(condition, seconds=10.0):
 
 def titles(hub, branch="main", repo_id="ada/digits"):
     return [commit.title for commit in hub.repo(repo_id).history(branch)]
-
-
-def timed(act, *arguments, **options):
-    started = time.perf_counter()
-    act(*arguments, **options)
-    return time.perf_counter() - started
 
 
 def test_a_run_is_uploaded_as_it_goes_and_at_the_end(hub, uploader, run, capsys, transfer):
@@ -90,18 +84,20 @@ def test_only_every_so_many_updates(hub, uploader, run):
 
 
 def test_training_waits_for_nothing_and_the_newest_wins(hub, uploader, run):
-    """The Hub hangs; four checkpoints come meanwhile, and each is pruned at once."""
+    """The Hub hangs while four checkpoints come, and each is pruned at once."""
     up = uploader()
     up.start()
-    hub.fault("preupload", hang=0.8)
+    fault = hub.fault("preupload", hang=60)
     for step in (8, 10):
         shutil.copytree(run / "checkpoints" / "step-6", run / "checkpoints" / f"step-{step}")
     for step in (4, 6, 8, 10):
         folder = run / "checkpoints" / f"step-{step}"
-        assert timed(up.submit, folder, step) < 1
+        up.submit(folder, step)
         shutil.rmtree(folder)
         if step == 4:
             wait_for(lambda: up._in_flight is not None)
+    assert up._in_flight.step == 4
+    fault.over.set()
     assert up.drain()
     assert len(titles(hub)) == 3  # the one in flight, the newest, and the Hub's own
     assert not (run / STAGING).exists()
@@ -141,11 +137,11 @@ def test_no_fault_stops_a_training(hub, uploader, run, route, fault, monkeypatch
     up = uploader()
     up.start()
     hub.fault(route, times=3, **fault)
-    assert timed(up.submit, run / "checkpoints/step-4", 4) < 1
+    up.submit(run / "checkpoints/step-4", 4)
     wait_for(lambda: not up._is_busy())
     hub.faults.clear()
     up.submit_finished()
-    assert up.drain(20)
+    assert up.drain()
     made = titles(hub)
     assert made[0] == "Upload the pipeline"
     assert len(made) == len(set(made))
@@ -160,7 +156,7 @@ def test_a_hub_that_hangs_at_the_end_has_a_limit_and_leaves_a_command(hub, uploa
     up.start()
     hub.fault("commit", hang=60, times=99)
     up.submit_finished()
-    assert timed(lambda: up.drain(0.5)) < 2
+    assert not up.drain(0.5)
     out = capsys.readouterr().out
     assert "not all is on the Hub (the time was up)" in out
     command = shlex.split(out.splitlines()[-1])
@@ -186,7 +182,7 @@ def test_a_stop_is_heeded_while_draining(hub, uploader, run):
     up.start()
     hub.fault("commit", status=503, times=9999)
     up.submit_finished()
-    assert timed(lambda: up.drain(30, should_stop=lambda: True)) < 1
+    assert not up.drain(10**6, should_stop=lambda: True)
 
 
 def test_checkpoints_go_to_their_branch_or_repository(hub, uploader, run):

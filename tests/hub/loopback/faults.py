@@ -14,7 +14,8 @@ class Fault:
         status: answer this status instead of doing the work.
         headers: of that answer.
         drop: close the connection, before the work is done or after it.
-        hang: seconds of silence before the answer; the hub's end cuts them short.
+        hang: seconds of silence before the answer.
+        over: once it is set, silence ends; the hub's end sets it.
         flip: change one byte of the answer's body.
         cut: close the connection after this many bytes of the answer's body.
         times: how often.
@@ -25,6 +26,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     drop: Literal["before", "after"] | None = None
     hang: float = 0.0
+    over: threading.Event = field(default_factory=threading.Event)
     flip: bool = False
     cut: int | None = None
     times: float = 1
@@ -51,3 +53,8 @@ class Faults:
 
     def clear(self) -> None:
         self._armed.clear()
+
+    def end(self) -> None:
+        """Break every silence."""
+        for fault in self._armed:
+            fault.over.set()

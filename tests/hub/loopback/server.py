@@ -60,7 +60,6 @@ class LoopbackHub:
         self.log: list[Request] = []
         self.faults = Faults()
         self.lock = threading.RLock()
-        self.closing = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -72,7 +71,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing.set()
+        self.faults.end()
         self._server.shutdown()
         self._server.server_close()
 
@@ -143,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None:
             return act(self, **parts)
         if fault.hang:
-            self.hub.closing.wait(fault.hang)
+            fault.over.wait(fault.hang)
         if fault.drop == "before":
             raise Dropped
         if fault.status:
