@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import tarfile
-import time
 
 import datasets
 import numpy as np
@@ -228,8 +227,7 @@ def test_a_stream_that_breaks_off_is_told(tmp_path):
         load(tmp_path)
 
 
-def test_no_images_end_quickly(tmp_path):
-    began = time.perf_counter()
+def test_no_images_are_no_endless_wait_for_some(tmp_path):
     with pytest.raises(UserError, match="holds no image"):
         load(tmp_path)
     rows(0, 3).select([]).to_parquet(tmp_path / "empty.parquet")
@@ -237,7 +235,6 @@ def test_no_images_end_quickly(tmp_path):
         load(tmp_path)
     with pytest.raises(UserError, match="holds no images"):
         load(tmp_path, streaming=True)
-    assert time.perf_counter() - began < 10
 
 
 def test_options_of_the_hub_are_refused_for_a_folder(tmp_path):
