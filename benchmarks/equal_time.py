@@ -226,22 +226,26 @@ def _measure(arguments: argparse.Namespace, name: str, title: str, choices: Choi
         if arguments.save:
             with file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
-    rows = [row for row in rows if row["seconds"] == arguments.seconds]
-    text = table(rows, f"{title}: {subject.title}", choices, judge.floor, arguments.seconds)
+    text = table(rows, f"{title}: {subject.title}", choices, judge.floor)
     print(text)
     if arguments.save:
         file.with_suffix(".md").write_text(text)
         plot(rows, choices, file.with_suffix(".png"))
 
 
-def summary(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> tuple[float, float, float, int] | None:
-    """Mean and standard deviation of the ratio, mean of the steps, and the number of seeds of an answer."""
-    found = [row for row in rows if (row["question"], row["answer"]) == (question, answer)]
-    if not found:
-        return None
-    ratios = [row["ratio"] for row in found]
-    deviation = statistics.stdev(ratios) if len(ratios) > 1 else float("nan")
-    return statistics.mean(ratios), deviation, statistics.mean(row["steps"] for row in found), len(found)
+Row = Mapping[str, Any]
+
+
+def by_seconds(rows: Sequence[Row], choices: Choices) -> dict[float, dict[str, list[Row]]]:
+    """The rows of each choice, whose name is "question | answer", in the order of the choices."""
+    found: dict[float, dict[str, list[Row]]] = {}
+    for seconds in sorted({row["seconds"] for row in rows}):
+        for question, answers in choices.items():
+            for answer in answers:
+                key = (question, answer, seconds)
+                if same := [row for row in rows if (row["question"], row["answer"], row["seconds"]) == key]:
+                    found.setdefault(seconds, {})[f"{question} | {answer}"] = same
+    return found
 
 
 def spread(values: Sequence[float], places: int = 2) -> str:
@@ -250,45 +254,41 @@ def spread(values: Sequence[float], places: int = 2) -> str:
     return f"{statistics.mean(values):.{places}f}{deviation}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str, choices: Choices, floor: float, seconds: float) -> str:
+def table(rows: Sequence[Row], title: str, choices: Choices, floor: float) -> str:
     """Write the results as Markdown."""
-    cores = os.cpu_count()
     date = max((row["date"] for row in rows), default="")
     lines = [
         f"# {title}",
         "",
         *(" ".join(part.split()) + "\n" for part in (__doc__ or "").split("\n\n")[1:]),
-        f"{seconds:g} CPU seconds, {FEW_STEPS} denoising steps, floor {floor:.4f}; torch {torch.__version__}, "
-        f"{cores} cores, {date}. *ratio* is mean ± standard deviation over the seeds.",
-        "",
-        "| question | answer | ratio | updates | seeds |",
-        "|---|---|--:|--:|--:|",
+        f"{FEW_STEPS} denoising steps, floor {floor:.4f}; torch {torch.__version__}, {os.cpu_count()} cores, {date}. "
+        "*ratio* is mean ± standard deviation over the seeds.",
     ]
-    for question, answers in choices.items():
-        for answer in answers:
-            if (found := summary(rows, question, answer)) is not None:
-                mean, deviation, steps, seeds = found
-                ratio = f"{mean:.2f} ± {deviation:.2f}" if seeds > 1 else f"{mean:.2f}"
-                lines.append(f"| {question} | {answer} | {ratio} | {steps:,.0f} | {seeds} |")
+    for seconds, found in by_seconds(rows, choices).items():
+        lines += ["", f"## {seconds:g} CPU seconds", ""]
+        lines += ["| question | answer | ratio | updates | seeds |", "|---|---|--:|--:|--:|"]
+        for name, same in found.items():
+            steps = statistics.mean(row["steps"] for row in same)
+            lines.append(f"| {name} | {spread([row['ratio'] for row in same])} | {steps:,.0f} | {len(same)} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Sequence[Mapping[str, Any]], choices: Choices, file: Path) -> None:
+def plot(rows: Sequence[Row], choices: Choices, file: Path) -> None:
     """Draw every choice side by side."""
     from matplotlib.figure import Figure
 
-    found = [
-        (f"{question}: {answer}", *numbers[:2])
-        for question, answers in choices.items()
-        for answer in answers
-        if (numbers := summary(rows, question, answer)) is not None
-    ]
-    figure = Figure(figsize=(8, 1 + 0.26 * len(found)), layout="constrained")
-    axes = figure.subplots()
-    names, means, spreads = zip(*found, strict=True)
-    axes.barh(names, means, xerr=spreads, color="tab:blue", alpha=0.7)
-    axes.invert_yaxis()
-    axes.axvline(1, color="0.3", linewidth=1, label="training images")
+    found = by_seconds(rows, choices)
+    heights = [1 + len(each) for each in found.values()]
+    figure = Figure(figsize=(8, 1 + 0.26 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(found), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for axes, (seconds, some) in zip(panels, found.items(), strict=True):
+        names = [name.replace(" |", ":") for name in some]
+        ratios = [[row["ratio"] for row in same] for same in some.values()]
+        spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in ratios]
+        axes.barh(names, [statistics.mean(each) for each in ratios], xerr=spreads, color="tab:blue", alpha=0.7)
+        axes.invert_yaxis()
+        axes.axvline(1, color="0.3", linewidth=1, label="training images")
+        axes.set_title(f"{seconds:g} CPU seconds", loc="left", fontsize=10)
     axes.set(xlabel="distance from held-out images / that of the training images")
-    axes.legend(loc="upper right")
+    panels[0].legend(loc="upper right")
     figure.savefig(file, dpi=120)
