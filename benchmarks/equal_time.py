@@ -282,7 +282,7 @@ def plot(rows: Sequence[Row], choices: Choices, file: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.26 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(found), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axes, (seconds, some) in zip(panels, found.items(), strict=True):
-        names = [name.replace(" |", ":") for name in some]
+        names = [name.replace(" |", ":").strip(": ") for name in some]
         ratios = [[row["ratio"] for row in same] for same in some.values()]
         spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in ratios]
         axes.barh(names, [statistics.mean(each) for each in ratios], xerr=spreads, color="tab:blue", alpha=0.7)
@@ -290,5 +290,5 @@ def plot(rows: Sequence[Row], choices: Choices, file: Path) -> None:
         axes.axvline(1, color="0.3", linewidth=1, label="training images")
         axes.set_title(f"{seconds:g} CPU seconds", loc="left", fontsize=10)
     axes.set(xlabel="distance from held-out images / that of the training images")
-    panels[0].legend(loc="upper right")
+    axes.legend(loc="lower right")
     figure.savefig(file, dpi=120)
