@@ -156,8 +156,8 @@ def _set_up_messages(verbose: bool) -> None:
         warnings.filterwarnings("default", category=UserWarning, module="ddpm_hf")
         for library in ("accelerate", "datasets", "diffusers", "huggingface_hub", "transformers"):
             logging.getLogger(library).setLevel(logging.ERROR)
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        for library in ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS"):  # those that set their level when imported
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def _show_warning(

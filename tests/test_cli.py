@@ -1,7 +1,7 @@
 """What all programs share: mistakes in one line, a word while they load, the launcher that they name."""
 
 import io
-import logging
+import os
 import sys
 
 import pytest
@@ -123,11 +123,19 @@ def test_commands_are_told_as_the_program_was_started(monkeypatch, name):
     assert cli.launcher() == "accelerate launch"
 
 
-@pytest.mark.parametrize("library", ["accelerate", "datasets", "diffusers", "huggingface_hub", "transformers"])
-def test_libraries_keep_quiet(library):
-    before = logging.getLogger(library).level
-    try:
-        cli._set_up_messages(verbose=False)
-        assert not logging.getLogger(library).isEnabledFor(logging.WARNING)
-    finally:
-        logging.getLogger(library).setLevel(before)
+LIBRARIES = ("accelerate", "datasets", "diffusers", "huggingface_hub", "transformers")
+
+
+def test_libraries_keep_quiet(tmp_path):
+    """They are imported afterwards, as in every program, and some set their level by then."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import logging\n"
+        "from ddpm_hf import cli\n"
+        f"def main(arguments):\n    import {', '.join(LIBRARIES)}\n"
+        f"    for library in {LIBRARIES}:\n        logging.getLogger(library + '.some.part').warning('Retrying')\n"
+        "cli.run(cli.Parser('Does things.'), main)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    assert run(sys.executable, script, env=environment, check=True).stderr == ""
+    assert "Retrying" in run(sys.executable, script, "--verbose", env=environment, check=True).stderr

@@ -7,11 +7,14 @@ from pathlib import Path
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data.sources import BUILT_IN
 from ddpm_hf.hub.cache import remember_commit, remembered_commit
-from ddpm_hf.hub.client import HubClient, HubUnreachableError, is_offline
+from ddpm_hf.hub.client import HubClient, HubUnreachableError, Patience, is_offline
 
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+LOOKING_UP = Patience(attempts=5)
+"""Some ten seconds, since a person waits for the start, and the cache can take over."""
 
 
 def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> DatasetConfig:
@@ -30,7 +33,7 @@ def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> Data
         return dataset
     if is_offline():
         return _pinned(dataset, remembered_commit("dataset", dataset.name, dataset.revision))
-    client = client or HubClient()
+    client = client or HubClient(patience=LOOKING_UP)
     try:
         commit = client.call(
             f"looking up the dataset {dataset.name}",
@@ -38,7 +41,11 @@ def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> Data
             dataset.name,
         )
     except HubUnreachableError as error:
-        logger.warning("%s: the cache decides which commit of %s is used", error, dataset.name)
+        logger.warning(
+            "%s: the cache decides which commit of %s is used; HF_HUB_OFFLINE=1 does without asking",
+            error,
+            dataset.name,
+        )
         commit = remembered_commit("dataset", dataset.name, dataset.revision)
     if commit is not None:
         remember_commit("dataset", dataset.name, dataset.revision, commit)
