@@ -21,6 +21,7 @@ CHOICES = {
     "schedule": {
         "linear": ("model_config.beta_schedule=linear",),
         "cosine": ("model_config.beta_schedule=cosine",),
+        "cosine, v": ("model_config.beta_schedule=cosine", "model_config.prediction_type=v_prediction"),
     },
     "weight": {
         "min_snr": (WEIGHTED, "loss_config.time_weight_type=min_snr", MEAN_1),

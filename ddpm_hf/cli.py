@@ -14,8 +14,9 @@ from typing import NoReturn, TextIO
 
 from ddpm_hf.errors import UserError
 
-SECONDS_BEFORE_THE_OTHERS_SPEAK = 1.0
-"""For which a process that is not the main one keeps a mistake to itself, lest all of a launch tell the same."""
+SECONDS_BEFORE_THE_OTHERS_LEAVE = 1.0
+"""For which a process that is not the main one keeps a mistake to itself: it may be that of all, or follow from that of
+the main one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,11 +102,11 @@ def _tell(error: Exception, program: str) -> int:
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if not is_main_process():
+        # the launcher ends the others as soon as one has left: that is to be the one that tells why
+        time.sleep(SECONDS_BEFORE_THE_OTHERS_LEAVE)
         if code > 2:
             return code  # all were stopped together
         program = f"{program} (process {os.environ['RANK']})"
-        if code == 2:  # what was given is as wrong for all, and the launcher ends the others when the first has left
-            time.sleep(SECONDS_BEFORE_THE_OTHERS_SPEAK)
     print(f"{program}: {text}", file=sys.stderr)
     return code
 

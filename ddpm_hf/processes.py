@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from ddpm_hf.errors import UserError
 
@@ -61,6 +61,25 @@ def main_process_first(load: Callable[[], Thing]) -> Thing:
             loaded, failure = load(), None
         except Exception as error:
             failure = error
+    if failure is not None:
+        raise failure
+    return loaded
+
+
+def from_main_process(load: Callable[[], Thing]) -> Thing:
+    """Have the main process find something out, for all of them.
+
+    All processes call this together. What it raises is raised in all.
+    """
+    state = PartialState()
+    found: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            found = [load(), None]
+        except Exception as error:
+            found = [None, error]
+    broadcast_object_list(found)
+    loaded, failure = found
     if failure is not None:
         raise failure
     return loaded

@@ -145,8 +145,8 @@ def interpolate(page: Any) -> None:
 def inpaint(page: Any) -> None:
     """Let the model draw an image, paint over its lower half, and have that made anew."""
     page.get_by_role("tab", name="Inpaint").click()
-    page.locator("#another").click()
-    page.wait_for_function("() => !document.querySelector('#another').disabled")
+    with page.expect_response(lambda answer: "/file=" in answer.url):
+        page.locator("#another").click()
     page.wait_for_timeout(2000)  # the canvas says nothing of when it has drawn its background
     box = page.locator("#editor canvas").first.bounding_box()
     left, right = (box["x"] + share * box["width"] for share in (0.18, 0.82))

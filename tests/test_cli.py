@@ -74,13 +74,14 @@ def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
         cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
     said = "do.py (process 3): --output: holds another evaluation\n"
     assert (leaving.value.code, capsys.readouterr().err) == (2, said)
-    assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_SPEAK]
+    assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_LEAVE]
 
 
 def test_that_all_were_stopped_is_said_once(monkeypatch, capsys, left_at_once):
     def work(arguments):
         raise Interrupted(15, "stopped at step 4")
 
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
     for rank, said in (("1", ""), ("0", "do.py: stopped at step 4\n")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="143"):

@@ -114,10 +114,15 @@ import torch
 from torch import distributed
 from ddpm_hf import cli
 from ddpm_hf.errors import UserError
-from ddpm_hf.processes import meet
+from ddpm_hf.processes import from_main_process, meet
 
 def main(arguments):
     state = meet(timedelta(minutes=5))
+    assert from_main_process(lambda: state.process_index) == 0
+    try:
+        from_main_process(lambda: 1 // state.process_index)
+    except ZeroDivisionError:
+        print("told of it")
     if arguments.mistake and state.is_main_process:
         distributed.all_reduce(torch.ones(4), async_op=True)  # as an update that fails half-way leaves it
         raise UserError("no such thing")
@@ -139,7 +144,8 @@ def test_processes_leave_whatever_they_still_have_under_way(tmp_path):
     """PyTorch aborts a process whose interpreter ends meanwhile, or has it wait for the others."""
     script, outlived = tmp_path / "part.py", tmp_path / "outlived"
     script.write_text(PARTING)
-    assert run(*TORCHRUN, free_port(), script, check=True).stdout.count("done") == 2
+    done = run(*TORCHRUN, free_port(), script, check=True)
+    assert (done.stdout.count("told of it"), done.stdout.count("done")) == (2, 2)
     done = run(*TORCHRUN, free_port(), script, "--mistake", outlived)
     assert done.returncode == 1
     assert "part.py: no such thing" in done.stderr

@@ -1,5 +1,6 @@
 """training/train.py in processes that say in a file what they are at, so that a test can strike right there."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -165,7 +166,8 @@ class WatchedRun:
     def send(self, number: int) -> None:
         """Send a signal to every process."""
         for process in self.processes:
-            os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has left, since another one got it first
+                os.kill(process.pid, number)
 
     def end(self) -> list[int]:
         """Wait for the end of all processes; their exit codes, -n where signal n has killed one."""

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.plotting import learning_rate_curve, schedule_curves
-from ddpm_hf.processes import check_alike
+from ddpm_hf.processes import check_alike, from_main_process
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.costs import device_bytes, disk_bytes, gigabytes, memory_bytes
 from ddpm_hf.training.learning_rate import learning_rate
@@ -73,7 +74,9 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
     if start is not None:
         tell_of_processes(start, accelerator.num_processes, config)
         config = go_on_with(config, start)
-    config = config.model_copy(update={"dataset": pin_dataset(config.dataset)})
+    # the Hub may answer one process so and another one otherwise
+    dataset = from_main_process(partial(pin_dataset, config.dataset))
+    config = config.model_copy(update={"dataset": dataset})
     training, parts = config.training, accelerator.num_processes * config.training.gradient_accumulation_steps
     if training.batch_size % parts:
         raise UserError(

@@ -117,7 +117,7 @@ def test_importance_remembers_the_last_losses_of_each_timestep(batches: list[lis
     sampler, generator = make_timestep_sampler("importance", 4), torch.Generator().manual_seed(seed)
     history: dict[int, list[float]] = {t: [] for t in range(4)}
     for batch in batches:
-        losses = torch.rand(len(batch), generator=generator)
+        losses = torch.rand(len(batch), generator=generator) + 0.01  # 0 is what was not seen
         sampler.update(torch.tensor(batch, dtype=torch.int64), losses)
         for t, loss in zip(batch, losses.tolist(), strict=True):
             history[t].append(loss)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from processes import TORCHRUN, free_port
 
+from ddpm_hf.files import visible
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.plotting import GAP
@@ -185,7 +186,7 @@ def test_two_processes_draw_what_one_draws_and_share_the_work(model, tmp_path):
 @pytest.mark.slow
 def test_a_killed_generation_leaves_whole_images_and_goes_on_from_them(model, tmp_path):
     folder = tmp_path / "out"
-    options = ["--model", str(model), "--num_samples", "120", "--batch_size", "2", "--num_inference_steps", "4"]
+    options = ["--model", str(model), "--num_samples", "120", "--batch_size", "2", "--num_inference_steps", "20"]
     command = [sys.executable, str(REPOSITORY / GENERATE), *options, "--output", str(folder)]
     process = subprocess.Popen(command, env=ALONE, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 120
@@ -199,7 +200,7 @@ def test_a_killed_generation_leaves_whole_images_and_goes_on_from_them(model, tm
     assert all(pixels(file).shape == (8, 8) for file in kept)
     subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert sorted(file.name for file in folder.iterdir()) == [
+    assert sorted(file.name for file in visible(folder)) == [
         *(f"{index:06}.png" for index in range(120)),
         "grid.png",
         "manifest.json",

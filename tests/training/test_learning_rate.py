@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
@@ -71,6 +71,7 @@ def test_shapes_are_those_of_torch_and_diffusers(kind, theirs):
     assert rates(kind) == pytest.approx(expected, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(TYPES), st.integers(1, 50), st.integers(0, 60))
 def test_it_is_never_above_the_peak_nor_falls_below_the_floor_after_the_warm_up(kind, num_steps, warmup):
     for step, rate in enumerate(rates(kind, num_steps, warmup)):
