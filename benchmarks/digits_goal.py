@@ -4,15 +4,14 @@ Contestants train on 80% of scikit-learn's digits for the same CPU seconds of on
 the time, in float32, the default of each. Then each draws as many digits as it was trained on, with the same number of
 denoising steps.
 
-*ours* is configs/digits.yaml, *ours, min_snr* and *ours, v* the same with what is worth most where time is short (see
-defaults.py): the weight min_snr over the timesteps, and v for what is predicted. *script* is the training step of
-diffusers' examples/unconditional_image_generation/train_unconditional.py with its defaults: batch 16, AdamW 1e-4, 500
-updates of warm-up, linear betas, no average, and its network. That one halves 64 pixels five times, to 2. Scaled to 8
-pixels it is three levels of 128, 128 and 256 channels, the first of the script's, two blocks each, attention at 4x4 as
-there, and one channel of colour. *script, narrow* has a quarter of the channels and about the size of ours. *parts,
-tuned* is what diffusers' parts can do: UNet2DModel in the sizes of digits.yaml, cosine betas, batch 64, AdamW 2e-3 with
-100 updates of warm-up, EMAModel with its own, images in memory, fused optimiser and average, sampling that begins at
-timestep 999.
+*ours* is configs/digits.yaml, *ours, min_snr* the same with the weight min_snr over the timesteps. *script* is the
+training step of diffusers' examples/unconditional_image_generation/train_unconditional.py with its defaults: batch 16,
+AdamW 1e-4, 500 updates of warm-up, linear betas, no average, and its network. That one halves 64 pixels five times, to
+2. Scaled to 8 pixels it is three levels of 128, 128 and 256 channels, the first of the script's, two blocks each,
+attention at 4x4 as there, and one channel of colour. *script, narrow* has a quarter of the channels and about the size
+of ours. *parts, tuned* is what diffusers' parts can do: UNet2DModel in the sizes of digits.yaml, cosine betas, batch
+64, AdamW 2e-3 with 100 updates of warm-up, EMAModel with its own, images in memory, fused optimiser and average,
+sampling that begins at timestep 999.
 
 The ratio is the Fréchet distance from the other 20% in the features of the evaluation's digits classifier, divided by
 the distance of the training images from them. Memorised is a sample whose nearest training image in these features is
@@ -126,7 +125,6 @@ def run_script(contestant: Script, seconds: float) -> Trained:
 CONTESTANTS: Mapping[str, Callable[[int, float], Trained]] = {
     "ours": ours,
     "ours, min_snr": partial(ours, options=CHOICES["weight"]["min_snr"]),
-    "ours, v": partial(ours, options=CHOICES["prediction"]["v"]),
     "parts, tuned": tuned,
     "script": script,
     "script, narrow": narrow,

@@ -41,6 +41,7 @@ def terminal_signal_warning(scheduler: DDPMScheduler) -> str | None:
     T = scheduler.config["num_train_timesteps"]
     return (
         f"After all {T} steps, {left:.2f} of the image is still there (sqrt(alpha_bar_T); at most"
-        f" {MAX_TERMINAL_SIGNAL} is sound), but sampling begins with pure noise. Set model_config.beta_schedule to"
-        f" 'cosine', or model_config.rescale_betas to true, which multiplies the betas by 1000 / {T}."
+        f" {MAX_TERMINAL_SIGNAL} is sound), but sampling begins with pure noise. Set model_config.rescale_betas to"
+        f" true, which multiplies the betas by 1000 / {T}, or beta_schedule to 'cosine', and on photographs"
+        " prediction_type to 'v_prediction' with it."
     )

@@ -6,10 +6,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 ROOM = 0.05
-"""Difference of a channel's mean, in [-1, 1], that is no drift however sure it is."""
+"""Difference in [-1, 1] that is no drift however sure it is."""
 
 STANDARD_ERRORS = 5.0
-"""Difference of a channel's mean from which it is no accident."""
+"""Difference from which it is no accident."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Colours:
         )
 
     def drift_from(self, real: "Colours") -> str | None:
-        """Say in which channels the mean differs from that of real images by more than accident allows.
+        """Say in which channels the images differ from real ones by more than accident allows.
+
+        All of them may be too bright or too dark, or some the one and some the other, whose casts cancel in the mean.
 
         Args:
             real: the colours of many real images; how much the means of single ones differ decides what is an accident.
@@ -52,6 +54,12 @@ class Colours:
             for name, ours, theirs, spread in zip(names, self.mean, real.mean, real.spread, strict=True)
             if abs(ours - theirs) > ROOM + STANDARD_ERRORS * spread / self.count**0.5
         ]
+        largest = 1 + STANDARD_ERRORS / (2 * self.count) ** 0.5  # the standard error of a standard deviation
+        drifted += [
+            f"{name} ±{ours:.2f} from image to image instead of ±{theirs:.2f}"
+            for name, ours, theirs in zip(names, self.spread, real.spread, strict=True)
+            if ours > max(theirs + ROOM, theirs * largest)
+        ]
         return ", ".join(drifted) or None
 
     def figures(self) -> dict[str, list[float]]:
@@ -59,4 +67,5 @@ class Colours:
         return {
             "channel_mean": [round(value, 4) for value in self.mean],
             "channel_std": [round(value, 4) for value in self.std],
+            "channel_spread": [round(value, 4) for value in self.spread],
         }

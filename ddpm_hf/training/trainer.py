@@ -269,11 +269,14 @@ class Trainer:
             self.journal.write(self.step, {"preview": colours.figures()})
             drift = colours.drift_from(self.previews.real)
             if drift and self.step >= SHARE_BEFORE_COLOURS * self.num_steps:
+                model = self.config.model
+                casts = (model.beta_schedule, model.prediction_type) == ("cosine", "epsilon")
                 logger.warning(
                     "the colours of the preview at step %d are off: %s; a longer average (training.ema_decay), a "
-                    "lower learning rate or more steps help",
+                    "lower learning rate or more steps help%s",
                     self.step,
                     drift,
+                    ", or v_prediction with these betas (model_config.prediction_type)" if casts else "",
                 )
 
     def _validate(self) -> bool:

@@ -1,5 +1,7 @@
 """Colours that drift are told; those that differ by accident are not."""
 
+import re
+
 import torch
 
 from ddpm_hf.training.colours import Colours
@@ -25,8 +27,17 @@ def test_figures_are_those_of_torch():
 
 def test_the_same_kind_of_images_does_not_drift():
     real = Colours.of(images(2000))
-    for seed in range(1, 30):
-        assert Colours.of(images(64, seed=seed)).drift_from(real) is None
+    for count in (4, 16, 64):
+        for seed in range(1, 30):
+            assert Colours.of(images(count, seed=seed)).drift_from(real) is None
+
+
+def test_casts_that_cancel_in_the_mean_are_told():
+    """Half of the images are much too red, the other half too little."""
+    halves = [images(32, shift=(shift, 0, 0), seed=1) for shift in (60, -60)]
+    drift = Colours.of(torch.cat(halves)).drift_from(Colours.of(images(2000)))
+    assert drift is not None
+    assert re.fullmatch(r"red ±0\.\d\d from image to image instead of ±0\.32", drift)
 
 
 def test_a_cast_is_told_by_channel():

@@ -80,6 +80,7 @@ def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys, caplog):
     config = tiny()
     Trainer(config).train()
     assert "the colours of the preview at step 4 are off: gray" in caplog.text  # after four updates, they are
+    assert "or v_prediction with these betas (model_config.prediction_type)" in caplog.text
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         ".lock",
