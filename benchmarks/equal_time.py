@@ -290,5 +290,5 @@ def plot(rows: Sequence[Row], choices: Choices, file: Path) -> None:
         axes.axvline(1, color="0.3", linewidth=1, label="training images")
         axes.set_title(f"{seconds:g} CPU seconds", loc="left", fontsize=10)
     axes.set(xlabel="distance from held-out images / that of the training images")
-    axes.legend(loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right")
     figure.savefig(file, dpi=120)
