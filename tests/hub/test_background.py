@@ -20,7 +20,7 @@ SETTINGS = {"repo_id": "ada/digits", "license": "apache-2.0", "push_every": 2}
 
 
 @pytest.fixture
-def uploader(client, run):
+def uploader(hub, client, run):
     made = []
 
     def make(**settings):
@@ -30,6 +30,7 @@ def uploader(client, run):
     yield make
     for each in made:
         each.drain(limit=0)
+    hub.faults.end()
     for thread in threading.enumerate():
         if thread.name == "hub-upload":
             thread.join(10)
