@@ -44,6 +44,9 @@ BASE = Path(__file__).parents[1] / "configs" / "digits.yaml"
 FEW_STEPS = 50
 """Denoising steps of the samples, for every choice."""
 
+Row = Mapping[str, Any]
+"""Of results/NAME.jsonl."""
+
 Choices = Mapping[str, Mapping[str, Sequence[str]]]
 """By question and answer: the options that differ from the subject's configuration."""
 
@@ -233,18 +236,15 @@ def _measure(arguments: argparse.Namespace, name: str, title: str, choices: Choi
         plot(rows, choices, file.with_suffix(".png"))
 
 
-Row = Mapping[str, Any]
-
-
-def by_seconds(rows: Sequence[Row], choices: Choices) -> dict[float, dict[str, list[Row]]]:
-    """The rows of each choice, whose name is "question | answer", in the order of the choices."""
-    found: dict[float, dict[str, list[Row]]] = {}
+def by_seconds(rows: Sequence[Row], choices: Choices) -> dict[float, dict[tuple[str, str], list[Row]]]:
+    """The rows of each question and answer, in the order of the choices."""
+    found: dict[float, dict[tuple[str, str], list[Row]]] = {}
     for seconds in sorted({row["seconds"] for row in rows}):
         for question, answers in choices.items():
             for answer in answers:
                 key = (question, answer, seconds)
                 if same := [row for row in rows if (row["question"], row["answer"], row["seconds"]) == key]:
-                    found.setdefault(seconds, {})[f"{question} | {answer}"] = same
+                    found.setdefault(seconds, {})[question, answer] = same
     return found
 
 
@@ -267,9 +267,9 @@ def table(rows: Sequence[Row], title: str, choices: Choices, floor: float) -> st
     for seconds, found in by_seconds(rows, choices).items():
         lines += ["", f"## {seconds:g} CPU seconds", ""]
         lines += ["| question | answer | ratio | updates | seeds |", "|---|---|--:|--:|--:|"]
-        for name, same in found.items():
-            steps = statistics.mean(row["steps"] for row in same)
-            lines.append(f"| {name} | {spread([row['ratio'] for row in same])} | {steps:,.0f} | {len(same)} |")
+        for (question, answer), same in found.items():
+            ratio, steps = spread([row["ratio"] for row in same]), statistics.mean(row["steps"] for row in same)
+            lines.append(f"| {question} | {answer} | {ratio} | {steps:,.0f} | {len(same)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -282,7 +282,7 @@ def plot(rows: Sequence[Row], choices: Choices, file: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.26 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(found), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axes, (seconds, some) in zip(panels, found.items(), strict=True):
-        names = [name.replace(" |", ":").strip(": ") for name in some]
+        names = [f"{question}: {answer}" if answer else question for question, answer in some]
         ratios = [[row["ratio"] for row in same] for same in some.values()]
         spreads = [statistics.stdev(each) if len(each) > 1 else 0 for each in ratios]
         axes.barh(names, [statistics.mean(each) for each in ratios], xerr=spreads, color="tab:blue", alpha=0.7)

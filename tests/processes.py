@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -75,6 +76,21 @@ def free_port() -> str:
             probe.bind(("127.0.0.1", port))
             return str(port)
     raise RuntimeError("a hundred ports were tried and none is free")
+
+
+def page_of(process: subprocess.Popen, address: str) -> str:
+    """What a program serves, once it does.
+
+    Raises:
+        AssertionError: it has ended, with what it said.
+    """
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return answer.read().decode()
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(process.stdout.read())
 
 
 def wait_for(file: Path) -> None:

@@ -4,15 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from processes import free_port
+from processes import free_port, page_of
 
 from ddpm_hf.demo.model import DemoModel, load_model
 from ddpm_hf.pipelines import DDPMPipeline
@@ -76,13 +74,8 @@ def serve() -> Iterator[Callable[..., str]]:
         )
         started.append(process)
         address = f"http://127.0.0.1:{port}"
-        while process.poll() is None:
-            try:
-                with urllib.request.urlopen(address, timeout=5):
-                    return address
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError(process.stdout.read())
+        page_of(process, address)
+        return address
 
     yield start
     for process in started:

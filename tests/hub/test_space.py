@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import free_port
+from processes import free_port, page_of
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.hub.client import Patience
@@ -129,18 +127,8 @@ def test_the_program_publishes_a_space_that_runs(hub, environment, run, tmp_path
         text=True,
     )
     try:
-        assert "ada/digits · ddpm-hf" in _wait_for(f"http://127.0.0.1:{port}", served)
+        assert "ada/digits · ddpm-hf" in page_of(served, f"http://127.0.0.1:{port}")
     finally:
         served.terminate()
         said, _ = served.communicate(timeout=30)
     assert "Traceback" not in said, said
-
-
-def _wait_for(address, process):
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
-                return answer.read().decode()
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(process.stdout.read())
