@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -50,7 +50,7 @@ def sync(path: Path) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make sure that a folder can be made and written to; it is left as it was, or not there.
+    """Make sure that a folder can be made and written to, by a file that is gone at once; no folder is made.
 
     Args:
         folder: where something will be written.
@@ -59,16 +59,11 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         UserError: if it cannot.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        existing = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        with TemporaryFile(dir=existing):
             pass
-    except FileExistsError:
-        raise UserError(f"{option}: {folder} is a file; choose another folder") from None
+    except NotADirectoryError:
+        raise UserError(f"{option}: {existing} is a file; choose another folder") from None
     except OSError as error:
         raise UserError(f"{option}: {folder} cannot be written to: {error.strerror}; choose another folder") from None
-    finally:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
