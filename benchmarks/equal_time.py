@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from cifar10_features import accuracy, load_cifar10_classifier
+from cifar10_features import load_cifar10_classifier
 from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_hf import cli
 from ddpm_hf.config import Config, load_config
 from ddpm_hf.data import ImageSet, load_image_set
-from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
+from ddpm_hf.evaluation.digits_classifier import accuracy, load_digits_classifier
 from ddpm_hf.evaluation.distances import Moments, frechet_distance
 from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.randomness import image_seeds
@@ -100,9 +100,10 @@ class Cifar10(Subject):
 
     def extractor(self) -> FeatureExtractor:
         classifier = load_cifar10_classifier(self.images("train[10000:]"))
-        print(
-            f"the classifier is right on {accuracy(classifier, self.images(self.held_out)):.1%} of the held-out images"
-        )
+        held_out = self.images(self.held_out)
+        assert held_out.labels is not None
+        right = accuracy(classifier, held_out.images, held_out.labels)
+        print(f"the classifier is right on {right:.1%} of the held-out images")
         return classifier
 
 

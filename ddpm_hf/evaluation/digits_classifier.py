@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -92,26 +92,38 @@ def train_digits_classifier() -> DigitsClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = DigitsClassifier()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    steps = EPOCHS * -(-len(train) // BATCH_SIZE)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad():
-        for epoch in range(EPOCHS):
-            shuffled = train[torch.randperm(len(train), generator=generator_at(0, "digits classifier", epoch))]
-            for batch in shuffled.split(BATCH_SIZE):
-                loss = F.cross_entropy(_logits(classifier, digits.images[batch]), digits.labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                decay.step()
-    with torch.no_grad():
-        right = _logits(classifier.eval(), digits.images[test]).argmax(1) == digits.labels[test]
-    trained = DigitsClassifier(float(right.double().mean()))
+    train_classifier(classifier, digits.images[train], digits.labels[train], EPOCHS, BATCH_SIZE)
+    trained = DigitsClassifier(accuracy(classifier, digits.images[test], digits.labels[test]))
     trained.load_state_dict(classifier.state_dict())
     return trained
 
 
-def _logits(classifier: DigitsClassifier, images: Images) -> Float32[Tensor, "batch classes"]:
+@torch.enable_grad()
+def train_classifier(
+    classifier: FeatureExtractor, images: Images, labels: Int64[Tensor, " batch"], epochs: int, batch_size: int
+) -> None:
+    """Train to tell labelled images apart: AdamW, a cosine down to 0, and the same order each time."""
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(images) // batch_size))
+    for epoch in range(epochs):
+        order = torch.randperm(len(images), generator=generator_at(0, classifier.label, epoch))
+        for batch in order.split(batch_size):
+            loss = F.cross_entropy(_logits(classifier, images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decay.step()
+
+
+@torch.no_grad()
+def accuracy(classifier: FeatureExtractor, images: Images, labels: Int64[Tensor, " batch"]) -> float:
+    """The share of labelled images that it names rightly, in [0, 1]."""
+    parts = zip(images.split(1000), labels.split(1000), strict=True)
+    right = [_logits(classifier, some).argmax(1) == named for some, named in parts]
+    return float(torch.cat(right).double().mean())
+
+
+def _logits(classifier: FeatureExtractor, images: Images) -> Float32[Tensor, "batch classes"]:
     logits = classifier(images).logits
     assert logits is not None
     return logits
