@@ -4,6 +4,9 @@ import equal_time
 
 WEIGHTED = "loss_config.use_time_weighting=true"
 MEAN_1 = "loss_config.time_weight_params.normalize=true"
+MIN_SNR = (WEIGHTED, "loss_config.time_weight_type=min_snr", MEAN_1)
+P2 = (WEIGHTED, "loss_config.time_weight_type=p2", MEAN_1)
+COSINE_V = ("model_config.beta_schedule=cosine", "model_config.prediction_type=v_prediction")
 
 CHOICES = {
     "as it stands": {"": ()},
@@ -21,11 +24,13 @@ CHOICES = {
     "schedule": {
         "linear": ("model_config.beta_schedule=linear",),
         "cosine": ("model_config.beta_schedule=cosine",),
-        "cosine, v": ("model_config.beta_schedule=cosine", "model_config.prediction_type=v_prediction"),
+        "cosine, v": COSINE_V,
     },
     "weight": {
-        "min_snr": (WEIGHTED, "loss_config.time_weight_type=min_snr", MEAN_1),
-        "p2": (WEIGHTED, "loss_config.time_weight_type=p2", MEAN_1),
+        "min_snr": MIN_SNR,
+        "min_snr, with cosine, v": (*MIN_SNR, *COSINE_V),
+        "p2": P2,
+        "p2, with cosine, v": (*P2, *COSINE_V),
     },
     "dropout": {"0.1": ("model_config.dropout=0.1",)},
     "flips": {"on": ("dataset.horizontal_flip=true",), "off": ("dataset.horizontal_flip=false",)},
