@@ -23,6 +23,15 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
 ONE_PROCESS = ["--config_file", str(REPOSITORY / "configs" / "accelerate" / "one_process.yaml")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 TRAIN = str(REPOSITORY / "training" / "train.py")
+HIDE_DDPM_HF = """
+import importlib.abc, sys
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ddpm_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+"""What a program begins with for which ddpm_hf is not installed."""
 
 
 def run(*command: object, check: bool = False, **options) -> subprocess.CompletedProcess:

@@ -7,35 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import diffusers
 import pytest
-import torch
+import tiny
 from processes import free_port, page_of
 
 from ddpm_hf.demo.model import DemoModel, load_model
-from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.schedulers import DDPMScheduler
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def save_tiny(folder: Path, **config) -> Path:
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        **{
-            "sample_size": 8,
-            "in_channels": 1,
-            "out_channels": 1,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-            "attention_head_dim": None,
-        }
-        | config
-    )
-    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=20, beta_schedule="cosine")).save_pretrained(folder)
+    tiny.pipeline(20, **config).save_pretrained(folder)
     return folder
 
 

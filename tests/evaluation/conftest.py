@@ -1,10 +1,11 @@
 """A tiny real model of 8x8 digits, its configuration, and a cache of its own for all tests here."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import diffusers
 import pytest
+import tiny
 import torch
 from accelerate.state import AcceleratorState
 
@@ -12,7 +13,6 @@ from ddpm_hf.config import Config, load_config
 from ddpm_hf.evaluation.features import Features
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.schedulers import DDPMScheduler
 
 CONFIG = """
 model_config:
@@ -61,28 +61,9 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
 
 @pytest.fixture
 def make_pipeline() -> Callable[..., DDPMPipeline]:
-    """A tiny network with random weights, and options of the network and of the scheduler."""
-
-    def make(time_steps: int = 10, **config) -> DDPMPipeline:
-        torch.manual_seed(0)
-        unet = diffusers.UNet2DModel(
-            **{
-                "sample_size": 8,
-                "in_channels": 1,
-                "out_channels": 1,
-                "block_out_channels": (8, 16),
-                "down_block_types": ("DownBlock2D", "DownBlock2D"),
-                "up_block_types": ("UpBlock2D", "UpBlock2D"),
-                "layers_per_block": 1,
-                "norm_num_groups": 4,
-            }
-            | config
-        )
-        pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=time_steps, beta_schedule="cosine"))
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
-    return make
+    """A tiny network with random weights, that of `CONFIG`, and options of the network and of the scheduler."""
+    convolutions = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return functools.partial(tiny.pipeline, **convolutions)
 
 
 @pytest.fixture

@@ -13,30 +13,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import diffusers
 import huggingface_hub
+import tiny
 import torch
 import yaml
 from huggingface_hub import constants
 from loopback import LoopbackHub
 from loopback.server import TOKEN
 from PIL import Image
+from processes import HIDE_DDPM_HF
 from safetensors.torch import save_file
 
 from ddpm_hf.checkpoints import write_checkpoint
 from ddpm_hf.hub.client import HubClient, Patience
 from ddpm_hf.hub.environment import record_environment
-from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.schedulers import DDPMScheduler
-
-HIDE_DDPM_HF = """
-import importlib.abc, sys
-class Hide(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ddpm_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hide())
-"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -108,19 +98,7 @@ def run_python(environment: dict[str, str], tmp_path: Path) -> Callable[..., sub
 
 def _make_run(folder: Path) -> None:
     """Write what a finished run of 6 updates leaves, two checkpoints included, with paths of this machine in it."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=None,
-    )
-    pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=10, beta_schedule="cosine"))
+    pipeline = tiny.pipeline()
     config = {
         "seed": 3,
         "output_dir": str(folder),

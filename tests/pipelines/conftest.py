@@ -1,7 +1,9 @@
 """A network that is exactly right: the best possible one for images whose pixels are independent Gaussians."""
 
-import diffusers
+import functools
+
 import pytest
+import tiny
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -64,28 +66,6 @@ def _gaussian_pipeline(prediction_type="epsilon", num_train_timesteps=1000, num_
     return pipeline
 
 
-def _tiny_pipeline(time_steps=10, **config):
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        **{
-            "sample_size": 8,
-            "in_channels": 1,
-            "out_channels": 1,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-            "attention_head_dim": None,
-            "dropout": 0.1,
-        }
-        | config
-    )
-    pipeline = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=time_steps, beta_schedule="cosine"))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """Networks so small only wait for each other's threads."""
@@ -104,4 +84,4 @@ def gaussian_pipeline():
 @pytest.fixture
 def tiny_pipeline():
     """A function that makes a pipeline around a tiny real U-Net with random weights, and dropout."""
-    return _tiny_pipeline
+    return functools.partial(tiny.pipeline, dropout=0.1)

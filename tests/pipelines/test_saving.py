@@ -11,6 +11,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from processes import HIDE_DDPM_HF
 from torch.testing import assert_close
 
 import ddpm_hf.pipelines.ddpm
@@ -18,22 +19,16 @@ from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.schedulers import DDPMScheduler
 
-HIDE = """
-    import importlib.abc, sys, warnings
-    class Hide(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] == "ddpm_hf":
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    sys.meta_path.insert(0, Hide())
-    folder = sys.argv[1]
-    import diffusers, torch
-    diffusers.utils.logging.disable_progress_bar()
+BEGINNING = """
+import sys, diffusers, torch
+diffusers.utils.logging.disable_progress_bar()
+folder = sys.argv[1]
 """
 
 
 def run_hidden(program: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a program in a process of its own where ddpm_hf cannot be imported, and warnings are errors."""
-    code = textwrap.dedent(HIDE) + textwrap.dedent(program)
+    code = HIDE_DDPM_HF + BEGINNING + textwrap.dedent(program)
     return subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-W", "error::FutureWarning", "-c", code, *arguments],
         capture_output=True,
