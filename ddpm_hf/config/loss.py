@@ -57,9 +57,9 @@ class LossConfig(Section):
     """Weight of the Huber loss."""
     huber_delta: PositiveFloat = 1.0
     """Error at which the Huber loss turns from quadratic to linear."""
-    use_time_weighting: bool = False
-    """Weight each timestep by `time_weight_type`; without it every timestep counts the same (DDPM's L_simple)."""
-    time_weight_type: TimeWeight = "snr"
+    use_time_weighting: bool = True
+    """Weight each timestep by `time_weight_type`; false: every timestep counts the same (DDPM's L_simple)."""
+    time_weight_type: TimeWeight = "min_snr"
     """The formula of the weight w(t); see docs/losses.md."""
     time_weight_params: TimeWeightParams = TimeWeightParams()
     """Bounds and parameters of that formula."""

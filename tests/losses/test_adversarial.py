@@ -157,7 +157,8 @@ def test_following_the_term_makes_fakes_more_real() -> None:
 def test_it_is_a_term_of_the_diffusion_loss() -> None:
     game = adversary()
     alpha_bar = torch.linspace(0.99, 0.01, 1000, dtype=torch.float64)
-    loss = DiffusionLoss(LossConfig(), alpha_bar, "v_prediction", {"adversarial": (0.5, game.network_term)})
+    config = LossConfig(use_time_weighting=False)
+    loss = DiffusionLoss(config, alpha_bar, "v_prediction", {"adversarial": (0.5, game.network_term)})
     prediction, real, timesteps = batch()
     out = loss(prediction.requires_grad_(), real, torch.zeros_like(real), timesteps)
     expected = alpha_bar[timesteps].float() * game.network_term(out.predicted_x_0, real, timesteps)

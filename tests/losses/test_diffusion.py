@@ -19,7 +19,8 @@ ALPHA_BAR = torch.cos(torch.linspace(0.05, 1.5, T, dtype=torch.float64)) ** 2
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SHAPE = (6, 3, 4, 5)
 ALL_TERMS = {"loss_type": "hybrid", "mse_weight": 0.5, "l1_weight": 2.0, "huber_weight": 3.0, "huber_delta": 0.7}
-SNR = {"use_time_weighting": True, "time_weight_type": "snr"}
+PLAIN = {"use_time_weighting": False}
+SNR = {"time_weight_type": "snr"}
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -40,7 +41,7 @@ def target_of(prediction_type: str, x_0: torch.Tensor, noise: torch.Tensor, time
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("options", [{}, SNR, ALL_TERMS, {**ALL_TERMS, **SNR}])
+@pytest.mark.parametrize("options", [PLAIN, SNR, {**ALL_TERMS, **PLAIN}, {**ALL_TERMS, **SNR}])
 def test_loss_is_the_weighted_mean_of_its_terms(prediction_type: str, options: dict) -> None:
     loss = DiffusionLoss(LossConfig(**options), ALPHA_BAR, prediction_type)
     prediction, x_0, noise, timesteps = batch()

@@ -36,9 +36,10 @@ def test_the_target_stands_for_the_image_itself(prediction_type: str) -> None:
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_errors_of_x_0_relate_to_errors_of_the_target(prediction_type: str) -> None:
     """|eps error|^2 = SNR |x_0 error|^2 and |v error|^2 = (SNR + 1) |x_0 error|^2."""
-    loss = DiffusionLoss(LossConfig(), ALPHA_BAR, prediction_type, {"image": (2.0, squared)})
+    config = LossConfig(use_time_weighting=False)
+    loss = DiffusionLoss(config, ALPHA_BAR, prediction_type, {"image": (2.0, squared)})
     x_0, noise, timesteps = batch()
-    plain = DiffusionLoss(LossConfig(), ALPHA_BAR, prediction_type)(torch.zeros(SHAPE), x_0, noise, timesteps)
+    plain = DiffusionLoss(config, ALPHA_BAR, prediction_type)(torch.zeros(SHAPE), x_0, noise, timesteps)
     out = loss(torch.zeros(SHAPE), x_0, noise, timesteps)
     alpha_bar = ALPHA_BAR[timesteps].float()
     snr = alpha_bar / (1 - alpha_bar)

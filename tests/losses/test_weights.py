@@ -125,4 +125,11 @@ def test_weights_that_are_all_zero_are_refused() -> None:
 
 def test_without_time_weighting_every_timestep_counts_the_same() -> None:
     alphas = torch.tensor(SCHEDULES["linear"])
-    assert torch.equal(weight_table(LossConfig(time_weight_type="snr"), alphas, "epsilon"), torch.ones(T))
+    config = LossConfig(use_time_weighting=False, time_weight_type="snr")
+    assert torch.equal(weight_table(config, alphas, "epsilon"), torch.ones(T))
+
+
+def test_the_default_is_min_snr_as_its_paper_has_it() -> None:
+    snr = torch.tensor(SCHEDULES["linear"]) / (1 - torch.tensor(SCHEDULES["linear"]))
+    weights = weight_table(LossConfig(), torch.tensor(SCHEDULES["linear"]), "epsilon")
+    torch.testing.assert_close(weights, snr.clamp(max=5) / snr, rtol=1e-5, atol=0)
