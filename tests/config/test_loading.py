@@ -208,6 +208,18 @@ def test_the_default_network_has_the_five_levels_of_the_document():
     assert model == Config().model
 
 
+def test_the_recipe_of_the_paper_is_the_paper_s_whatever_the_defaults_are():
+    """DDPM, section 4 and appendix B."""
+    config = load_config(REPOSITORY / "configs" / "cifar10.yaml")
+    model, training, loss = config.model, config.training, config.loss
+    assert (model.time_steps, model.beta_schedule, model.beta_start, model.beta_end) == (1000, "linear", 1e-4, 0.02)
+    assert (model.prediction_type, model.variance_type, model.dropout) == ("epsilon", "fixed_large", 0.1)
+    assert (training.optimizer, training.learning_rate, training.batch_size) == ("adam", 2e-4, 128)
+    assert (training.num_steps, training.max_grad_norm, training.ema_decay) == (800_000, 1, 0.9999)
+    assert (loss.loss_type, loss.use_time_weighting, loss.timestep_sampling) == ("mse", False, "uniform")
+    assert config.dataset.horizontal_flip
+
+
 def test_the_schema_for_editors_is_current():
     assert (REPOSITORY / "configs" / "schema.json").read_text() == schema_text(), "run: make schema"
 
