@@ -8,7 +8,8 @@ results/NAME.jsonl; what is there is not done again.
 
 The images are scikit-learn's digits, 80% of them to train on, in the features of the evaluation's digits classifier;
 or, with --data FOLDER, CIFAR-10 at 16x16 (cifar10_small.yaml; columns img and label): 8,000 images to train on, 1,000
-samples against 2,000 held-out images, and a classifier that was trained on the other 40,000.
+samples against 2,000 held-out images, and a classifier that was trained on the other 40,000. Both have the paper's
+loss, in which every timestep counts the same, unless a choice says otherwise.
 """
 
 import argparse
