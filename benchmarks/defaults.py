@@ -2,10 +2,6 @@
 
 import equal_time
 
-WEIGHTED = "loss_config.use_time_weighting=true"
-MEAN_1 = "loss_config.time_weight_params.normalize=true"
-MIN_SNR = (WEIGHTED, "loss_config.time_weight_type=min_snr", MEAN_1)
-P2 = (WEIGHTED, "loss_config.time_weight_type=p2", MEAN_1)
 COSINE_V = ("model_config.beta_schedule=cosine", "model_config.prediction_type=v_prediction")
 
 CHOICES = {
@@ -27,10 +23,10 @@ CHOICES = {
         "cosine, v": COSINE_V,
     },
     "weight": {
-        "min_snr": MIN_SNR,
-        "min_snr, with cosine, v": (*MIN_SNR, *COSINE_V),
-        "p2": P2,
-        "p2, with cosine, v": (*P2, *COSINE_V),
+        "min_snr": equal_time.weighted("min_snr"),
+        "min_snr, with cosine, v": (*equal_time.weighted("min_snr"), *COSINE_V),
+        "p2": equal_time.weighted("p2"),
+        "p2, with cosine, v": (*equal_time.weighted("p2"), *COSINE_V),
     },
     "dropout": {"0.1": ("model_config.dropout=0.1",)},
     "flips": {"on": ("dataset.horizontal_flip=true",), "off": ("dataset.horizontal_flip=false",)},

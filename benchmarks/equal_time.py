@@ -52,6 +52,15 @@ Choices = Mapping[str, Mapping[str, Sequence[str]]]
 """By question and answer: the options that differ from the subject's configuration."""
 
 
+def weighted(formula: str) -> tuple[str, ...]:
+    """The options of a weight of the timesteps, of mean 1."""
+    return (
+        "loss_config.use_time_weighting=true",
+        f"loss_config.time_weight_type={formula}",
+        "loss_config.time_weight_params.normalize=true",
+    )
+
+
 @dataclass(frozen=True)
 class Subject:
     """Images that choices are compared on.

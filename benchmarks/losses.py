@@ -15,17 +15,6 @@ PERCEPTUAL = (
 HYBRID = ("loss_config.loss_type=hybrid", "loss_config.l1_weight=0.1", "loss_config.huber_weight=0.1")
 LEARNED = ("model_config.variance_type=learned_range",)
 
-
-def weighted(formula: str, prediction_type: str) -> tuple[str, ...]:
-    """The options of a timestep weight of mean 1."""
-    return (
-        f"model_config.prediction_type={prediction_type}",
-        "loss_config.use_time_weighting=true",
-        f"loss_config.time_weight_type={formula}",
-        "loss_config.time_weight_params.normalize=true",
-    )
-
-
 CHOICES = {
     "terms": {
         "mse": (),
@@ -34,7 +23,7 @@ CHOICES = {
         "hybrid": HYBRID,
     },
     "weight": {
-        f"{formula}, {predicted}": weighted(formula, predicted)
+        f"{formula}, {predicted}": (f"model_config.prediction_type={predicted}", *equal_time.weighted(formula))
         for formula in ("snr", "linear", "inverse", "min_snr", "p2")
         for predicted in (("epsilon", "v_prediction") if formula in ("min_snr", "p2") else ("epsilon",))
     },
