@@ -18,9 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf import cli
-from ddpm_hf.checkpoints import find_latest, step_of
-from ddpm_hf.errors import UserError
+from ddpm_hf.checkpoints.folder import find_latest, step_of
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

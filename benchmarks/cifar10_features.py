@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.digits_classifier import train_classifier
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
-from ddpm_hf.files import written_whole
+from ddpm_hf.runtime.cache_folder import cache_folder
+from ddpm_hf.runtime.files import written_whole
 
 SIDE, NUM_FEATURES = 16, 64
 EPOCHS, BATCH_SIZE = 6, 128

@@ -122,7 +122,7 @@ class Ours:
         return float(update.figures["data_seconds"])
 
     def save(self, folder: Path) -> Path:
-        from ddpm_hf.checkpoints import write_checkpoint
+        from ddpm_hf.checkpoints.folder import write_checkpoint
         from ddpm_hf.training.state import Progress
 
         progress = Progress(step=self.step, config=self.config.to_dict())
@@ -130,7 +130,7 @@ class Ours:
         return write_checkpoint(folder, self.step, lambda at: self.learner.save(at, progress, *gathered), keep=1)
 
     def load(self, folder: Path) -> None:
-        from ddpm_hf.checkpoints import find_damage
+        from ddpm_hf.checkpoints.folder import find_damage
         from ddpm_hf.training.state import OPTIMIZER, STATE, load_moments
 
         assert find_damage(folder) is None
@@ -263,7 +263,7 @@ def make_script(arguments: argparse.Namespace, precision: str = "no", ema: bool 
     """The script on the network and the images of this comparison."""
     import torch
 
-    from ddpm_hf.processes import use_all_cores
+    from ddpm_hf.runtime.distributed import use_all_cores
 
     use_all_cores()
     torch.manual_seed(0)

@@ -42,14 +42,14 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_hf import cli
 from ddpm_hf.config import load_config
 from ddpm_hf.evaluation.features import Features
 from ddpm_hf.evaluation.neighbors import memorized, nearest
 from ddpm_hf.evaluation.sampling import to_pil
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
 from ddpm_hf.pipelines import DDPMPipeline as OurPipeline
-from ddpm_hf.plotting import image_grid
+from ddpm_hf.pipelines.pictures import image_grid
+from ddpm_hf.runtime import cli
 
 KEPT = Path(__file__).parents[1] / "runs" / "digits_goal"
 """Trained pipelines, to draw from with other numbers of steps, and their samples."""

@@ -15,10 +15,10 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from ddpm_hf import cli
 from ddpm_hf._version import __version__
-from ddpm_hf.hub.loading import load_pipeline
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.randomness import image_seeds
 
 NUM_SAMPLES = 898
 RESULT = Path(__file__).parent / "results" / "digits_quality.json"

@@ -30,13 +30,13 @@ from cifar10_features import load_cifar10_classifier
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_hf import cli
 from ddpm_hf.config import Config, load_config
 from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import accuracy, load_digits_classifier
 from ddpm_hf.evaluation.distances import Moments, frechet_distance
 from ddpm_hf.evaluation.features import FeatureExtractor
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.randomness import image_seeds
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.objective import load_perceptual
 

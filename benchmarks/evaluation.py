@@ -34,6 +34,7 @@ import torch
 from rates import processor
 from transformers import ResNetConfig, ResNetModel
 
+from ddpm_hf.checkpoints.loading import load_pipeline
 from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
@@ -42,7 +43,6 @@ from ddpm_hf.evaluation.reference import load_reference
 from ddpm_hf.evaluation.sampling import Drawing, draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, score_set
 from ddpm_hf.evaluation.store import FeatureStore, Layout
-from ddpm_hf.hub.loading import load_pipeline
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.schedulers import DDPMScheduler

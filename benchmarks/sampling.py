@@ -25,12 +25,12 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 from torch import nn
 
-from ddpm_hf import cli
 from ddpm_hf._version import __version__
-from ddpm_hf.hub.loading import load_pipeline
+from ddpm_hf.checkpoints.loading import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.samplers import SAMPLERS
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.randomness import image_seeds
 
 HALF = 898
 """Digits in each half of the real ones, and samples of a run."""

@@ -19,8 +19,8 @@ import torch
 from equal_time import DIGITS, RESULTS, Judge, sample, spread
 from tqdm import tqdm
 
-from ddpm_hf import cli
-from ddpm_hf.hub.loading import load_pipeline
+from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.runtime import cli
 from ddpm_hf.schedulers import DDPMScheduler
 
 VARIANCES = ("fixed_small", "fixed_large")

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ddpm_hf._version import __version__
 
 if TYPE_CHECKING:
+    from ddpm_hf.checkpoints.loading import load_pipeline
     from ddpm_hf.config import Config, load_config
-    from ddpm_hf.errors import UserError
     from ddpm_hf.evaluation.evaluate import evaluate
     from ddpm_hf.hub import push_run
-    from ddpm_hf.hub.loading import load_pipeline
     from ddpm_hf.losses import DiffusionLoss
     from ddpm_hf.models import DDPMUNet
     from ddpm_hf.pipelines import DDPMPipeline
+    from ddpm_hf.runtime.errors import UserError
     from ddpm_hf.schedulers import DDPMScheduler
     from ddpm_hf.training.trainer import Trainer
 
@@ -28,10 +28,10 @@ _HOMES = {
     "DDPMUNet": "ddpm_hf.models",
     "DiffusionLoss": "ddpm_hf.losses",
     "Trainer": "ddpm_hf.training.trainer",
-    "UserError": "ddpm_hf.errors",
+    "UserError": "ddpm_hf.runtime.errors",
     "evaluate": "ddpm_hf.evaluation.evaluate",
     "load_config": "ddpm_hf.config",
-    "load_pipeline": "ddpm_hf.hub.loading",
+    "load_pipeline": "ddpm_hf.checkpoints.loading",
     "push_run": "ddpm_hf.hub",
 }
 

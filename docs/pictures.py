@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from ddpm_hf import cli
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
 
 DOCS = Path(__file__).parent
 RUN = "runs/digits"
@@ -82,10 +82,10 @@ def show_command(program: str, pictures: dict[str, str], run: Path, output: Path
 def draw_curves(run: Path, output: Path) -> None:
     """Draw the weights over time, and the noise schedule of a run."""
     from ddpm_hf import load_pipeline
-    from ddpm_hf.plotting import schedule_curves
+    from ddpm_hf.pipelines.pictures import schedule_curves
 
     weights, schedule = (str(output / name) for name in CURVES)
-    subprocess.run([sys.executable, "-m", "ddpm_hf.losses.plot", weights], cwd=DOCS.parent, check=True)
+    subprocess.run([sys.executable, "docs/loss_weights.py", weights], cwd=DOCS.parent, check=True)
     schedule_curves(load_pipeline(run).scheduler.alphas_cumprod.cpu(), Path(schedule))
 
 

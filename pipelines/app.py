@@ -10,9 +10,9 @@ import argparse
 import importlib.util
 import socket
 
-from ddpm_hf import cli
-from ddpm_hf.errors import UserError
-from ddpm_hf.model_names import find_folder
+from ddpm_hf.checkpoints.find import find_folder
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:

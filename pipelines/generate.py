@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf import cli
+from ddpm_hf.checkpoints.find import find_folder, run_of
 from ddpm_hf.config import load_config
-from ddpm_hf.errors import UserError
-from ddpm_hf.files import check_writable
-from ddpm_hf.model_names import find_folder, run_of
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import check_writable
 
 if TYPE_CHECKING:
     from ddpm_hf.pipelines.generation import Settings
@@ -92,9 +92,9 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.hub.loading import load_pipeline
+        from ddpm_hf.checkpoints.loading import load_pipeline
         from ddpm_hf.pipelines.generation import Extras, Settings, generate, weights_hash
-        from ddpm_hf.processes import meet
+        from ddpm_hf.runtime.distributed import meet
 
     meet(timedelta(days=1))  # for the others, which may have other batches to draw
     pipeline = load_pipeline(model_folder or model)

@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf import cli
+from ddpm_hf.checkpoints.find import find_folder, run_of
 from ddpm_hf.config import load_config
-from ddpm_hf.errors import UserError
-from ddpm_hf.files import check_writable
-from ddpm_hf.model_names import find_folder, run_of
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import check_writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.hub.loading import load_pipeline
+        from ddpm_hf.checkpoints.loading import load_pipeline
         from ddpm_hf.pipelines.generation import weights_hash
         from ddpm_hf.pipelines.interpolation import InterpolationSettings, pixels_hash, write_interpolation
 

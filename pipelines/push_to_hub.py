@@ -14,9 +14,9 @@ import yaml
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from ddpm_hf import cli
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,8 +53,8 @@ def main(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
 
     with cli.waiting("loading the Hub's client"):
-        from ddpm_hf.hub.client import HubClient
         from ddpm_hf.hub.share import push_newest_checkpoint, push_run
+        from ddpm_hf.runtime.hub_client import HubClient
 
     client = HubClient()
     if not client.has_token:

@@ -20,10 +20,12 @@ checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules["shape_checker"] = checker
 
 # where tensors are; the configuration is checked by pydantic
-PACKAGES = ("data", "evaluation", "losses", "models", "pipelines", "schedulers", "training")
+PACKAGES = ("checkpoints", "data", "evaluation", "losses", "models", "pipelines", "schedulers", "training")
 install_import_hook([f"ddpm_hf.{package}" for package in PACKAGES], "shape_checker.check")
 
 from ddpm_hf.config import Config, load_config  # noqa: E402  (the environment above comes first)
+
+pytest_plugins = ["hub_fixtures"]
 
 # a network of 8 and 16 channels on the digits, 20 time steps
 TINY = """

@@ -13,14 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # who may import whom: a part imports its own floor and those below
 FLOORS = (
-    (
-        *("_version", "errors", "files", "randomness", "stock", "checkpoints"),
-        *("memory", "model_names", "plotting", "processes", "cli"),
-    ),
+    ("_version", "runtime"),
     ("config",),
     ("models", "schedulers", "losses", "data"),
-    ("pipelines",),
-    ("evaluation", "hub"),
+    ("pipelines", "checkpoints"),
+    ("evaluation",),
+    ("hub",),
     ("demo",),
     ("training",),
 )

@@ -15,11 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from ddpm_hf import cli
+from ddpm_hf.checkpoints.find import run_of
 from ddpm_hf.config import load_config
 from ddpm_hf.config.help import option_for, options_help
-from ddpm_hf.files import check_writable
-from ddpm_hf.model_names import run_of
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.files import check_writable
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -9,13 +9,13 @@ option of the configuration is listed below, after the program's own.
 import argparse
 from pathlib import Path
 
-from ddpm_hf import cli
+from ddpm_hf.checkpoints.find import run_of
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config, load_config
 from ddpm_hf.config.help import option_for, options_help
-from ddpm_hf.errors import UserError
-from ddpm_hf.files import check_writable
-from ddpm_hf.model_names import run_of
-from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import check_writable
 
 
 def make_parser() -> argparse.ArgumentParser:

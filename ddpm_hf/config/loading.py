@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ddpm_hf.config.root import Config
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 

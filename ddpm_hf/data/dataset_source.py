@@ -10,7 +10,7 @@ import datasets
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data.local_files import LocalData, find_local
 from ddpm_hf.data.sources import BUILT_IN, Example, Source
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 Data: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Result = TypeVar("Result")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ddpm_hf.data.image_set import Content
 from ddpm_hf.data.images import Pixels, Transform, open_image
 from ddpm_hf.data.sources import Example, Source
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 CHUNK = 16
 """Images that a thread takes at a time."""

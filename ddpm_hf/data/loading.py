@@ -11,14 +11,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
-from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.data.decoding import Decoding
 from ddpm_hf.data.image_set import ImageSet, Rows, in_memory
 from ddpm_hf.data.images import DECODER, Transform
 from ddpm_hf.data.sources import BUILT_IN, Source, fingerprint_of, open_source
 from ddpm_hf.data.store import ImageStore
-from ddpm_hf.errors import UserError
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.cache_folder import cache_folder
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.randomness import generator_at
 
 logger = logging.getLogger(__name__)
 

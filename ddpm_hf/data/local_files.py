@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 SUFFIXES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 
 
 class SampleOrder:

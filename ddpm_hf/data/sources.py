@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data.local_files import find_local
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 BUILT_IN = ("digits",)
 

@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from ddpm_hf.data.image_set import Content, ImageSet
-from ddpm_hf.errors import UserError
-from ddpm_hf.files import sync
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import sync
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 MAX_SEED = 2**32 - 1
 

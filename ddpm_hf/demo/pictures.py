@@ -9,8 +9,8 @@ from PIL import Image
 from ddpm_hf.data.images import Transform, open_image
 from ddpm_hf.demo.limits import Limits
 from ddpm_hf.demo.model import DemoModel
-from ddpm_hf.errors import UserError
-from ddpm_hf.plotting import image_grid
+from ddpm_hf.pipelines.pictures import image_grid
+from ddpm_hf.runtime.errors import UserError
 
 EDITOR_SIDE = 320
 """Pixels of the longer side of the canvas to paint on."""

@@ -12,12 +12,12 @@ from PIL import Image
 from ddpm_hf.demo.limits import MAX_SEED, number, whole
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.demo.watching import EVERY, Tell, WatchedPipeline
-from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.generation import Settings
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.inpainting import repaint_moves
 from ddpm_hf.pipelines.samplers import make_sampler
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.randomness import image_seeds
 
 MAX_STAGES, STAGES_BYTES = 25, 2**27
 """Of a sampling run, to look back at: so many steps, or fewer where they would take more than this."""

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import FeatureExtractor, UserExtractor
 from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
+from ddpm_hf.runtime.errors import UserError
 
 Thing = TypeVar("Thing")
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.rendering import number, pair_rows, table
 from ddpm_hf.evaluation.report import FORMAT
-from ddpm_hf.files import write_whole, written_whole
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import write_whole, written_whole
 
 PROTOCOL = {
     "number of samples": ("sampling", "n_samples"),

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
-from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
-from ddpm_hf.files import written_whole
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.cache_folder import cache_folder
+from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.randomness import generator_at
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.store import FeatureTable
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 

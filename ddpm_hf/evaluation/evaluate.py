@@ -32,9 +32,9 @@ from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, Figure, combine, kept_figures, score_set
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
-from ddpm_hf.files import write_whole
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.processes import check_alike
+from ddpm_hf.runtime.distributed import check_alike
+from ddpm_hf.runtime.files import write_whole
 
 
 def evaluate(

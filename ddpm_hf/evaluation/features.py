@@ -13,9 +13,9 @@ from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor, nn
 
 from ddpm_hf.config import BenchmarkConfig
-from ddpm_hf.errors import UserError
-from ddpm_hf.memory import Parts
-from ddpm_hf.processes import main_process_first
+from ddpm_hf.runtime.distributed import main_process_first
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.memory import Parts
 
 Images = UInt8[Tensor, "batch channels height width"]
 

@@ -17,8 +17,8 @@ from ddpm_hf.evaluation.likelihood import bits_per_dim
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import MIN_SSIM_SIDE, Reconstructions, noised, psnr, reconstruct_all, ssim
 from ddpm_hf.evaluation.scoring import Figure, kept
-from ddpm_hf.files import written_whole
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.randomness import generator_at
 
 Images = UInt8[Tensor, "batch channels height width"]
 

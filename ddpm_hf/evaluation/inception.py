@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images
+from ddpm_hf.runtime.errors import UserError
 
 PACKAGES = {"torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "torchvision": "torchvision"}
 """Modules that must be there, and what pip calls them."""

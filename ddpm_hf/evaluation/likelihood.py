@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ddpm_hf.data.images import to_model_range
 from ddpm_hf.evaluation.progress import bar
-from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.randomness import derive_seed
+from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import variational_bound
 

@@ -12,8 +12,8 @@ from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import Reconstructions, ddim_range
 from ddpm_hf.evaluation.sampling import NUM_SHOWN, read_images, sample_file, to_pil
 from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.plotting import image_grid, save_png
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.pipelines.pictures import image_grid, save_png
+from ddpm_hf.runtime.randomness import image_seeds
 
 FOLDER = "pictures"
 NUM_STRIPS, NUM_STAGES = 6, 10

@@ -2,7 +2,7 @@
 
 from tqdm import tqdm
 
-from ddpm_hf import cli
+from ddpm_hf.runtime import cli
 
 
 def bar(total: int, what: str, unit: str = "img", quiet: bool = False, delay: float = 1) -> tqdm:

@@ -7,7 +7,7 @@ import torch
 
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.scoring import FeatureSet
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ddpm_hf.evaluation.features import as_uint8
 from ddpm_hf.evaluation.progress import bar
-from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.randomness import derive_seed
+from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.randomness import derive_seed
 
 Images = UInt8[Tensor, "batch channels height width"]
 PerImage = Float64[Tensor, " batch"]

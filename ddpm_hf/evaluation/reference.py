@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
-from ddpm_hf.data.cache_folder import cache_folder
 from ddpm_hf.evaluation.distances import Moments, moments
 from ddpm_hf.evaluation.features import Extraction, FeatureExtractor
 from ddpm_hf.evaluation.neighbors import radii
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
-from ddpm_hf.files import write_whole, written_whole
+from ddpm_hf.runtime.cache_folder import cache_folder
+from ddpm_hf.runtime.files import write_whole, written_whole
 
 BATCH_SIZE = 128
 

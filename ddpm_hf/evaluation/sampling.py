@@ -16,10 +16,10 @@ from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features, 
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore
-from ddpm_hf.memory import Parts
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.plotting import save_png
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.pipelines.pictures import save_png
+from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.randomness import image_seeds
 
 NUM_SHOWN = 64
 """First samples that are kept as images in any case, for the pictures of the report."""

@@ -18,7 +18,7 @@ from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
 from ddpm_hf.evaluation.stopping import patiently
 from ddpm_hf.evaluation.store import FeatureTable
-from ddpm_hf.files import write_whole
+from ddpm_hf.runtime.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from ddpm_hf.config import Config, DatasetConfig
 from ddpm_hf.data import ImageSet, load_image_set, load_image_sets
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 
 def held_out_split(config: Config) -> str:

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from ddpm_hf.errors import Abandoned
+from ddpm_hf.runtime.errors import Abandoned
 
 MARKER = ".stop"
 

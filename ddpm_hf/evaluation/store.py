@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import Features
-from ddpm_hf.files import write_whole
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import write_whole
 
 BLOCK_BYTES = 16_000_000
 """Of float64 features that are in memory at a time."""

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.runtime.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.check import check_access
-from ddpm_hf.hub.client import GivenUp, HubClient, HubUnreachableError
 from ddpm_hf.hub.export import checkpoint_package, pipeline_package
 from ddpm_hf.hub.share import checkpoint_destination, pipeline_destination, push_command
 from ddpm_hf.hub.upload import prepare, push
+from ddpm_hf.runtime.hub_client import GivenUp, HubClient, HubUnreachableError
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.hub.card_sections import sections
 from ddpm_hf.hub.facts import Facts
 from ddpm_hf.hub.results import is_finite
+from ddpm_hf.runtime.errors import UserError
 
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 SECTION = re.compile(r"<!-- ddpm-hf:([a-z]+) ([0-9a-f]{8}) -->\r?\n(.*?)\r?\n<!-- /ddpm-hf:\1 -->", re.DOTALL)

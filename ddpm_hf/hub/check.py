@@ -6,10 +6,10 @@ from functools import partial
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.client import HubClient, HubUnreachableError, is_offline
 from ddpm_hf.hub.share import checkpoint_destination, pipeline_destination
 from ddpm_hf.hub.upload import Destination
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
 
 logger = logging.getLogger(__name__)
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import yaml
 
-from ddpm_hf.checkpoints import MANIFEST, find_latest
+from ddpm_hf.checkpoints.download import INDEX, PROGRESS, STATE
+from ddpm_hf.checkpoints.folder import MANIFEST, find_latest
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.hub.bundle import one_file
 from ddpm_hf.hub.card import make_card
-from ddpm_hf.hub.download import INDEX, PROGRESS, STATE
 from ddpm_hf.hub.facts import CONFIG, METRICS, gather_facts, read_config
-from ddpm_hf.hub.hashes import Content, sha256, size_of
-from ddpm_hf.hub.portable import portable, portable_config, refuse_tokens
 from ddpm_hf.hub.upload import CARD, Package
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hashes import Content, sha256, size_of
+from ddpm_hf.runtime.sanitize import portable, portable_config, refuse_tokens
 
 PIPELINE_FILES = (
     INDEX,

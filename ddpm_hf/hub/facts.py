@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from ddpm_hf.hub.environment import read_environment
-from ddpm_hf.hub.portable import portable, portable_config
+from ddpm_hf.checkpoints.environment import read_environment
+from ddpm_hf.checkpoints.weights import check_weights
 from ddpm_hf.hub.results import Result, read_results
-from ddpm_hf.hub.weights import check_weights
+from ddpm_hf.runtime.sanitize import portable, portable_config
 
 CONFIG, METRICS = "training_config.yaml", "metrics.json"
 """The names of the configuration and the figures in a repository."""

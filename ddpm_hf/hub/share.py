@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_hf.checkpoints import find_latest
+from ddpm_hf.checkpoints.folder import find_latest
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.client import HubClient
 from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
 from ddpm_hf.hub.upload import Destination, Pushed, push
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hub_client import HubClient
 
 
 def pipeline_destination(client: HubClient, settings: HubConfig) -> Destination:

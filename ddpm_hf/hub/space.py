@@ -11,13 +11,13 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 
 from ddpm_hf._version import __version__
-from ddpm_hf.errors import UserError
+from ddpm_hf.checkpoints.listing import list_repository
 from ddpm_hf.hub.card import split_card
-from ddpm_hf.hub.client import HubClient
-from ddpm_hf.hub.hashes import Content
-from ddpm_hf.hub.listing import list_repository
-from ddpm_hf.hub.portable import refuse_tokens
 from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hashes import Content
+from ddpm_hf.runtime.hub_client import HubClient
+from ddpm_hf.runtime.sanitize import refuse_tokens
 
 PACKAGE = Path(__file__).parents[1]
 DISTRIBUTION = "ddpm-hf"

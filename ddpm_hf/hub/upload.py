@@ -11,11 +11,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.client import HubClient
-from ddpm_hf.hub.download import fetch_file
-from ddpm_hf.hub.hashes import Content, size_of
-from ddpm_hf.hub.listing import Listing, list_repository
+from ddpm_hf.checkpoints.download import fetch_file
+from ddpm_hf.checkpoints.listing import Listing, list_repository
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hashes import Content, size_of
+from ddpm_hf.runtime.hub_client import HubClient
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from ddpm_hf.config.image_loss import AdversarialConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.losses.discriminator import PatchDiscriminator
+from ddpm_hf.runtime.errors import UserError
 
 Images = Float[Tensor, "batch channels height width"]
 Verdicts = Float[Tensor, "batch 1 patches_high patches_wide"]

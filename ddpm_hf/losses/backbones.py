@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from ddpm_hf.config.image_loss import LPIPS_BACKBONES
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 Images = Float32[Tensor, "batch channels height width"]
 PerImage = Float32[Tensor, " batch"]

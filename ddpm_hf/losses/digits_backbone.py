@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_hf.randomness import derive_seed, generator_at
+from ddpm_hf.runtime.randomness import derive_seed, generator_at
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 8, 64, 3e-3
 

@@ -8,8 +8,8 @@ from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
 from ddpm_hf.config.image_loss import PerceptualConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.losses.backbones import load_distance
+from ddpm_hf.runtime.errors import UserError
 
 Images = Float32[Tensor, "batch channels height width"]
 SMALLEST_SIDE = 64  # pixels, below which deep stages have no room left

@@ -26,7 +26,7 @@ from ddpm_hf.models.layers.residual import (
     MiddleBlock,
 )
 from ddpm_hf.models.prepacking import prepacked
-from ddpm_hf.stock import StockOnDisk
+from ddpm_hf.runtime.stock import StockOnDisk
 
 
 class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # diffusers' two disagree on config_name

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.files import written_whole
+from ddpm_hf.runtime.files import written_whole
 
 Archive = Literal["npz", "parquet"]
 ARCHIVES: tuple[str, ...] = get_args(Archive)

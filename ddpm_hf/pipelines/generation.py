@@ -16,9 +16,9 @@ from ddpm_hf.pipelines.archives import Archive, write_archive
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.manifest import check_folder, write_manifest
-from ddpm_hf.plotting import denoising_strips, image_grid, save_png
-from ddpm_hf.processes import check_alike
-from ddpm_hf.randomness import image_seeds
+from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
+from ddpm_hf.runtime.distributed import check_alike
+from ddpm_hf.runtime.randomness import image_seeds
 
 MAX_GRID_IMAGES = 64
 NUM_STRIPS = 6

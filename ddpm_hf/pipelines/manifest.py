@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.errors import UserError
-from ddpm_hf.files import visible, write_whole
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import visible, write_whole
 
 MANIFEST = "manifest.json"
 

@@ -11,9 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddpm_hf.runtime.stock import StockOnDisk
 from ddpm_hf.schedulers.betas import COSINE, make_betas, with_zero_terminal_snr
 from ddpm_hf.schedulers.process import Gaussian, GaussianProcess, PredictionType, posterior_coefficients
-from ddpm_hf.stock import StockOnDisk
 
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
 

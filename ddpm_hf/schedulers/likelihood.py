@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.schedulers.process import Gaussian
 

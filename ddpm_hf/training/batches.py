@@ -10,7 +10,7 @@ from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, SampleOrder
 from ddpm_hf.data.images import to_model_range
 from ddpm_hf.losses import TimestepSampler
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ddpm_hf.plotting import loss_curve
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.pipelines.pictures import loss_curve
 from ddpm_hf.training.metrics import Meter, MetricsFile
-from ddpm_hf.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from ddpm_hf.data import ImageSet
 from ddpm_hf.losses import DiffusionLoss, LossOutput, make_timestep_sampler
 from ddpm_hf.models import DDPMUNet, build_network
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.randomness import derive_seed
+from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import build_scheduler
 from ddpm_hf.training.batches import Batch, Batches
 from ddpm_hf.training.ema import ExponentialMovingAverage

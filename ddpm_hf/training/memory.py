@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.memory import fits
+from ddpm_hf.runtime.memory import fits
 
 
 def fewest_parts(num_parts: int, share: int, attempt: Callable[[int], None], accelerator: Accelerator) -> int:

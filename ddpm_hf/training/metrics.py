@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ddpm_hf.files import write_whole
+from ddpm_hf.runtime.files import write_whole
 
 NUM_BINS = 10
 """Equal parts of the timesteps, whose losses differ by orders of magnitude."""

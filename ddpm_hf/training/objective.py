@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_hf.config import Config
 from ddpm_hf.losses import DiffusionLoss, LossOutput
-from ddpm_hf.randomness import derive_seed
+from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.training.batches import Batch
 from ddpm_hf.training.state import load_moments, moments_of, save_tensors

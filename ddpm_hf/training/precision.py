@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 Precision = Literal["no", "bf16", "fp16"]
 

@@ -11,21 +11,22 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub import pin_dataset, portable_config
+from ddpm_hf.data.revision import pin_dataset
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
+from ddpm_hf.pipelines.pictures import learning_rate_curve, schedule_curves
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
-from ddpm_hf.plotting import learning_rate_curve, schedule_curves
-from ddpm_hf.processes import check_alike, from_main_process
+from ddpm_hf.runtime.distributed import check_alike, from_main_process
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import portable_config
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.costs import device_bytes, disk_bytes, gigabytes, memory_bytes
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
 from ddpm_hf.training.resume import find_common_start, go_on_with, tell_of_processes
-from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.state import STATE, load_progress
 
 if TYPE_CHECKING:

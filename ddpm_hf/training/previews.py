@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.errors import Abandoned
-from ddpm_hf.memory import Parts
+from ddpm_hf.evaluation.colours import Colours
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.plotting import denoising_strips, image_grid, save_png
-from ddpm_hf.randomness import image_seeds
-from ddpm_hf.training.colours import Colours
+from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
+from ddpm_hf.runtime.errors import Abandoned
+from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.randomness import image_seeds
 
 NUM_STAGES = 10
 """Pictures in a row of the denoising strip."""

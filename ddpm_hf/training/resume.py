@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.checkpoints import find_damage, find_latest, list_checkpoints, step_of
+from ddpm_hf.checkpoints.download import fetch_checkpoint
+from ddpm_hf.checkpoints.folder import find_damage, find_latest, list_checkpoints, step_of
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub import fetch_checkpoint, portable_config
-from ddpm_hf.hub.dataset import COMMIT
-from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.data.revision import COMMIT
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import portable_config
 from ddpm_hf.training.state import STATE, load_progress
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import Tensor
 
 from ddpm_hf.config import Config
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 
 def make_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:

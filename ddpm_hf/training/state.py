@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.losses import TimestepSampler
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.sharding import cut_like
 
 STATE = "training_state"

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from ddpm_hf.config import Config
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 PROJECT = "ddpm-hf"
 

@@ -10,15 +10,16 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints import write_checkpoint
-from ddpm_hf.cli import launcher
+from ddpm_hf.checkpoints.environment import record_environment
+from ddpm_hf.checkpoints.folder import write_checkpoint
 from ddpm_hf.config import Config
-from ddpm_hf.errors import Abandoned, UserError
-from ddpm_hf.files import write_whole
-from ddpm_hf.hub import HubUploader, record_environment
-from ddpm_hf.memory import is_out_of_memory
-from ddpm_hf.processes import meet
-from ddpm_hf.training.interruption import Interrupted, StopSignals
+from ddpm_hf.hub import HubUploader
+from ddpm_hf.runtime.cli import launcher
+from ddpm_hf.runtime.distributed import meet
+from ddpm_hf.runtime.errors import Abandoned, UserError
+from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.memory import is_out_of_memory
+from ddpm_hf.runtime.signals import Interrupted, StopSignals
 from ddpm_hf.training.journal import Journal
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import Meter, Update

@@ -12,7 +12,7 @@ from ddpm_hf.data import ImageSet
 from ddpm_hf.data.images import to_model_range
 from ddpm_hf.losses import DiffusionLoss
 from ddpm_hf.models import DDPMUNet
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import bound_terms, prior_term
 from ddpm_hf.training.metrics import NUM_BINS, bin_names

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm_hf import cli
+from ddpm_hf.runtime import cli
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FEW = ["--features", "digits", "--samples", "70", "--num_inference_steps", "2"]

@@ -9,7 +9,7 @@ import yaml
 
 from ddpm_hf.config import Config, load_config
 from ddpm_hf.config.root import schema_text
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))

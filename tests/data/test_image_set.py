@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 MODEL = ModelConfig(image_size=8, image_channels=3, channel_multipliers=(1,), attention_levels=())
 

@@ -19,7 +19,7 @@ from ddpm_hf.data.decoding import Decoding
 from ddpm_hf.data.images import Transform
 from ddpm_hf.data.local_files import find_local
 from ddpm_hf.data.sources import Example, Source
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 MODEL = ModelConfig(image_size=8, image_channels=1, channel_multipliers=(1,), attention_levels=())
 FEATURES = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["x", "y"])})

@@ -21,7 +21,7 @@ from ddpm_hf.data.image_set import Content, ImageSet, Rows
 from ddpm_hf.data.images import Transform
 from ddpm_hf.data.loading import _Loader
 from ddpm_hf.data.store import ImageStore
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 SET = ImageSet(torch.arange(5 * 12, dtype=torch.uint8).view(5, 3, 2, 2), torch.arange(5), ["a", "ä"], ("x (broken)",))
 

@@ -5,17 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
-
 from loopback import LoopbackHub
 from loopback.server import TOKEN
+from PIL import Image
 
 PROGRAM = """
     import json, sys

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_hf import cli
+from ddpm_hf.runtime import cli
 
 PROGRAM = Path(__file__).parents[2] / "pipelines" / "app.py"
 

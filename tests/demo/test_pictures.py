@@ -14,7 +14,7 @@ from ddpm_hf.demo.limits import Limits
 from ddpm_hf.demo.model import load_model, plain_card
 from ddpm_hf.demo.pictures import canvas, check_upload, grid, read_mask, read_upload
 from ddpm_hf.demo.work import Made
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 
 
 def test_an_upload_becomes_an_image_of_the_model(model, conditional, tmp_path):

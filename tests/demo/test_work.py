@@ -9,8 +9,8 @@ from PIL import Image
 from ddpm_hf.demo.limits import Limits, whole
 from ddpm_hf.demo.watching import Progress, Result, Stopped, watch
 from ddpm_hf.demo.work import draw, inpaint, interpolate_images, interpolate_seeds
-from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.generation import Settings, generate
+from ddpm_hf.runtime.errors import UserError
 
 
 def silent(_):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm_hf import cli
+from ddpm_hf.runtime import cli
 from ddpm_hf.training.trainer import Trainer
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,7 +7,7 @@ import time
 import pytest
 from watched import Strike, WatchedRun
 
-from ddpm_hf.checkpoints import find_latest
+from ddpm_hf.checkpoints.folder import find_latest
 from ddpm_hf.training.state import STATE, load_progress
 
 pytestmark = pytest.mark.slow

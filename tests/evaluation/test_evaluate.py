@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ddpm_hf.config import load_config
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import evaluate, prepare_quick_look, quick_look
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
 from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import UserExtractor
 from ddpm_hf.evaluation.plan import make_plan
 from ddpm_hf.evaluation.sampling import read_images, sample_file
+from ddpm_hf.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_exactly_so_many_samples_are_scored_and_each_is_kept(run, tmp_path):
 
 
 def test_samples_are_those_of_the_pipeline_with_the_same_seeds(run, make_pipeline, tmp_path):
-    from ddpm_hf.randomness import image_seeds
+    from ddpm_hf.runtime.randomness import image_seeds
 
     run("seed=3", "benchmark.n_samples=65")
     images = make_pipeline()(seeds=image_seeds(3, range(16)), output_type="pt").images

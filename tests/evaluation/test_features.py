@@ -6,11 +6,11 @@ import transformers
 from torch.testing import assert_close
 
 from ddpm_hf.config import BenchmarkConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
 from ddpm_hf.evaluation.features import as_uint8, load_extractor, to_network_size
 from ddpm_hf.evaluation.inception import Inception, _install, find_weights, load_inception
 from ddpm_hf.evaluation.scoring import name_of
+from ddpm_hf.runtime.errors import UserError
 
 IMAGES = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from processes import TORCHRUN, free_port
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import evaluate, quick_look
 from ddpm_hf.evaluation.comparison import compare
 from ddpm_hf.evaluation.programs import evaluate_once, sweep
+from ddpm_hf.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = str(REPOSITORY / "training" / "eval.py")

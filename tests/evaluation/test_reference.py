@@ -4,11 +4,11 @@ from torch.testing import assert_close
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
-from ddpm_hf.errors import Abandoned
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.features import UserExtractor
 from ddpm_hf.evaluation.reference import load_reference, reference_key
 from ddpm_hf.evaluation.stopping import Stop
+from ddpm_hf.runtime.errors import Abandoned
 
 
 class Counting(torch.nn.Module):

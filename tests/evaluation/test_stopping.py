@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from processes import run
 
-from ddpm_hf.errors import Abandoned
 from ddpm_hf.evaluation import quick_look
 from ddpm_hf.evaluation.stopping import MARKER, Stop, patiently
+from ddpm_hf.runtime.errors import Abandoned
 
 
 class Patience:
@@ -27,8 +27,8 @@ PROCESSES = """
 import sys, time
 from pathlib import Path
 from accelerate import PartialState
-from ddpm_hf.cli import leave
-from ddpm_hf.errors import Abandoned
+from ddpm_hf.runtime.cli import leave
+from ddpm_hf.runtime.errors import Abandoned
 from ddpm_hf.evaluation.stopping import Stop
 
 state, folder, step = PartialState(cpu=True), Path(sys.argv[1]), 0

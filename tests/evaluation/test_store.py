@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.features import Features
 from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.runtime.errors import UserError
 
 LAYOUT = Layout(batch_size=4, num_features=3, num_classes=2)
 

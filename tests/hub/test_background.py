@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from loopback.server import TOKEN
 
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.hub.background import STAGING, HubUploader
+from ddpm_hf.runtime.errors import UserError
 
 SETTINGS = {"repo_id": "ada/digits", "license": "apache-2.0", "push_every": 2}
 

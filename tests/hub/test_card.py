@@ -8,10 +8,10 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from ddpm_hf.errors import UserError
 from ddpm_hf.hub.card import make_card, split_card
 from ddpm_hf.hub.facts import gather_facts
 from ddpm_hf.hub.results import read_results
+from ddpm_hf.runtime.errors import UserError
 
 FILES = ("samples.png", "denoising.png", "training_config.yaml", "metrics.json")
 

@@ -12,12 +12,12 @@ import yaml
 from loopback.server import TOKEN
 from safetensors import safe_open
 
-from ddpm_hf.checkpoints import find_damage
+from ddpm_hf.checkpoints.folder import find_damage
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.hub.bundle import one_file
 from ddpm_hf.hub.export import PIPELINE_SOURCE, checkpoint_package, find_pipeline, pipeline_package
-from ddpm_hf.hub.portable import portable
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import portable
 
 CODE = {"pipeline.py"}
 WEIGHTS = {

@@ -10,9 +10,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from ddpm_hf.checkpoints.download import fetch_checkpoint
 from ddpm_hf.config import load_config
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub import fetch_checkpoint, push_newest_checkpoint
+from ddpm_hf.hub import push_newest_checkpoint
 
 PROGRAM = Path(__file__).parents[2] / "pipelines" / "push_to_hub.py"
 

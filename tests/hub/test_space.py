@@ -8,9 +8,9 @@ import pytest
 import yaml
 from processes import free_port, page_of
 
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.client import Patience
 from ddpm_hf.hub.space import CPU_INDEX, GRADIO_VERSION, SpaceClient, make_readme, push_space
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hub_client import Patience
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = REPOSITORY / "pipelines" / "push_to_hub.py"

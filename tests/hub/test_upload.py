@@ -6,9 +6,9 @@ import traceback
 import pytest
 from loopback.server import TOKEN
 
-from ddpm_hf.errors import UserError
-from ddpm_hf.hub.client import HubUnreachableError, Patience
 from ddpm_hf.hub.upload import Destination, Package, prepare, push
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hub_client import HubUnreachableError, Patience
 
 TO = Destination("ada/digits")
 FILES = {"unet/w.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "model_index.json": b"{}"}

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_hf.cli import leave
 from ddpm_hf.config.image_loss import AdversarialConfig
 from ddpm_hf.losses.adversarial import Adversary
+from ddpm_hf.runtime.cli import leave
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)

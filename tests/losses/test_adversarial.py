@@ -16,10 +16,10 @@ from torch import nn
 
 from ddpm_hf.config.image_loss import AdversarialConfig
 from ddpm_hf.config.loss import LossConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.losses import DiffusionLoss
 from ddpm_hf.losses.adversarial import GAMES, Adversary, r1_penalty
 from ddpm_hf.losses.discriminator import PatchDiscriminator
+from ddpm_hf.runtime.errors import UserError
 
 # a network this small spends its time on waiting for threads
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from ddpm_hf.config.image_loss import PerceptualConfig
-from ddpm_hf.errors import UserError
 from ddpm_hf.losses.backbones import LpipsDistance
 from ddpm_hf.losses.perceptual import PerceptualLoss
+from ddpm_hf.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ddpm_hf.losses import make_timestep_sampler
 from ddpm_hf.losses.timesteps import NUM_REMEMBERED, SAMPLERS
-from ddpm_hf.randomness import generator_at
+from ddpm_hf.runtime.randomness import generator_at
 
 T = 40
 KINDS = list(SAMPLERS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_hf import cli
+from ddpm_hf.runtime import cli
 
 REPOSITORY = Path(__file__).parents[2]
 

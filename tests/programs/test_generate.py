@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from processes import TORCHRUN, free_port
 
-from ddpm_hf.files import visible
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.plotting import GAP
+from ddpm_hf.pipelines.pictures import GAP
+from ddpm_hf.runtime.files import visible
 from ddpm_hf.schedulers import build_scheduler
 
 GENERATE = "pipelines/generate.py"

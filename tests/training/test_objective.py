@@ -12,8 +12,8 @@ from diffusers import DDPMPipeline as StockPipeline
 from safetensors.torch import load_file
 
 from ddpm_hf.data import load_image_set
-from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.objective import load_perceptual
 from ddpm_hf.training.trainer import Trainer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.precision import choose_precision
 
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ import logging
 import pytest
 from PIL import Image
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.costs import disk_bytes
 from ddpm_hf.training.preflight import draw_plan
-from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.trainer import Trainer
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints import MANIFEST, find_damage
-from ddpm_hf.errors import UserError
+from ddpm_hf.checkpoints.folder import MANIFEST, find_damage
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.trainer import Trainer
 
 PROGRESS = "training_state/progress.json"

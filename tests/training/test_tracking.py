@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training import tracking
 from ddpm_hf.training.trainer import Trainer
 

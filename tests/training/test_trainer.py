@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 import ddpm_hf.training.trainer
 from ddpm_hf.config import load_config
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.signals import Interrupted
 from ddpm_hf.training.batches import Batches
-from ddpm_hf.training.interruption import Interrupted
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import MetricsFile
 from ddpm_hf.training.previews import Previews

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.data import load_image_sets
-from ddpm_hf.errors import UserError
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import Meter, Update, bin_names
 from ddpm_hf.training.trainer import Trainer

@@ -10,7 +10,7 @@ from PIL import Image
 from ddpm_hf.data.images import open_image
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.hub.results import Result
-from ddpm_hf.plotting import schedule_curves
+from ddpm_hf.pipelines.pictures import schedule_curves
 
 
 def schedule_tab(model: DemoModel) -> None:

@@ -1,0 +1,147 @@
+"""The folder that a run writes to: what lies where, and that only one run writes there at a time."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import visible
+
+
+class RunFolder:
+    """The layout of a run folder.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.previews = self.path / "previews"
+        self.samples = self.path / "samples.png"
+        self.denoising = self.path / "denoising.png"
+        self.loss = self.path / "loss.png"
+        self.skipped = self.path / "skipped.txt"
+        self.dry_run = self.path / "dry_run"
+        self.lock = self.path / ".lock"
+        self.stop_notice = self.path / ".stop"
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.exists()
+
+    def check_free(self) -> None:
+        """Refuse a folder that a new run would overwrite.
+
+        Raises:
+            UserError: if it is a file or holds anything.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir: {self.path} is a file; choose another with output_dir=FOLDER")
+        if self.holds_a_run:
+            raise UserError(
+                f"output_dir: {self.path} holds a run already; go on with it by --resume latest, or choose another "
+                "folder with output_dir=FOLDER"
+            )
+        if self.path.exists() and set(visible(self.path)) - {self.dry_run}:
+            raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
+
+    def found(self) -> tuple[str, ...]:
+        """What a plan is made on: the names of the configuration and the checkpoints that are there."""
+        checkpoints = sorted(file.name for file in visible(self.checkpoints)) if self.checkpoints.exists() else []
+        return (self.config.name, *checkpoints) if self.holds_a_run else tuple(checkpoints)
+
+    def check_unchanged(self, found: tuple[str, ...]) -> None:
+        """Refuse to go by a plan that another run has overtaken; to be called within `locked`.
+
+        Args:
+            found: by `found`, when the plan was made.
+
+        Raises:
+            UserError: if something else is there now.
+        """
+        if self.found() != found:
+            raise UserError(f"output_dir: another run has written to {self.path} meanwhile; start this one again")
+
+    def check_begun(self) -> None:
+        """Refuse to go on where nothing was begun.
+
+        Raises:
+            UserError: if there is no run here.
+        """
+        if not self.holds_a_run:
+            raise UserError(f"--resume latest: there is no run in {self.path}; leave --resume out to start one")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other run out within the block; a process that dies lets go as well.
+
+        Raises:
+            UserError: if another process holds the folder, or it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self.lock.open("a+")
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
+        with lock:
+            self._take(lock)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            self.stop_notice.unlink(missing_ok=True)  # of a run before
+            yield
+
+    def check_unlocked(self) -> None:
+        """Refuse a folder that another run holds; sooner than `locked`, which a run calls when it is set up.
+
+        Raises:
+            UserError: naming the process.
+        """
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.lock.open() as lock:
+            self._take(lock)
+
+    def _take(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, "
+                "or choose another folder with output_dir=FOLDER"
+            ) from None
+
+    def free_bytes(self) -> int:
+        """Free space of the disk that the folder lies on, or will lie on."""
+        existing = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        return shutil.disk_usage(existing).free
+
+    def kept_bytes(self) -> int:
+        """What the checkpoints take of the disk."""
+        return sum(file.stat().st_size for file in self.checkpoints.rglob("*") if file.is_file())
+
+    def publish(self, save: Callable[[Path], object]) -> None:
+        """Put a pipeline at the top of the run folder; what is there stays whole until the new one is.
+
+        Args:
+            save: writes the pipeline into the folder that it is given.
+        """
+        staged = self.path / ".tmp-pipeline"
+        shutil.rmtree(staged, ignore_errors=True)
+        save(staged)
+        # the index goes first and comes last: whoever finds it finds what it names
+        (self.path / "model_index.json").unlink(missing_ok=True)
+        for new in sorted(staged.iterdir(), key=lambda path: path.name == "model_index.json"):
+            old = self.path / new.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            new.replace(old)
+        staged.rmdir()

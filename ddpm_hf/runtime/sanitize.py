@@ -1,0 +1,62 @@
+"""Take out of what is pushed what belongs to one machine or one person: paths, user names, tokens."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from huggingface_hub import get_token
+
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hashes import Content
+
+PATH = re.compile(r"(?<![\w.:/\\-])(?:file://)?(?:~[\w-]*|[A-Za-z]:)?[/\\][\w.~+-][^\s\"'<>|;,()]*")
+"""An absolute path, or one from a home folder, within a text; an address on the web is none."""
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+TEXT_SUFFIXES = (".json", ".yaml", ".md", ".py")
+
+
+def portable(value: Any) -> Any:
+    """A copy of plain values without machine-bound paths: of each absolute one its last part stays.
+
+    Keys `_name_or_path`, which diffusers writes and which hold such paths, are left out.
+    """
+    if isinstance(value, dict):
+        return {key: portable(each) for key, each in value.items() if key != "_name_or_path"}
+    if isinstance(value, (list, tuple)):
+        return [portable(each) for each in value]
+    return _without_paths(value) if isinstance(value, str) else value
+
+
+def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's plain values as they are shared: as `portable`, and without the folder that it wrote to."""
+    return {**portable(dict(config)), "output_dir": None}
+
+
+def refuse_tokens(files: Iterable[tuple[str, Content]]) -> None:
+    """Make sure that no text that is to be pushed holds a token.
+
+    Raises:
+        UserError: naming the file, not the token.
+    """
+    own = get_token()
+    for path, content in files:
+        if path.endswith(TEXT_SUFFIXES):
+            text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+            if TOKEN.search(text) or (own and own in text):
+                raise UserError(
+                    f"{path} holds a token of the Hub; take it out of the file it comes from, then push again"
+                )
+
+
+def _without_paths(text: str) -> str:
+    home = str(Path.home())
+    if len(home) > 1:
+        text = re.sub(re.escape(home) + r"(?=[/\\]|$)", "~", text)
+    return PATH.sub(lambda match: _last_part(match[0]), text)
+
+
+def _last_part(path: str) -> str:
+    kind = PureWindowsPath if re.match(r"[A-Za-z]:|\\", path) else PurePosixPath
+    return kind(path).name

@@ -1,0 +1,98 @@
+"""A checkpoint is complete or it does not exist."""
+
+import json
+import logging
+
+import pytest
+
+from ddpm_hf.checkpoints.folder import MANIFEST, find_damage, find_latest, list_checkpoints, write_checkpoint
+
+
+def fill(folder):
+    (folder / "sub").mkdir()
+    (folder / "weights").write_bytes(bytes(range(256)) * 4)
+    (folder / "sub" / "state.json").write_text('{"step": 1}')
+
+
+@pytest.fixture
+def root(tmp_path):
+    for step in (1, 2, 10):
+        write_checkpoint(tmp_path, step, fill, keep=5)
+    return tmp_path
+
+
+def test_they_are_listed_newest_first_by_number(root):
+    assert [path.name for path in list_checkpoints(root)] == ["step-10", "step-2", "step-1"]
+    assert find_latest(root) == root / "step-10"
+    assert find_damage(root / "step-10") is None
+
+
+def test_exactly_the_newest_are_kept(root):
+    write_checkpoint(root, 11, fill, keep=2)
+    assert sorted(path.name for path in root.iterdir()) == ["step-10", "step-11"]
+
+
+def test_every_flipped_byte_and_every_cut_is_found(root):
+    checkpoint = root / "step-10"
+    for file in [path for path in checkpoint.rglob("*") if path.is_file()]:
+        whole = file.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 10)):
+            # blanks and line ends of the manifest carry nothing
+            if file.name == MANIFEST and whole[place : place + 1].isspace():
+                continue
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert find_damage(checkpoint) is not None, (file, place)
+            file.write_bytes(whole[:place])
+            assert find_damage(checkpoint) is not None, (file, place)
+        file.unlink()
+        assert find_damage(checkpoint) is not None, file
+        file.write_bytes(whole)
+    assert find_damage(checkpoint) is None
+
+
+def test_damaged_ones_are_named_and_passed_over(root, caplog):
+    (root / "step-10" / "weights").write_bytes(b"short")
+    (root / "step-2" / "sub" / "state.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert find_latest(root) == root / "step-1"
+    assert "step-10: weights has 5 bytes instead of 1024" in caplog.text
+    assert "step-2: state.json is missing" in caplog.text
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"files": 3}', '{"files": {"weights": 3}}', "\x00"])
+def test_a_strange_manifest_is_damage(root, manifest):
+    (root / "step-10" / MANIFEST).write_text(manifest)
+    assert find_damage(root / "step-10") is not None
+
+
+def test_strange_neighbours_are_left_alone(root):
+    for name in ("step-x", "step-5.bak", "other"):
+        (root / name).mkdir()
+    (root / "step-99").write_text("a file")
+    write_checkpoint(root, 12, fill, keep=1)
+    assert find_latest(root) == root / "step-12"
+    assert sorted(path.name for path in root.iterdir()) == ["other", "step-12", "step-5.bak", "step-99", "step-x"]
+
+
+def test_a_failed_write_leaves_the_others_and_is_swept_up_by_the_next(root):
+    def fail(folder):
+        fill(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(root, 11, fail, keep=1)
+    assert find_latest(root) == root / "step-10"
+    assert len(list_checkpoints(root)) == 3
+    write_checkpoint(root, 12, fill, keep=1)
+    assert [path.name for path in root.iterdir()] == ["step-12"]
+
+
+def test_a_damaged_one_is_written_anew(root):
+    (root / "step-10" / "weights").write_bytes(b"short")
+    write_checkpoint(root, 10, fill, keep=5)
+    assert find_damage(root / "step-10") is None
+
+
+def test_the_manifest_names_every_file(root):
+    files = json.loads((root / "step-10" / MANIFEST).read_text())["files"]
+    assert set(files) == {"weights", "sub/state.json"}

@@ -1,0 +1,142 @@
+"""What all programs share: mistakes in one line, a word while they load, the launcher that they name."""
+
+import io
+import os
+import sys
+
+import pytest
+from processes import run
+
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.signals import Interrupted
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_mistake_on_the_command_line_is_one_line_too(capsys):
+    parser = cli.Parser("Does things.", explain=lambda message: "; or so", prog="do.py")
+    parser.add_argument("--number", type=int)
+    for given, told in (
+        (["--numbers", "3"], "unrecognized arguments: --numbers 3; or so"),
+        (["--number", "x"], "argument --number: invalid int value: 'x'"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            cli.run(parser, lambda arguments: None, given)
+        assert leaving.value.code == 2
+        assert capsys.readouterr().err == f"do.py: {told} (--help lists what there is)\n"
+        parser = cli.Parser("Does things.", prog="do.py")
+        parser.add_argument("--number", type=int)
+
+
+@pytest.fixture
+def left_at_once(monkeypatch):
+    """Have what ends the process without the interpreter's own end be an exit as any other."""
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    monkeypatch.setattr(cli.atexit, "_run_exitfuncs", lambda: print("put in order"))
+
+
+def test_ctrl_c_is_no_traceback(capsys, left_at_once):
+    def work(arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+    assert capsys.readouterr() == ("put in order\n", "\ndo.py: stopped by Ctrl-C\n")
+
+
+def test_what_takes_seconds_is_said_on_a_terminal_and_wiped_away(monkeypatch):
+    for stream, said in ((Terminal(), "loading …\r\033[K"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with cli.waiting("loading"):
+            assert stream.getvalue() == said.partition("\r")[0]
+        assert stream.getvalue() == said
+
+
+def test_another_process_of_a_launch_says_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("RANK", "1")
+    with cli.waiting("loading"):
+        assert sys.stderr.getvalue() == ""
+
+
+def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
+    def work(arguments):
+        raise UserError("--output: holds another evaluation")
+
+    slept = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+    said = "do.py (process 3): --output: holds another evaluation\n"
+    assert (leaving.value.code, capsys.readouterr().err) == (2, said)
+    assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_LEAVE]
+
+
+def test_that_all_were_stopped_is_said_once(monkeypatch, capsys, left_at_once):
+    def work(arguments):
+        raise Interrupted(15, "stopped at step 4")
+
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    for rank, said in (("1", ""), ("0", "do.py: stopped at step 4\n")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="143"):
+            cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+        assert capsys.readouterr().err == said
+
+
+STOPPED = """
+import threading, time
+import torch
+from ddpm_hf.runtime import cli
+from ddpm_hf.runtime.signals import Interrupted
+
+def upload():
+    while True:
+        (torch.ones(64, 64) @ torch.ones(64, 64)).sum().item()
+
+def main(arguments):
+    threading.Thread(target=upload, daemon=True).start()
+    time.sleep(0.2)
+    raise Interrupted(15, "stopped at step 4")
+
+cli.run(cli.Parser("Train."), main)
+"""
+
+
+def test_threads_that_are_still_at_work_do_not_abort_a_program_that_was_stopped(tmp_path):
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    done = run(sys.executable, script)
+    assert (done.returncode, done.stderr) == (143, "stopped.py: stopped at step 4\n")
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"])
+def test_commands_are_told_as_the_program_was_started(monkeypatch, name):
+    for each in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(each, raising=False)
+    assert cli.launcher() == "python"
+    monkeypatch.setenv(name, "1")
+    assert cli.launcher() == "accelerate launch"
+
+
+LIBRARIES = ("accelerate", "datasets", "diffusers", "huggingface_hub", "transformers")
+
+
+def test_libraries_keep_quiet(tmp_path):
+    """They are imported afterwards, as in every program, and some set their level by then."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import logging\n"
+        "from ddpm_hf.runtime import cli\n"
+        f"def main(arguments):\n    import {', '.join(LIBRARIES)}\n"
+        f"    for library in {LIBRARIES}:\n        logging.getLogger(library + '.some.part').warning('Retrying')\n"
+        "cli.run(cli.Parser('Does things.'), main)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    assert run(sys.executable, script, env=environment, check=True).stderr == ""
+    assert "Retrying" in run(sys.executable, script, "--verbose", env=environment, check=True).stderr

@@ -1,0 +1,67 @@
+"""A file is whole or as it was."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import check_writable, write_whole, written_whole
+
+
+def test_a_file_and_its_folder_are_made(tmp_path):
+    write_whole(tmp_path / "new" / "file.txt", "größer")
+    assert (tmp_path / "new" / "file.txt").read_bytes() == "größer".encode()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.txt"]
+
+
+def test_a_failure_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "file.txt"
+    write_whole(file, "before")
+    with pytest.raises(RuntimeError), written_whole(file) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_processes_of_one_number_on_two_machines_do_not_share_what_they_write_aside(tmp_path):
+    with written_whole(tmp_path / "file.txt") as one, written_whole(tmp_path / "file.txt") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file.txt").read_text() == "one"
+
+
+def test_whether_a_folder_can_be_written_to_is_found_without_a_trace(tmp_path):
+    check_writable(tmp_path / "a" / "b", "--output")
+    check_writable(tmp_path, "--output")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for folder, message in (
+        ("file", "file is a file"),
+        ("file/below/it", "file is a file"),
+        ("link", "link cannot be written to: No such file"),
+        ("a" * 300, "a cannot be written to: File name too long"),
+    ):
+        with pytest.raises(UserError, match=f"--output: .*{message}"):
+            check_writable(tmp_path / folder, "--output")
+    with pytest.raises(UserError, match="--output: /proc/here cannot be written to"):
+        check_writable(Path("/proc/here"), "--output")
+
+
+def test_a_reader_finds_one_version_or_the_other(tmp_path):
+    file = tmp_path / "file.txt"
+    write_whole(file, "a" * 100_000)
+    with multiprocessing.get_context("spawn").Pool(2) as writers:
+        done = writers.starmap_async(write_many, [(file, letter) for letter in "ab"])
+        while not done.ready():
+            text = file.read_text()
+            assert len(text) == 100_000
+            assert len(set(text)) == 1
+        done.get()
+
+
+def write_many(file, letter):
+    for _ in range(100):
+        write_whole(file, letter * 100_000)
