@@ -48,7 +48,7 @@ def test_a_pipeline_comes_whole_and_without_code(hub, client, pushed, transfer):
 def test_all_of_it_is_of_one_commit(hub, client, pushed, monkeypatch):
     """Somebody pushes while it is downloaded."""
     before = hub.repo("ada/digits").branches["main"]
-    from ddpm_hf.checkpoints.folder import download
+    from ddpm_hf.checkpoints import download
 
     fetch = download.fetch_file
 
