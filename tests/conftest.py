@@ -1,5 +1,6 @@
 """What every test relies on: no network, shapes checked at run time, a run small enough for a test."""
 
+import importlib.util
 import os
 import sys
 import types
@@ -24,8 +25,11 @@ PACKAGES = ("checkpoints", "data", "evaluation", "losses", "models", "pipelines"
 install_import_hook([f"ddpm_hf.{package}" for package in PACKAGES], "shape_checker.check")
 
 from ddpm_hf.config import Config, load_config  # noqa: E402  (the environment above comes first)
+from ddpm_hf.runtime import cli  # noqa: E402
 
 pytest_plugins = ["hub_fixtures"]
+
+REPOSITORY = Path(__file__).parents[1]
 
 # a network of 8 and 16 channels on the digits, 20 time steps
 TINY = """
@@ -98,3 +102,22 @@ def _fresh_accelerator() -> Iterator[None]:
     """Let every test make an accelerator of its own."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `folder/name.py` with arguments; gives exit code, stdout and stderr."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        spec = importlib.util.spec_from_file_location("program", REPOSITORY / name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        code = 0
+        try:
+            cli.run(module.make_parser(), module.main, [str(argument) for argument in arguments])
+        except SystemExit as leaving:
+            code = leaving.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
