@@ -31,7 +31,7 @@ quality: $(VENV)/.installed-test  ## check formatting, lint and types
 	$(BIN)/mypy
 
 schema: $(VENV)/.installed  ## write the JSON schema that editors check the YAML files with
-	$(BIN)/python -m ddpm_hf.config > configs/schema.json
+	$(BIN)/python -c "from ddpm_hf.config.root import schema_text; print(schema_text(), end=\"\")" > configs/schema.json
 
 docs: $(VENV)/.installed  ## write the pages and tables of docs/ that follow from the code
 	$(BIN)/python docs/api_page.py > docs/api.md

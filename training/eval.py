@@ -17,14 +17,14 @@ from pathlib import Path
 
 from ddpm_hf.checkpoints.find import run_of
 from ddpm_hf.config import load_config
-from ddpm_hf.config.help import option_for, options_help
+from ddpm_hf.config.root import option_hint, options_help
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.files import check_writable
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of an evaluation."""
-    parser = cli.Parser(__doc__, options_help("seed", "dataset", "benchmark"), option_for)
+    parser = cli.Parser(__doc__, options_help("seed", "dataset", "benchmark"), option_hint)
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--model",

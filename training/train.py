@@ -12,7 +12,7 @@ from pathlib import Path
 from ddpm_hf.checkpoints.find import run_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config, load_config
-from ddpm_hf.config.help import option_for, options_help
+from ddpm_hf.config.root import option_hint, options_help
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import check_writable
@@ -20,7 +20,7 @@ from ddpm_hf.runtime.files import check_writable
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = cli.Parser(__doc__, options_help(), option_for)
+    parser = cli.Parser(__doc__, options_help(), option_hint)
     run = parser.add_argument_group("the run")
     run.add_argument("--config", required=True, metavar="FILE", help="its YAML file")
     run.add_argument("overrides", nargs="*", metavar="section.key=value", help="options that win over the file's")

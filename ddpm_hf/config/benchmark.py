@@ -1,4 +1,4 @@
-"""`benchmark`: what an evaluation measures, on how many samples, in which features."""
+"""`benchmark`: what an evaluation measures (package `evaluation`, program training/eval.py), and how."""
 
 from typing import Annotated, Literal
 
@@ -6,14 +6,14 @@ from annotated_types import Ge, Gt, Len, Lt
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import Float, PositiveInt, Section, mistakes
+from ddpm_hf.config.section import Float, PositiveInt, Section
 
 
 class BenchmarkMetrics(Section):
-    """Which figures an evaluation computes."""
+    """Which metrics an evaluation computes."""
 
     fid: bool = True
-    """Fréchet distance between samples and reference; FID in Inception's features, FD in any others."""
+    """Fréchet distance between samples and reference: FID with Inception's features, FD with any others."""
     inception_score: bool = True
     """Inception score, or the same score of another classifier; features without classes have none."""
     kid: bool = True
@@ -36,16 +36,16 @@ class BenchmarkConfig(Section):
     n_samples: Annotated[PositiveInt, Ge(2)] = 50_000
     """Samples drawn for the evaluation."""
     batch_size: PositiveInt = 128
-    """Samples drawn at a time; samples 0 to batch_size - 1 are drawn together, whatever the number of processes."""
+    """Samples drawn at a time: samples 0 to batch_size - 1 form one batch, whatever the number of processes."""
     metrics: BenchmarkMetrics = BenchmarkMetrics()
-    """Which figures to compute."""
+    """Which metrics to compute."""
     save_samples: bool = True
     """Keep the samples as images."""
     save_metrics: bool = True
-    """Write the figures to metrics.json."""
+    """Write the metrics to metrics.json."""
     features: str = "inception"
-    """What looks at the images: `inception`, `digits` (a small classifier of handwritten digits, nothing to download),
-    the Hub id or folder of a transformers vision model, or FILE.py:NAME for a module of one's own."""
+    """Feature extractor: `inception`, `digits` (a small classifier of handwritten digits, nothing to download), the Hub
+    id or folder of a transformers vision model, or FILE.py:NAME for your own module."""
     inception_weights: str | None = None
     """A file with Inception's weights; null: torch-fidelity's, downloaded once."""
     inception_resize: Literal["tensorflow", "antialias"] = "tensorflow"
@@ -53,28 +53,28 @@ class BenchmarkConfig(Section):
     sampler: str | None = None
     """A sampler of `pipelines.samplers`; null: the scheduler that the model was saved with."""
     num_inference_steps: PositiveInt | None = None
-    """Denoising steps of a sample; null: as many as the model has time steps."""
+    """Denoising steps per sample; null: all of the model's time steps."""
     num_seeds: PositiveInt = 1
-    """Times that n_samples are drawn, each from a seed of its own; with 2 or more, figures have a deviation."""
+    """Number of sets of n_samples, each drawn from its own seed; with 2 or more, metrics have a standard deviation."""
     reference_split: str | None = None
     """Split that samples are compared with; null: dataset.split, the training images."""
     held_out_split: str | None = None
-    """Split whose images are reconstructed and whose likelihood is measured; null: what the dataset section holds out,
-    or else the training images, for want of others, and the report says so."""
+    """Split for reconstruction and likelihood; null: the images that the dataset section holds out, or, without any,
+    the training images, which the report then says."""
     num_held_out: PositiveInt = 64
-    """Held-out images that are reconstructed, and whose likelihood is measured."""
+    """Held-out images used for reconstruction and likelihood."""
     reconstruction_levels: Annotated[tuple[Annotated[Float, Gt(0), Lt(1)], ...], Len(min_length=1)] = (0.1, 0.25, 0.5)
-    """Shares of the time steps up to which held-out images are noised before they are denoised again."""
+    """Fractions of the time steps up to which held-out images are noised before they are denoised again."""
     likelihood_timesteps: Annotated[PositiveInt, Ge(3)] | None = 100
-    """Time steps of the bound that are evaluated for each image, drawn evenly; null: all of them."""
+    """Time steps at which the bound is evaluated for each image, spread evenly; null: all of them."""
     allow_few_samples: bool = False
     """Compute a Fréchet distance from no more images than the features have dimensions, though it means little."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        levels = self.reconstruction_levels
-        if list(levels) != sorted(set(levels)):
-            mistakes(("reconstruction_levels", list(levels), "shares that grow, each once"))
-        if self.inception_weights is not None and self.features != "inception":
-            mistakes(("inception_weights", self.inception_weights, "only with features: inception"))
-        return self
+    def _check(self) -> Self:
+        levels = list(self.reconstruction_levels)
+        has_unused_weights = self.inception_weights is not None and self.features != "inception"
+        return self.refuse(
+            (levels != sorted(set(levels)), "reconstruction_levels", "increasing fractions, each once"),
+            (has_unused_weights, "inception_weights", "only with features: inception"),
+        )

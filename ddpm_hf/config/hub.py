@@ -1,11 +1,12 @@
-"""`hub`: where a run is shared, and what of it."""
+"""`hub`: where a run is shared, and what is uploaded."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from ddpm_hf.config.section import PositiveInt, Section, mistakes
+from ddpm_hf.config.section import PositiveInt, Section
 
 RepoId = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=96)]
 Branch = Annotated[str, Field(pattern=r"^\w[\w-]*([./]\w[\w-]*)*$")]
@@ -13,44 +14,45 @@ Part = Literal["code", "config", "metrics", "samples"]
 
 
 class HubConfig(Section):
-    """Where the pipeline of a run is uploaded, while it is trained and at the end."""
+    """Where the pipeline of a run is uploaded, during training and at the end."""
 
     repo_id: RepoId | None = None
     """Repository on the Hub, as user/name, or a name alone for your own; null: nothing is uploaded."""
     private: bool = True
-    """Make the repository private from its first second; an existing public one is refused. false: as it is, or
+    """Create the repository as private, and refuse an existing public one. false: leave it as it is, or create it as
     public."""
     revision: Branch = "main"
-    """Branch that the pipeline goes to; made if need be."""
+    """Branch that the pipeline is pushed to; created if it does not exist."""
     push_every: PositiveInt | None = None
-    """Updates between two uploads of the pipeline while it is trained, each with the next checkpoint; null: only the
+    """Updates between two uploads of the pipeline during training, each with the next checkpoint; null: only the
     finished one."""
     include: tuple[Part, ...] = ("code", "config", "metrics", "samples")
-    """What goes along with the weights, the scheduler and the model card: our pipeline as code, the configuration,
+    """What is uploaded besides weights, scheduler and model card: our pipeline as code, the configuration,
     metrics.json, and pictures of samples."""
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
     """License of the model in the Hub's spelling, such as apache-2.0 or cc-by-4.0; null: the card says unknown."""
     checkpoint_branch: Branch | None = None
-    """Branch that checkpoints with all training state go to as well, for --resume hub:USER/REPO@BRANCH; null: none
-    are uploaded, unless checkpoint_repo_id is given."""
+    """Branch for checkpoints with all training state, for --resume hub:USER/REPO@BRANCH; null: none are uploaded,
+    unless checkpoint_repo_id is given."""
     checkpoint_repo_id: RepoId | None = None
     """A second repository for those checkpoints; null: repo_id."""
     wait_at_end: Annotated[int, Ge(0), Le(86_400)] = 600
-    """Seconds that the end of a run waits for what is still to be uploaded; what is not done by then is left to
-    pipelines/push_to_hub.py."""
+    """Seconds that the end of a run waits for unfinished uploads; what is left then, pipelines/push_to_hub.py can
+    push."""
 
     @model_validator(mode="after")
-    def _check_together(self) -> Any:
-        same_repo = self.checkpoint_repo_id in (None, self.repo_id)
-        mistakes(
-            ("checkpoint_branch", self.checkpoint_branch, "another branch than revision, or a checkpoint_repo_id")
-            if same_repo and self.checkpoint_branch == self.revision
-            else None,
-            ("checkpoint_repo_id", self.checkpoint_repo_id, "another repository, or a checkpoint_branch")
-            if self.checkpoint_repo_id == self.repo_id is not None and self.checkpoint_branch is None
-            else None,
+    def _check(self) -> Self:
+        is_same_repo = self.checkpoint_repo_id in (None, self.repo_id)
+        is_same_branch = self.checkpoint_branch == self.revision
+        is_given_twice = self.checkpoint_repo_id == self.repo_id is not None and self.checkpoint_branch is None
+        return self.refuse(
+            (
+                is_same_repo and is_same_branch,
+                "checkpoint_branch",
+                "another branch than revision, or a checkpoint_repo_id",
+            ),
+            (is_given_twice, "checkpoint_repo_id", "another repository than repo_id, or a checkpoint_branch"),
         )
-        return self
 
     @property
     def keeps_checkpoints(self) -> bool:

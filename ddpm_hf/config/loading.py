@@ -1,8 +1,9 @@
-"""Read a YAML file and command-line overrides into a Config, or report every mistake at its place."""
+"""Read a YAML file and command-line overrides into a Config, or report every mistake at its line."""
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,30 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ddpm_hf.config.root import Config
+from ddpm_hf.config.section import CONFLICT
 from ddpm_hf.runtime.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 
+COMMAND_LINE = math.inf
+"""Stands for the line number of an override, and sorts behind those of the file."""
+
+BOUNDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+"""Our words for pydantic's."""
+
+MAX_DEPTH = 8
+"""Of nested keys, above that of any section: a recursive YAML alias has no end."""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where PyYAML reads YAML 1.1: `2e-4` is a number and no text, `no` is text and no switch."""
+    """YAML 1.2 where PyYAML reads YAML 1.1: `2e-4` is a number, not a string; `no` is a string, not a boolean."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as PyYAML has it)
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as PyYAML declares it)
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -38,7 +54,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: the YAML file.
-        overrides: `section.key=value` each, with the value in YAML; they win over the file.
+        overrides: `section.key=value` each, with the value in YAML; they take precedence over the file.
 
     Returns:
         The configuration; `output_dir` is set to `runs/` and the file's name where the file leaves it out.
@@ -47,206 +63,165 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: naming all mistakes at once, each with file, line, dotted path, what was given, what is allowed and
             the nearest valid key.
     """
-    path = Path(path)
-    values, places, found = _read_file(path)
-    found += _apply_overrides(values, overrides, places)
-    config = _validate(values, places, found)
-    if config is None:
-        count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
-        raise UserError(f"{path} cannot be used: {count}\n" + "\n".join(f"  {line}" for line in _in_order(found)))
+    document = _Document(Path(path))
+    document.override(overrides)
+    config = document.validate()
     if config.output_dir is None:
-        config = config.model_copy(update={"output_dir": str(Path("runs") / path.stem)})
+        config = config.model_copy(update={"output_dir": str(Path("runs") / document.path.stem)})
     return config
 
 
-def _validate(values: dict[str, Any], places: "_Places", found: list[str]) -> Config | None:
-    """Make the configuration; or add to `found` what is wrong with it, and return None.
+class _Document:
+    """The values of a YAML file and of overrides, the line at which each was given, and the mistakes found in them."""
 
-    Pydantic checks fields against each other only where each is right by itself. So what is wrong by itself is taken
-    out and the rest is checked once more, to find every mistake at once. Of those that come to light then, the ones
-    whose text names a field that was taken out are no mistakes of the user's.
-    """
-    taken_out: set[str] = set()
-    while True:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[KeyPath, float] = {(): 0}
+        self.mistakes: list[tuple[float, str]] = []
         try:
-            config = Config.model_validate(values)
-            return None if found else config
-        except ValidationError as error:
-            for details in error.errors():
-                section = details["loc"]
-                if details["type"] != "together":
-                    found.append(f"{places.of(section)}: {_dotted(section)}: {_describe(details)}")
-                    taken_out.add(_take_out(values, section))
-                    continue
-                for field, given, allowed in details["ctx"]["mistakes"]:
-                    path = (*section, *field.split("."))
-                    if taken_out.isdisjoint(re.findall(r"\w+", allowed)):
-                        found.append(f"{places.of(path)}: {_dotted(path)}: given {_shown(given)}; allowed: {allowed}")
-                _take_out(values, section)
+            loader = _Loader(path.read_text(encoding="utf-8"))
+            node = loader.get_single_node()
+            self.values: Any = loader.construct_document(node) if node is not None else {}
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}; {_other_files(path)}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(self.values, dict):
+            given = _shown(self.values)
+            raise UserError(f"{path}:1: given {given}; allowed: sections such as `training:` with keys below them")
+        if node is not None:
+            self._note_lines(node, ())
+
+    def _note_lines(self, node: yaml.Node, above: KeyPath) -> None:
+        """Note the line of every key, and as mistakes the keys given twice, of which YAML keeps only the last."""
+        if isinstance(node, yaml.SequenceNode):
+            self.lines |= {(*above, index): item.start_mark.line + 1 for index, item in enumerate(node.value)}
+        if not isinstance(node, yaml.MappingNode) or len(above) > MAX_DEPTH:
+            return
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            if not isinstance(key.value, str):
+                continue
+            path = (*above, key.value)
+            self.lines[path] = line = key.start_mark.line + 1
+            if key.value in seen and key.value != "<<":
+                self._add_mistake(path, f"given twice, first in line {seen[key.value]}; allowed: once")
+            seen[key.value] = line
+            self._note_lines(value, path)
+
+    def override(self, overrides: Iterable[str]) -> None:
+        """Apply `section.key=value` to the values."""
+        for override in overrides:
+            name, equals, text = override.partition("=")
+            *sections, key = name.split(".")
+            if not equals or not all([*sections, key]):
+                allowed = "section.key=value, e.g. training.batch_size=64"
+                self.mistakes.append((COMMAND_LINE, f"command line: given {override!r}; allowed: {allowed}"))
+                continue
+            values = self.values
+            for section in sections:
+                if not isinstance(values.get(section), dict):
+                    values[section] = {}
+                values = values[section]
+            try:
+                values[key] = yaml.load(text, _Loader)
+            except yaml.YAMLError:
+                values[key] = text
+            self.lines[tuple(name.split("."))] = COMMAND_LINE
+
+    def validate(self) -> Config:
+        """Make the configuration, or raise with all mistakes.
+
+        Pydantic checks fields against each other only where each is valid by itself. So invalid values are removed,
+        and the rest is validated again with defaults in their place, until nothing more is found. Conflicts with
+        such a default are no mistakes of the user's and are dropped.
+        """
+        removed: set[str] = set()
+        while True:
+            try:
+                config = Config.model_validate(self.values)
+                break
+            except ValidationError as error:
+                for details in error.errors():
+                    path, (given, text) = details["loc"], _explain(details)
+                    is_own = details["type"] != CONFLICT or removed.isdisjoint([path[-1], *re.findall(r"\w+", text)])
+                    if is_own:
+                        self._add_mistake(path, f"{given}; {text}")
+                    removed |= {str(path[-1]), self._remove(path)}
+        if self.mistakes:
+            count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+            lines = [f"  {text}" for _, text in sorted(self.mistakes, key=lambda mistake: mistake[0])]
+            raise UserError("\n".join([f"{self.path} cannot be used: {count}", *lines]))
+        return config
+
+    def _remove(self, path: KeyPath) -> str:
+        """Remove a key, or the nearest section above that was given; returns the name of what was removed."""
+        for depth in range(len(path), 0, -1):
+            *sections, key = path[:depth]
+            values = self.values
+            for name in sections:
+                values = values.get(name) if isinstance(values, dict) else None
+            if isinstance(values, dict) and key in values:
+                del values[key]
+                return str(key)
+        self.values.clear()
+        return ""
+
+    def _add_mistake(self, path: KeyPath, text: str) -> None:
+        line = next(self.lines[path[:depth]] for depth in range(len(path), -1, -1) if path[:depth] in self.lines)
+        place = "command line" if line == COMMAND_LINE else f"{self.path}:{line}" if line else str(self.path)
+        self.mistakes.append((line, f"{place}: {'.'.join(map(str, path)) or 'the file'}: {text}"))
 
 
-def _take_out(values: dict[str, Any], path: KeyPath) -> str:
-    """Remove a key, so that its default stands in; returns its name.
-
-    What is no key that was given (an item of a list, a default that does not fit, sections that do not fit each other)
-    is taken out with the nearest section above that was.
-    """
-    for depth in range(len(path), 0, -1):
-        *sections, key = path[:depth]
-        section: Any = values
-        for name in sections:
-            section = section.get(name) if isinstance(section, dict) else None
-        if isinstance(section, dict) and key in section:
-            del section[key]
-            return str(key)
-    values.clear()
-    return ""
+def _explain(details: ErrorDetails) -> tuple[str, str]:
+    """What was given, and what is allowed, in our words instead of pydantic's."""
+    given = f"given {_shown(details['input'])}"
+    if details["type"] == "extra_forbidden":
+        return f"unknown key ({given})", _nearest_key(details["loc"])
+    if details["type"] == "model_type":
+        return given, "allowed: a section, with keys below it"
+    if details["type"] == "missing":
+        return given, "allowed: one more value"
+    allowed = details["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
+    for theirs, ours in BOUNDS.items():
+        allowed = allowed.replace(theirs, ours)
+    return given, f"allowed: {allowed}"
 
 
-class _Places(dict[KeyPath, str]):
-    """Where each key was given: `file:line`, or the command line."""
+def _nearest_key(path: KeyPath) -> str:
+    """Suggest a key for an unknown one: a similar one of its section, the same one elsewhere, or all of its section."""
+    keys = _keys(Config)
+    name, here = str(path[-1]), keys.get(path[:-1], [])
+    if near := difflib.get_close_matches(name, here, n=1):
+        return f"did you mean {near[0]}?"
+    if elsewhere := [".".join(map(str, (*section, name))) for section, names in keys.items() if name in names]:
+        return f"did you mean {elsewhere[0]}?"
+    return "allowed: " + ", ".join(here)
 
-    def of(self, path: KeyPath) -> str:
-        """The place of a key, or of the nearest section above that was given."""
-        while path and path not in self:
-            path = path[:-1]
-        return self[path]
 
-
-def _read_file(path: Path) -> tuple[dict[str, Any], _Places, list[str]]:
-    places = _Places({(): str(path)})
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; {_other_files(path)}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        values = loader.construct_document(node) if node is not None else {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}:1: given {_shown(values)}; allowed: sections such as `training:` with keys below them")
-    found = list(_walk(node, (), path, places)) if node is not None else []
-    # `training:` with nothing below it is the section's defaults
-    values = {key: {} if value is None and _is_section((key,)) else value for key, value in values.items()}
-    return values, places, found
+def _keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> dict[KeyPath, list[str]]:
+    """The keys of a section and of those below it, by the path of the section."""
+    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    keys: dict[KeyPath, list[str]] = {above: list(fields)}
+    for key, kind in fields.items():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys |= _keys(kind, (*above, key))
+    return keys
 
 
 def _other_files(path: Path) -> str:
-    """What a person may have meant by a file that is none: those in its folder, or in the usual one."""
+    """Suggest a file instead of one that does not exist: from its folder, or from configs/."""
     for folder in (path, path.parent, Path("configs")):
         names = sorted(str(each) for each in folder.glob("*.yaml") if not each.name.startswith("."))
         if names:
             near = difflib.get_close_matches(str(path), names, n=1)
             return f"did you mean {near[0]}?" if near else f"YAML files there: {', '.join(names)}"
     return "there are no YAML files in that folder"
-
-
-def _walk(node: yaml.Node, at: KeyPath, path: Path, places: _Places) -> Iterator[str]:
-    """Note the line of every key below a node; yield the keys given twice, of which YAML would keep only the last."""
-    if len(at) > 8:  # deeper than any section; a recursive alias would never end
-        return
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            key, line = key_node.value, key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                continue
-            here = (*at, key)
-            if key in seen and key != "<<":
-                yield f"{path}:{line}: {_dotted(here)}: given twice, first in line {seen[key]}; allowed: once"
-            seen[key] = line
-            places[here] = f"{path}:{line}"
-            yield from _walk(value_node, here, path, places)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            place = (*at, index)
-            places[place] = f"{path}:{item.start_mark.line + 1}"
-
-
-def _apply_overrides(values: dict[str, Any], overrides: Iterable[str], places: _Places) -> list[str]:
-    found = []
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        keys = tuple(name.split("."))
-        if not equals or not all(keys):
-            found.append(f"command line: given {override!r}; allowed: section.key=value, e.g. training.batch_size=64")
-            continue
-        try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            value = text
-        section = values
-        for key in keys[:-1]:
-            if not isinstance(section.get(key), dict):
-                section[key] = {}
-            section = section[key]
-        section[keys[-1]] = value
-        places[keys] = "command line"
-    return found
-
-
-def _describe(details: ErrorDetails) -> str:
-    """Say in our words what pydantic found wrong with one value."""
-    given = _shown(details["input"])
-    if details["type"] == "extra_forbidden":
-        return f"unknown key (given {given}); {_nearest_key(details['loc'])}"
-    if details["type"] == "model_type":
-        return f"given {given}; allowed: a section, with keys below it"
-    if details["type"] == "missing":
-        return f"given {given}; allowed: a value more"
-    allowed = details["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
-    for theirs, ours in (
-        ("greater than or equal to", "at least"),
-        ("less than or equal to", "at most"),
-        ("greater than", "above"),
-        ("less than", "below"),
-    ):
-        allowed = allowed.replace(theirs, ours)
-    return f"given {given}; allowed: {allowed}"
-
-
-def _in_order(found: list[str]) -> list[str]:
-    """The mistakes of the file by line, then those of the command line."""
-
-    def line(text: str) -> float:
-        match = re.match(r".*?:(\d+): ", text)
-        return float(match[1]) if match else float("inf")
-
-    return sorted(found, key=line)
-
-
-def _sections(model: type[BaseModel] = Config, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Every section of the schema with its keys."""
-    yield at, [field.alias or name for name, field in model.model_fields.items()]
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _sections(field.annotation, (*at, field.alias or name))
-
-
-def _is_section(path: KeyPath) -> bool:
-    return path in dict(_sections())
-
-
-def _nearest_key(path: KeyPath) -> str:
-    keys = dict(_sections())
-    here = keys.get(tuple(map(str, path[:-1])), [])
-    name = str(path[-1])
-    if near := difflib.get_close_matches(name, here, n=1):
-        return f"did you mean {near[0]}?"
-    if elsewhere := [".".join((*section, name)) for section, names in keys.items() if name in names]:
-        return f"did you mean {elsewhere[0]}?"
-    return "allowed: " + ", ".join(here)
-
-
-def _dotted(path: KeyPath) -> str:
-    return ".".join(map(str, path)) or "the file"
 
 
 def _shown(value: Any) -> str:

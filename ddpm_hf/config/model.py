@@ -6,13 +6,15 @@ from annotated_types import Ge, Len, Lt
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import Float, NonNegativeInt, PositiveInt, Section, mistakes
+from ddpm_hf.config.section import Float, NonNegativeInt, PositiveInt, Section
 
 Beta = Annotated[Float, Ge(0), Lt(1)]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+"""What the network predicts, in diffusers' names: the noise, x_0, or v."""
 
 
 class ModelConfig(Section):
-    """A U-Net of the paper's kind (DDPM, appendix B) and its noise schedule."""
+    """The U-Net of DDPM (appendix B) and its noise schedule."""
 
     time_steps: Annotated[PositiveInt, Ge(2)] = 1000
     """T, the number of steps from image to noise."""
@@ -24,11 +26,11 @@ class ModelConfig(Section):
     """beta_T of the linear schedule."""
     rescale_betas: bool = False
     """Multiply linear betas by 1000 / time_steps, so that fewer steps end in noise as the paper's 1000 do."""
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    prediction_type: PredictionType = "epsilon"
     """What the network predicts: the noise, the image, or v (progressive distillation, appendix D)."""
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_large"
-    """Variance of a sampling step: beta_tilde_t, which photographs want at few steps; beta_t as in the paper; or
-    between the two as the network says, which then has twice the output channels (improved DDPM, eq. 15)."""
+    """Variance of a sampling step: beta_tilde_t, better for photographs at few steps; beta_t as in the paper; or
+    between the two as the network predicts, with twice the output channels (improved DDPM, eq. 15)."""
     image_size: PositiveInt = 32
     """Side of the square images, in pixels; a multiple of 2 ** (levels - 1)."""
     image_channels: Literal[1, 3] = 3
@@ -49,7 +51,7 @@ class ModelConfig(Section):
     norm_groups: PositiveInt = 32
     """Groups of each group normalisation."""
     num_classes: PositiveInt | None = None
-    """Classes of a class-conditional model; null: an unconditional one, which looks at no labels."""
+    """Classes of a class-conditional model; null: an unconditional one, which ignores labels."""
     initialization: Literal["ddpm", "pytorch"] = "ddpm"
     """The paper's initialisation (last layers start at zero), or PyTorch's default."""
 
@@ -60,37 +62,32 @@ class ModelConfig(Section):
 
     @property
     def output_channels(self) -> int:
-        """Channels of the network's output: the image's, and as many for a learned variance."""
+        """Channels of the network's output: the image's, and as many again for a learned variance."""
         return self.image_channels * (2 if self.variance_type == "learned_range" else 1)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        levels = len(self.channel_multipliers)
-        factor = 2 ** (levels - 1)
-        size, channels, head = self.image_size, self.hidden_channels, self.attention_head_dim
-        beyond = [level for level in self.attention_levels if level >= levels]
-        mistakes(
+    def _check(self) -> Self:
+        levels, channels, head_dim = len(self.channel_multipliers), self.hidden_channels, self.attention_head_dim
+        factor, is_linear = 2 ** (levels - 1), self.beta_schedule == "linear"
+        rescaled_end = self.beta_end * 1000 / self.time_steps
+        return self.refuse(
             (
+                self.image_size % factor,
                 "image_size",
-                size,
-                f"a multiple of {factor}, which {levels} levels halve {levels - 1} times; or fewer channel_multipliers",
-            )
-            if size % factor
-            else None,
-            ("hidden_channels", channels, f"a multiple of norm_groups ({self.norm_groups}); or other norm_groups")
-            if channels % self.norm_groups
-            else None,
-            ("attention_levels", list(self.attention_levels), f"0 to {levels - 1}, the levels of channel_multipliers")
-            if beyond
-            else None,
-            ("attention_head_dim", head, f"a divisor of hidden_channels ({channels})")
-            if head and channels % head
-            else None,
-            ("beta_end", self.beta_end, f"above beta_start ({self.beta_start})")
-            if self.beta_schedule == "linear" and self.beta_end <= self.beta_start
-            else None,
-            ("rescale_betas", True, "false for so few time_steps, where beta_end * 1000 / time_steps would reach 1")
-            if self.rescale_betas and self.beta_schedule == "linear" and self.beta_end * 1000 / self.time_steps >= 1
-            else None,
+                f"a multiple of {factor}, since {levels} channel_multipliers halve it {levels - 1} times; or fewer "
+                "channel_multipliers",
+            ),
+            (channels % self.norm_groups, "hidden_channels", f"a multiple of norm_groups ({self.norm_groups})"),
+            (
+                max(self.attention_levels, default=0) >= levels,
+                "attention_levels",
+                f"0 to {levels - 1}, the levels of channel_multipliers",
+            ),
+            (head_dim and channels % head_dim, "attention_head_dim", f"a divisor of hidden_channels ({channels})"),
+            (is_linear and self.beta_end <= self.beta_start, "beta_end", f"above beta_start ({self.beta_start})"),
+            (
+                self.rescale_betas and is_linear and rescaled_end >= 1,
+                "rescale_betas",
+                f"false, since beta_end * 1000 / time_steps is {rescaled_end:g} and must stay below 1",
+            ),
         )
-        return self

@@ -1,6 +1,7 @@
-"""The whole configuration of a run."""
+"""The configuration of a run, and its description for editors (JSON Schema) and for `--help`."""
 
 import json
+import textwrap
 from typing import Any, Literal
 
 import yaml
@@ -10,54 +11,59 @@ from typing_extensions import Self
 from ddpm_hf.config.benchmark import BenchmarkConfig
 from ddpm_hf.config.dataset import DatasetConfig
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.config.logging import LoggingConfig
 from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.config.model import ModelConfig
-from ddpm_hf.config.section import NonNegativeInt, Section, mistakes
-from ddpm_hf.config.training import TrainingConfig
+from ddpm_hf.config.section import NonNegativeInt, Section
+from ddpm_hf.config.training import LoggingConfig, TrainingConfig
+from ddpm_hf.runtime.nested import flatten
+
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""JSON Schema's names for the bounds that pydantic leaves as they are on numbers with a validator of their own."""
+
+WRAP = textwrap.TextWrapper(80, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
 class Config(Section):
-    """A run: its data, its model, its training and what becomes of it. Every section may be left out."""
+    """A run: its data, its model, its training and its results. Every section may be left out."""
 
     model_type: Literal["ddpm"] = "ddpm"
     """Kind of diffusion model."""
     seed: NonNegativeInt = 0
-    """Everything random in the run follows from it."""
+    """Seed of everything random in the run."""
     output_dir: str | None = None
     """The run folder; null: runs/ and the name of the YAML file."""
     dataset: DatasetConfig = DatasetConfig()
-    """Which images the network learns from."""
+    """The images to train on."""
     model: ModelConfig = Field(default=ModelConfig(), alias="model_config")
     """The network and its diffusion process."""
     training: TrainingConfig = TrainingConfig()
     """How the network is trained."""
     loss: LossConfig = Field(default=LossConfig(), alias="loss_config")
-    """What the network is trained to make small."""
+    """What the network is trained to minimise."""
     benchmark: BenchmarkConfig = BenchmarkConfig()
     """What an evaluation measures."""
     logging: LoggingConfig = LoggingConfig()
-    """What is written while the run goes on."""
+    """What is logged during the run."""
     hub: HubConfig = HubConfig()
     """Where the finished pipeline is uploaded."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check(self) -> Self:
         adversarial, size = self.loss.adversarial, self.model.image_size
         most = size.bit_length() - 1
-        mistakes(
+        learns_variance = self.model.variance_type == "learned_range"
+        return self.refuse(
             (
+                adversarial.weight and adversarial.num_levels > most,
                 "loss_config.adversarial.num_levels",
-                adversarial.num_levels,
-                f"1 to {most}, since images of {size} pixels can be halved {most} times",
-            )
-            if adversarial.weight and adversarial.num_levels > most
-            else None,
-            ("loss_config.vlb_weight", 0.0, "above 0, since nothing else trains a variance of learned_range")
-            if self.model.variance_type == "learned_range" and self.loss.vlb_weight == 0
-            else None,
+                f"1 to {most}, the times that an image_size of {size} can be halved",
+            ),
+            (
+                learns_variance and self.loss.vlb_weight == 0,
+                "loss_config.vlb_weight",
+                "above 0, since nothing else trains the variance of variance_type learned_range",
+            ),
         )
-        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, under the keys of the YAML file, defaults included."""
@@ -68,24 +74,66 @@ class Config(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-"""What pydantic calls the bounds of a number that has a validator of its own, and what JSON Schema calls them."""
-
-
 def json_schema() -> dict[str, Any]:
     """The schema of the YAML files, as JSON Schema."""
-    return _in_standard_terms(Config.model_json_schema(by_alias=True))
+    return _rename_bounds(Config.model_json_schema(by_alias=True))
 
 
-def _in_standard_terms(schema: Any) -> Any:
+def _rename_bounds(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [_in_standard_terms(each) for each in schema]
+        return [_rename_bounds(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     is_number = schema.get("type") in ("integer", "number")
-    return {BOUNDS.get(key, key) if is_number else key: _in_standard_terms(value) for key, value in schema.items()}
+    return {BOUNDS.get(key, key) if is_number else key: _rename_bounds(value) for key, value in schema.items()}
 
 
 def schema_text() -> str:
     """The schema as the file that editors read."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def options_help(*sections: str) -> str:
+    """Describe options for `--help`: default, range and meaning of each, as it is written on the command line.
+
+    Args:
+        sections: keys of the file, such as "training"; none means all of them.
+    """
+    schema = json_schema()
+    lines = ["options of the configuration (section.key=value, with their defaults):"]
+    section = None
+    for path, default in flatten(Config().to_dict()).items():
+        top, *names = path.split(".")
+        if sections and top not in sections:
+            continue
+        if top != section:
+            section = top
+            lines.append("")
+        field = schema["properties"][top]
+        for name in names:
+            field = schema["$defs"][field["$ref"].rpartition("/")[2]]["properties"][name]
+        shown = default if isinstance(default, str) else json.dumps(default)
+        meaning = " ".join([*field.get("description", "").split(), *_allowed(field)])
+        lines += [f"  {path}={shown}", *WRAP.wrap(meaning)]
+    return "\n".join(lines)
+
+
+def _allowed(field: dict[str, Any]) -> list[str]:
+    """The choices or the range of a value, in brackets; nothing if the schema has neither."""
+    kinds = [field, *field.get("anyOf", [])]
+    choices = [json.dumps(choice) for kind in kinds for choice in kind.get("enum", [])]
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    bounds = [f"{word} {kind[key]:g}" for kind in kinds for key, word in words.items() if key in kind]
+    found = [f"one of {', '.join(choices)}"] if choices else bounds
+    return [f"({', '.join(found)})"] if found else []
+
+
+def option_hint(mistake: str) -> str:
+    """Say how to write an unknown command-line option, such as `--num_steps 5`, that the configuration has.
+
+    Args:
+        mistake: argparse's message, which ends with the unknown arguments.
+    """
+    name = mistake.split("--", 1)[-1].partition(" ")[0].partition("=")[0].replace("-", "_")
+    paths = [path for path in flatten(Config().to_dict()) if name in (path, path.rpartition(".")[2])]
+    return f"; options of the configuration are written {(paths or ['section.key'])[0]}=VALUE"

@@ -1,20 +1,26 @@
-"""The base of every section of a configuration, and the kinds of number that its fields hold."""
+"""The base class of every section of a configuration, and the number types of its fields."""
 
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import Self
+
+from ddpm_hf.runtime.nested import flatten
+
+CONFLICT = "conflict"
+"""Type of the validation errors that `Section.refuse` raises."""
 
 
-def _not_a_switch(value: Any) -> Any:
+def _refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("number", "a number, not true or false")
     return value
 
 
-Int = Annotated[int, BeforeValidator(_not_a_switch)]
-Float = Annotated[float, BeforeValidator(_not_a_switch)]
+Int = Annotated[int, BeforeValidator(_refuse_bool)]
+Float = Annotated[float, BeforeValidator(_refuse_bool)]
 PositiveInt = Annotated[Int, Ge(1)]
 NonNegativeInt = Annotated[Int, Ge(0)]
 PositiveFloat = Annotated[Float, Gt(0)]
@@ -24,7 +30,7 @@ Decay = Annotated[Float, Ge(0), Lt(1)]
 
 
 class Section(BaseModel):
-    """One section of the YAML file: unknown keys are mistakes, values never change, NaN and infinity are refused."""
+    """A section of the YAML file. It is immutable, and refuses unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -35,18 +41,33 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, values: Any) -> Any:
+        return {} if values is None else values
 
-def mistakes(*found: tuple[str, Any, str] | None) -> None:
-    """Raise what a section's fields, each right by itself, get wrong together.
+    def refuse(self, *rules: tuple[object, str, str]) -> Self:
+        """Check fields against each other, once each of them is valid by itself.
 
-    Args:
-        found: for each mistake the field's dotted path within the section, what was given, and what is allowed; None
-            where a check found nothing.
+        Args:
+            rules: whether the rule is broken, the dotted YAML path of the field to change, and what is allowed there.
+                The text names every other field that the rule depends on.
 
-    Raises:
-        PydanticCustomError: naming every mistake, so that `load_config` can report each at its own line.
-    """
-    wrong = [each for each in found if each is not None]
-    if wrong:
-        text = "; ".join(f"{path}: given {given}; allowed: {allowed}" for path, given, allowed in wrong)
-        raise PydanticCustomError("together", "{text}", {"text": text, "mistakes": wrong})
+        Raises:
+            ValidationError: with an error at the location of each broken rule's field.
+        """
+        broken = [(path, allowed) for is_broken, path, allowed in rules if is_broken]
+        if not broken:
+            return self
+        values = flatten(self.model_dump(mode="json", by_alias=True))
+        raise ValidationError.from_exception_data(
+            type(self).__name__,
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError(CONFLICT, "{allowed}", {"allowed": allowed}),
+                    loc=tuple(path.split(".")),
+                    input=values[path],
+                )
+                for path, allowed in broken
+            ],
+        )

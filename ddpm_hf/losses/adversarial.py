@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
-from ddpm_hf.config.image_loss import AdversarialConfig
+from ddpm_hf.config.loss import AdversarialConfig
 from ddpm_hf.losses.discriminator import PatchDiscriminator
 from ddpm_hf.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from ddpm_hf.config.image_loss import LPIPS_BACKBONES
+from ddpm_hf.config.loss import LPIPS_BACKBONES
 from ddpm_hf.runtime.errors import UserError
 
 Images = Float32[Tensor, "batch channels height width"]

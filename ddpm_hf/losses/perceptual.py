@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
-from ddpm_hf.config.image_loss import PerceptualConfig
+from ddpm_hf.config.loss import PerceptualConfig
 from ddpm_hf.losses.backbones import load_distance
 from ddpm_hf.runtime.errors import UserError
 

@@ -9,13 +9,13 @@ from ddpm_hf.config import DatasetConfig
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"validation_split": "test", "validation_fraction": 0.1}, "null, since validation_fraction is given"),
+        ({"validation_split": "test", "validation_fraction": 0.1}, "validation_fraction"),
         ({"validation_split": "train"}, "images that are not in split train"),
         ({"validation_split": "train[80%:]"}, "images that are not in split train"),
         ({"split": "train[:80%]", "validation_split": "train"}, r"images that are not in split train\[:80%\]"),
         ({"split": "train[:80%]", "validation_split": "train[70%:90%]"}, "images that are not in split"),
         ({"split": "train[:1000]", "validation_split": "train[999:]"}, "images that are not in split"),
-        ({"in_memory": True, "cache_dir": "somewhere"}, "null, since in_memory keeps no files"),
+        ({"in_memory": True, "cache_dir": "somewhere"}, "in_memory"),
         ({"validation_fraction": 1}, "less than 1"),
         ({"validation_fraction": -0.1}, "greater than or equal to 0"),
         ({"background": [0, 0, 256]}, "less than or equal to 255"),

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ddpm_hf.config import Config
-from ddpm_hf.config.help import option_for, options_help
+from ddpm_hf.config.root import option_hint, options_help
 
 
 def paths(values: dict, at: str = "") -> dict[str, object]:
@@ -54,7 +54,7 @@ def test_programs_show_it(program, capsys):
     ],
 )
 def test_an_option_given_as_diffusers_script_has_it_is_told_as_it_is_here(given, told):
-    assert option_for(f"unrecognized arguments: {given}").endswith(f" {told}")
+    assert option_hint(f"unrecognized arguments: {given}").endswith(f" {told}")
 
 
 def test_words_are_not_broken_at_hyphens():

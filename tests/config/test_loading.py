@@ -137,12 +137,11 @@ learning_rate: 1
         "run.yaml:3: training.batch_size: given -3; allowed: at least 1",
         "run.yaml:5: training.scheduler.type: given 'cosin'; allowed: 'cosine', 'linear', 'step', 'exponential' or "
         "'constant'",
-        "run.yaml:7: model_config.image_size: given 33; allowed: a multiple of 16, which 5 levels halve 4 times; or "
-        "fewer channel_multipliers",
+        "run.yaml:7: model_config.image_size: given 33; allowed: a multiple of 16, since 5 channel_multipliers "
+        "halve it 4 times; or fewer channel_multipliers",
         "run.yaml:9: model_config.dropout: given twice, first in line 8; allowed: once",
         "run.yaml:9: model_config.dropout: given 1.5; allowed: below 1",
-        "run.yaml:10: model_config.hidden_channels: given 100; allowed: a multiple of norm_groups (32); or other "
-        "norm_groups",
+        "run.yaml:10: model_config.hidden_channels: given 100; allowed: a multiple of norm_groups (32)",
         "run.yaml:11: learning_rate: unknown key (given 1); did you mean training.learning_rate?",
         "command line: given 'nonsense'; allowed: section.key=value, e.g. training.batch_size=64",
         "command line: training.beta1: given 'yes'; allowed: a valid number",
@@ -154,6 +153,33 @@ def test_a_mistake_does_not_make_others_out_of_defaults(read):
     # with the default of five levels, 20 would not be a multiple of 16
     text = "model_config:\n  image_size: 20\n  channel_multipliers: [1, x]\n  attention_levels: []\n"
     assert [line.split(":")[1] for line in mistakes(read, text)] == ["3"]
+
+
+def test_conflicts_are_reported_beside_other_mistakes(read):
+    """Pydantic alone checks a section's fields against each other only if no field is wrong by itself."""
+    text = """
+model_config: {image_size: 8, channel_multipliers: [1, 2], attention_levels: [], dropout: 2}
+training: {learning_rate: 1e-7, scheduler: {type: cosin}}
+loss_config: {adversarial: {weight: 0.1, num_levels: 4}, perceptual: {weight: -1}}
+"""
+    paths = [line.split(":")[2].strip() for line in mistakes(read, text)]
+    assert sorted(paths) == [
+        "loss_config.adversarial.num_levels",
+        "loss_config.perceptual.weight",
+        "model_config.dropout",
+        "training.scheduler.min_lr",
+        "training.scheduler.type",
+    ]
+
+
+def test_a_value_that_is_removed_makes_no_conflict_with_its_default(read):
+    assert len(mistakes(read, "model_config: {beta_start: 0.5, beta_end: x}")) == 1
+    text = "model_config: {image_size: x}\nloss_config: {adversarial: {weight: 1, num_levels: 6}}"
+    assert len(mistakes(read, text)) == 1
+
+
+def test_an_empty_subsection_is_its_defaults(read):
+    assert read("training:\n  scheduler:\n").training == Config().training
 
 
 @pytest.mark.parametrize(
@@ -261,10 +287,10 @@ loss_config:
 """
     found = mistakes(read, text)
     assert found == [
-        "run.yaml:4: loss_config.vlb_weight: given 0.0; allowed: above 0, since nothing else trains a variance of "
-        "learned_range",
-        "run.yaml:7: loss_config.adversarial.num_levels: given 4; allowed: 1 to 3, since images of 8 pixels can be "
-        "halved 3 times",
+        "run.yaml:4: loss_config.vlb_weight: given 0.0; allowed: above 0, since nothing else trains the variance of "
+        "variance_type learned_range",
+        "run.yaml:7: loss_config.adversarial.num_levels: given 4; allowed: 1 to 3, the times that an image_size of 8 "
+        "can be halved",
     ]
 
 

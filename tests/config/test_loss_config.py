@@ -1,26 +1,33 @@
 """loss_config: what it accepts, and that it reports every mistake at once."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+import yaml
 
+from ddpm_hf.config import load_config
 from ddpm_hf.config.loss import LossConfig
+from ddpm_hf.runtime.errors import UserError
+
+Refused = Callable[..., dict[str, str]]
 
 
-def refused(**values: Any) -> dict[str, str]:
-    """The mistakes by dotted path."""
-    with pytest.raises(ValidationError) as refusal:
-        LossConfig.model_validate(values)
-    found = {}
-    for error in refusal.value.errors():
-        path = ".".join(map(str, error["loc"]))
-        if error["type"] == "together":
-            found |= {f"{path}.{field}": allowed for field, _, allowed in error["ctx"]["mistakes"]}
-        else:
-            found[path] = error["msg"]
-    return found
+@pytest.fixture
+def refused(tmp_path: Path) -> Refused:
+    """Give loss_config some values; returns what is said of each mistake, by its dotted path in the section."""
+
+    def refused(**values: Any) -> dict[str, str]:
+        file = tmp_path / "run.yaml"
+        file.write_text(yaml.safe_dump({"loss_config": values}))
+        with pytest.raises(UserError) as refusal:
+            load_config(file)
+        mistakes = [line.partition("loss_config.")[2].partition(": ") for line in str(refusal.value).splitlines()[1:]]
+        return {path: text for path, _, text in mistakes}
+
+    return refused
 
 
 def test_the_document_loads_verbatim() -> None:
@@ -63,7 +70,7 @@ def test_hybrid_has_all_terms_and_a_single_type_its_own() -> None:
     assert LossConfig(loss_type="l1", l1_weight=2, mse_weight=0).term_weights == {"l1": 2}
 
 
-def test_all_mistakes_are_reported_at_once() -> None:
+def test_all_mistakes_are_reported_at_once(refused: Refused) -> None:
     found = refused(
         loss_type="hybrid",
         mse_weight=0,
@@ -87,29 +94,27 @@ def test_all_mistakes_are_reported_at_once() -> None:
         "timestep_sampling",
         "mse_wieght",
     }
-    assert found["time_weight_params.max_weight"] == "at least min_weight (2.0)"
-    assert found["huber_weight"] == "above 0, or mse_weight or l1_weight above 0"
+    assert "min_weight (2.0)" in found["time_weight_params.max_weight"]
+    assert "mse_weight" in found["huber_weight"]
 
 
 @pytest.mark.parametrize("term", ["mse", "l1", "huber"])
-def test_a_single_term_needs_a_weight(term: str) -> None:
-    assert refused(loss_type=term, **{f"{term}_weight": 0}) == {
-        f"{term}_weight": f"above 0, since the only term is {term}"
-    }
+def test_a_single_term_needs_a_weight(refused: Refused, term: str) -> None:
+    assert set(refused(loss_type=term, **{f"{term}_weight": 0})) == {f"{term}_weight"}
 
 
 @pytest.mark.parametrize("name", ["mse_weight", "l1_weight", "huber_weight"])
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, True, "much"])
-def test_weights_are_numbers_of_zero_or_more(name: str, value: Any) -> None:
+def test_weights_are_numbers_of_zero_or_more(refused: Refused, name: str, value: Any) -> None:
     assert set(refused(**{name: value})) == {name}
 
 
 @pytest.mark.parametrize("params", [{"min_weight": -1}, {"max_weight": 0}, {"gamma": 0}, {"gamma": -5}, {"p2_k": 0}])
-def test_parameters_have_ranges(params: dict[str, float]) -> None:
+def test_parameters_have_ranges(refused: Refused, params: dict[str, float]) -> None:
     assert set(refused(time_weight_params=params)) == {f"time_weight_params.{name}" for name in params}
 
 
-def test_a_bound_beyond_the_formulas_own_is_refused() -> None:
+def test_a_bound_beyond_the_formulas_own_is_refused(refused: Refused) -> None:
     assert set(refused(time_weight_type="snr", time_weight_params={"min_weight": 2})) == {
         "time_weight_params.min_weight"
     }

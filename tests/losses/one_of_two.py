@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_hf.config.image_loss import AdversarialConfig
+from ddpm_hf.config.loss import AdversarialConfig
 from ddpm_hf.losses.adversarial import Adversary
 from ddpm_hf.runtime.cli import leave
 

@@ -14,8 +14,7 @@ import torch.distributed
 from processes import free_port
 from torch import nn
 
-from ddpm_hf.config.image_loss import AdversarialConfig
-from ddpm_hf.config.loss import LossConfig
+from ddpm_hf.config.loss import AdversarialConfig, LossConfig
 from ddpm_hf.losses import DiffusionLoss
 from ddpm_hf.losses.adversarial import GAMES, Adversary, r1_penalty
 from ddpm_hf.losses.discriminator import PatchDiscriminator

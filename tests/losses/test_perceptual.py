@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ddpm_hf.config.image_loss import PerceptualConfig
+from ddpm_hf.config.loss import PerceptualConfig
 from ddpm_hf.losses.backbones import LpipsDistance
 from ddpm_hf.losses.perceptual import PerceptualLoss
 from ddpm_hf.runtime.errors import UserError
