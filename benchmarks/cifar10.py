@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.checkpoints.folder import find_latest, step_of
+from ddpm_hf.checkpoints.format import find_latest, step_of
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 

@@ -122,16 +122,15 @@ class Ours:
         return float(update.figures["data_seconds"])
 
     def save(self, folder: Path) -> Path:
-        from ddpm_hf.checkpoints.folder import write_checkpoint
-        from ddpm_hf.training.state import Progress
+        from ddpm_hf.checkpoints.format import Progress, write_checkpoint
 
         progress = Progress(step=self.step, config=self.config.to_dict())
         gathered = self.learner.gather()
         return write_checkpoint(folder, self.step, lambda at: self.learner.save(at, progress, *gathered), keep=1)
 
     def load(self, folder: Path) -> None:
-        from ddpm_hf.checkpoints.folder import find_damage
-        from ddpm_hf.training.state import OPTIMIZER, STATE, load_moments
+        from ddpm_hf.checkpoints.format import OPTIMIZER, STATE, find_damage
+        from ddpm_hf.training.state import load_moments
 
         assert find_damage(folder) is None
         self.learner._load(folder, self.learner.accelerator.unwrap_model(self.learner.network))

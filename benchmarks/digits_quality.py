@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from ddpm_hf._version import __version__
-from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.checkpoints.find import load_pipeline
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.randomness import image_seeds
 

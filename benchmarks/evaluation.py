@@ -34,7 +34,7 @@ import torch
 from rates import processor
 from transformers import ResNetConfig, ResNetModel
 
-from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.checkpoints.find import load_pipeline
 from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier

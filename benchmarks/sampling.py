@@ -26,7 +26,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import nn
 
 from ddpm_hf._version import __version__
-from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.checkpoints.find import load_pipeline
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.samplers import SAMPLERS
 from ddpm_hf.runtime import cli

@@ -19,7 +19,7 @@ import torch
 from equal_time import DIGITS, RESULTS, Judge, sample, spread
 from tqdm import tqdm
 
-from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.checkpoints.find import load_pipeline
 from ddpm_hf.runtime import cli
 from ddpm_hf.schedulers import DDPMScheduler
 

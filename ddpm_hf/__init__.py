@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_hf._version import __version__
 
 if TYPE_CHECKING:
-    from ddpm_hf.checkpoints.loading import load_pipeline
+    from ddpm_hf.checkpoints.find import load_pipeline
     from ddpm_hf.config import Config, load_config
     from ddpm_hf.evaluation.evaluate import evaluate
     from ddpm_hf.hub import push_run
@@ -31,7 +31,7 @@ _HOMES = {
     "UserError": "ddpm_hf.runtime.errors",
     "evaluate": "ddpm_hf.evaluation.evaluate",
     "load_config": "ddpm_hf.config",
-    "load_pipeline": "ddpm_hf.checkpoints.loading",
+    "load_pipeline": "ddpm_hf.checkpoints.find",
     "push_run": "ddpm_hf.hub",
 }
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.find import find_folder, run_of
+from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of, weights_hash
 from ddpm_hf.config import load_config
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
@@ -92,8 +92,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.checkpoints.loading import load_pipeline
-        from ddpm_hf.pipelines.generation import Extras, Settings, generate, weights_hash
+        from ddpm_hf.pipelines.generation import Extras, Settings, generate
         from ddpm_hf.runtime.distributed import meet
 
     meet(timedelta(days=1))  # for the others, which may have other batches to draw

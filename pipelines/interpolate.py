@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.find import find_folder, run_of
+from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of, weights_hash
 from ddpm_hf.config import load_config
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
@@ -82,8 +82,6 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.checkpoints.loading import load_pipeline
-        from ddpm_hf.pipelines.generation import weights_hash
         from ddpm_hf.pipelines.interpolation import InterpolationSettings, pixels_hash, write_interpolation
 
     images = [_open(file) for file in arguments.images or ()]

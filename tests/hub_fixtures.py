@@ -22,7 +22,7 @@ from processes import HIDE_DDPM_HF
 from safetensors.torch import save_file
 
 from ddpm_hf.checkpoints.environment import record_environment
-from ddpm_hf.checkpoints.folder import write_checkpoint
+from ddpm_hf.checkpoints.format import write_checkpoint
 from ddpm_hf.runtime.hub_client import HubClient, Patience
 
 

@@ -17,7 +17,7 @@ import matplotlib.figure  # noqa: F401  (this and the next are imported late; a 
 import pytest
 from processes import free_port
 
-import ddpm_hf.checkpoints.folder
+import ddpm_hf.checkpoints.format
 import ddpm_hf.evaluation.evaluate
 import ddpm_hf.training.trainer
 from ddpm_hf.training.journal import Journal
@@ -112,7 +112,7 @@ def train(words: list[str], mark: Path, environment: dict[str, str], strike: Str
         watch.over(Trainer, "_validate", "validation")
         watch.over(Trainer, "_evaluate", "evaluation")
         watch.over(ddpm_hf.training.trainer, "write_checkpoint", "checkpoint")
-        watch.over(ddpm_hf.checkpoints.folder, "_remove", "prune")
+        watch.over(ddpm_hf.checkpoints.format, "_remove", "prune")
         watch.over(Trainer, "_finish", "finish")
         sys.addaudithook(watch.slow_down)
     Journal.draw = lambda journal: None  # it takes half of the time of a run this small

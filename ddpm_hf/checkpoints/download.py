@@ -10,9 +10,9 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from ddpm_hf.checkpoints.find import INDEX
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET
 from ddpm_hf.checkpoints.listing import Listing, RemoteFile, list_repository
-from ddpm_hf.checkpoints.weights import check_weights
+from ddpm_hf.checkpoints.safetensors_header import check_weights
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_cache import remember_commit
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
@@ -22,10 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_TEXT_BYTES = 16 * 2**20
 """Longest JSON file that is read: a model's are a few kB."""
 
-PIPELINE_FOLDERS = ("unet/", "scheduler/")
-STATE = "training_state/"
-PROGRESS = "training_state/progress.json"
-MANIFEST = "manifest.json"
+PIPELINE_FOLDERS = (f"{UNET}/", f"{SCHEDULER}/")
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".npz", ".joblib")
 
 CHECKPOINT_BRANCH = "checkpoints"
@@ -225,28 +222,28 @@ def _is_pipeline_file(path: str) -> bool:
 
 
 def _is_state_file(path: str) -> bool:
-    return path == MANIFEST or (path.startswith(STATE) and path.endswith((".json", ".safetensors")))
+    return path == MANIFEST or (path.startswith(f"{STATE}/") and path.endswith((".json", ".safetensors")))
 
 
 def _check_pipeline(address: HubAddress, names: set[str]) -> None:
     """Refuse a repository without a pipeline, or with one whose weights are pickled."""
     if INDEX not in names:
         raise UserError(f"{address} holds no pipeline: there is no {INDEX}")
-    weights = [name for name in names if name.startswith("unet/") and name.endswith(".safetensors")]
+    weights = [name for name in names if name.startswith(f"{UNET}/") and name.endswith(".safetensors")]
     if weights:
         return
-    pickles = sorted(name for name in names if name.startswith("unet/") and name.endswith(PICKLES))
+    pickles = sorted(name for name in names if name.startswith(f"{UNET}/") and name.endswith(PICKLES))
     if pickles:
         raise UserError(
             f"{address} holds pickled weights only ({', '.join(pickles)}), and a pickle can run code: nothing of it is "
             "loaded; ask its owner for safetensors (the Hub has a converter)"
         )
-    raise UserError(f"{address} holds no weights: unet/ has no .safetensors file")
+    raise UserError(f"{address} holds no weights: {UNET}/ has no .safetensors file")
 
 
 def _check_checkpoint(address: HubAddress, names: set[str]) -> None:
     _check_pipeline(address, names)
-    missing = [name for name in (PROGRESS, MANIFEST) if name not in names]
+    missing = [name for name in (f"{STATE}/{PROGRESS}", MANIFEST) if name not in names]
     if missing:
         raise UserError(
             f"{address} holds a pipeline but no training state ({', '.join(missing)} missing); name the branch or "

@@ -1,4 +1,4 @@
-"""What a run was computed on, noted while it runs: a card that is written elsewhere must not guess."""
+"""The hardware and versions of a run, recorded while it trains: its model card may be written on another machine."""
 
 import json
 import platform
@@ -8,22 +8,22 @@ from typing import Any
 
 import torch
 
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.runtime.files import write_whole
 
-ENVIRONMENT = "environment.json"
 PACKAGES = ("ddpm-hf", "torch", "diffusers", "accelerate")
 
 
 def record_environment(run: Path, num_processes: int = 1, mixed_precision: str = "no") -> None:
-    """Write environment.json into a run folder: processor, GPUs, versions; no host, user or path.
+    """Write environment.json into a run folder: processor, GPUs and versions, but no host name, user name or path.
 
     Args:
         run: the run folder.
-        num_processes: that train together.
+        num_processes: number of processes of the run.
         mixed_precision: "no", "bf16" or "fp16".
     """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    noted = {
+    environment = {
         "processor": _processor(),
         "gpus": gpus,
         "num_processes": num_processes,
@@ -31,20 +31,20 @@ def record_environment(run: Path, num_processes: int = 1, mixed_precision: str =
         "system": platform.system(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-    write_whole(run / ENVIRONMENT, json.dumps(noted, indent=2) + "\n")
+    write_whole(RunFolder(run).environment, json.dumps(environment, indent=2) + "\n")
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """What was noted; empty if nothing was."""
+    """Read environment.json of a run folder; empty if there is none."""
     try:
-        noted = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+        environment = json.loads(RunFolder(run).environment.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}
+    return environment if isinstance(environment, dict) else {}
 
 
 def _processor() -> str:
-    """The processor's name, from Linux's own table where there is one."""
+    """The name of the processor, from /proc/cpuinfo where there is one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,42 +1,51 @@
-"""What a person may name as a model, checked before anything heavy is loaded."""
+"""Find and load the model that a person names: a run folder, a saved pipeline, or a repository on the Hub."""
 
+import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.folder import find_latest
+from ddpm_hf.checkpoints.format import INDEX, find_latest
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.runtime.errors import UserError
 
-INDEX = "model_index.json"
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ddpm_hf.pipelines.ddpm import DDPMPipeline
 
 ALLOWED = "a run folder, a saved pipeline, or an id on the Hub (user/name[@REV])"
+
+
+def newest_pipeline(folder: Path) -> Path | None:
+    """The saved pipeline in a folder, or else the newest complete checkpoint of the run in it; None without either."""
+    return folder if (folder / INDEX).is_file() else find_latest(RunFolder(folder).checkpoints)
 
 
 def find_folder(model: str | Path) -> Path | None:
     """The folder with the pipeline of a model; None for an id on the Hub.
 
     Args:
-        model: the folder of a saved pipeline or of a run, whose newest checkpoint is taken while it is not finished; or
-            an id on the Hub.
+        model: folder of a saved pipeline, or of a run (whose newest checkpoint is used while it is not finished), or an
+            id on the Hub.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if it is none of these.
     """
     path = Path(model).expanduser()
-    if (path / INDEX).exists():
-        return path
     if path.is_dir():
-        checkpoint = find_latest(path / "checkpoints")
-        if checkpoint is None:
-            hint = f"; folders of runs in it: {', '.join(_runs(path))}" if _runs(path) else ""
+        pipeline = newest_pipeline(path)
+        if pipeline is None:
+            hint = f"; run folders in it: {', '.join(_runs(path))}" if _runs(path) else ""
             raise UserError(
                 f"--model: {path} holds neither a pipeline ({INDEX}) nor a complete checkpoint of a run{hint}"
             )
-        return checkpoint
+        return pipeline
     if path.exists():
         raise UserError(f"--model: {path} is a file; allowed: {ALLOWED}")
     if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
         raise UserError(f"--model: there is no folder {model}; allowed: {ALLOWED}")
-    if runs := _runs(path.parent):  # then its first part is a folder of runs, and no user of the Hub
-        raise UserError(f"--model: there is no folder {model}; folders of runs there: {', '.join(runs)}")
+    if runs := _runs(path.parent):  # its first part is a folder of runs and therefore not a user of the Hub
+        raise UserError(f"--model: there is no folder {model}; run folders there: {', '.join(runs)}")
     return None
 
 
@@ -55,8 +64,51 @@ def run_of(folder: str | None, config: str) -> str:
     return folder
 
 
+def load_pipeline(model: str | Path) -> "DDPMPipeline":
+    """Load a pipeline onto the GPU, if there is one.
+
+    Args:
+        model: folder of a saved pipeline, or of a run (whose newest checkpoint is used while it is not finished), or an
+            id on the Hub, as user/name or user/name@REVISION.
+
+    Raises:
+        UserError: if there is no such folder or repository, or no pipeline in it.
+        HubUnreachableError: if the Hub did not answer and the cache does not hold the model.
+    """
+    folder = find_folder(model)
+
+    # here, since programs find a wrong --model before they load torch
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+
+    from ddpm_hf.checkpoints.download import fetch_pipeline
+    from ddpm_hf.pipelines.ddpm import DDPMPipeline
+
+    folder = folder or fetch_pipeline(str(model))
+    diffusers_logging.disable_progress_bar()
+    try:
+        pipeline = DDPMPipeline.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--model: {model} cannot be loaded: {reason}") from error
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weights_hash(network: "nn.Module") -> str:
+    """The first 16 hex digits of a SHA-256 of a network's weights, which distinguishes models of the same name."""
+    import torch  # here, since programs import this module for find_folder before they load torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _runs(folder: Path) -> list[str]:
     """The folders in a folder that hold a model."""
     if not folder.is_dir():
         return []
-    return sorted(str(path) for path in folder.iterdir() if (path / INDEX).exists() or (path / "checkpoints").is_dir())
+    return sorted(
+        str(path) for path in folder.iterdir() if (path / INDEX).exists() or RunFolder(path).checkpoints.is_dir()
+    )

@@ -1,4 +1,4 @@
-"""The folder that a run writes to: what lies where, and that only one run writes there at a time."""
+"""The folder that a run writes to: its layout, and the lock that lets one run write there at a time."""
 
 import contextlib
 import fcntl
@@ -8,21 +8,39 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from ddpm_hf.checkpoints.format import INDEX
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import visible
 
 
 class RunFolder:
-    """The layout of a run folder.
+    """The layout of a run folder. The finished pipeline is saved at its top, in diffusers' format.
 
     Args:
         path: the folder; it need not exist yet.
+
+    Attributes:
+        config: the configuration as the run uses it.
+        metrics: the log of the training, one JSON object a line.
+        evaluation: folder of the evaluations.
+        report: metrics.json of the newest evaluation of the finished run.
+        environment: hardware and versions.
+        checkpoints: folder of the checkpoints.
+        previews: folder of samples drawn during training, step-N.png.
+        samples: samples of the finished pipeline.
+        denoising: strips from noise to sample of the finished pipeline.
+        loss: plot of the loss.
+        skipped: names of the images that could not be read.
+        dry_run: folder of the pictures of a dry run.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.evaluation = self.path / "evaluation"
+        self.report = self.path / "metrics.json"
+        self.environment = self.path / "environment.json"
         self.checkpoints = self.path / "checkpoints"
         self.previews = self.path / "previews"
         self.samples = self.path / "samples.png"
@@ -39,7 +57,7 @@ class RunFolder:
         return self.config.exists()
 
     def check_free(self) -> None:
-        """Refuse a folder that a new run would overwrite.
+        """Raise if a new run would overwrite something in the folder.
 
         Raises:
             UserError: if it is a file or holds anything.
@@ -55,24 +73,24 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
     def found(self) -> tuple[str, ...]:
-        """What a plan is made on: the names of the configuration and the checkpoints that are there."""
+        """The names of the configuration and the checkpoints, by which `check_unchanged` detects another run."""
         checkpoints = sorted(file.name for file in visible(self.checkpoints)) if self.checkpoints.exists() else []
         return (self.config.name, *checkpoints) if self.holds_a_run else tuple(checkpoints)
 
     def check_unchanged(self, found: tuple[str, ...]) -> None:
-        """Refuse to go by a plan that another run has overtaken; to be called within `locked`.
+        """Raise if another run has written to the folder since `found` was called; call it within `locked`.
 
         Args:
-            found: by `found`, when the plan was made.
+            found: the result of `found` when the run was planned.
 
         Raises:
-            UserError: if something else is there now.
+            UserError: if the configuration or the checkpoints differ from it.
         """
         if self.found() != found:
             raise UserError(f"output_dir: another run has written to {self.path} meanwhile; start this one again")
 
     def check_begun(self) -> None:
-        """Refuse to go on where nothing was begun.
+        """Raise if there is no run to resume.
 
         Raises:
             UserError: if there is no run here.
@@ -82,7 +100,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other run out within the block; a process that dies lets go as well.
+        """Hold the folder's lock within the block; a process that dies releases it.
 
         Raises:
             UserError: if another process holds the folder, or it cannot be written to.
@@ -97,11 +115,11 @@ class RunFolder:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
-            self.stop_notice.unlink(missing_ok=True)  # of a run before
+            self.stop_notice.unlink(missing_ok=True)  # from an earlier run
             yield
 
     def check_unlocked(self) -> None:
-        """Refuse a folder that another run holds; sooner than `locked`, which a run calls when it is set up.
+        """Raise if another run holds the lock; lets a run fail before its set-up, which ends in `locked`.
 
         Raises:
             UserError: naming the process.
@@ -120,16 +138,16 @@ class RunFolder:
             ) from None
 
     def free_bytes(self) -> int:
-        """Free space of the disk that the folder lies on, or will lie on."""
+        """Free space on the disk of the folder."""
         existing = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
         return shutil.disk_usage(existing).free
 
     def kept_bytes(self) -> int:
-        """What the checkpoints take of the disk."""
+        """Size of all checkpoints."""
         return sum(file.stat().st_size for file in self.checkpoints.rglob("*") if file.is_file())
 
     def publish(self, save: Callable[[Path], object]) -> None:
-        """Put a pipeline at the top of the run folder; what is there stays whole until the new one is.
+        """Put a pipeline at the top of the run folder, replacing an earlier one once the new one is complete.
 
         Args:
             save: writes the pipeline into the folder that it is given.
@@ -137,9 +155,9 @@ class RunFolder:
         staged = self.path / ".tmp-pipeline"
         shutil.rmtree(staged, ignore_errors=True)
         save(staged)
-        # the index goes first and comes last: whoever finds it finds what it names
-        (self.path / "model_index.json").unlink(missing_ok=True)
-        for new in sorted(staged.iterdir(), key=lambda path: path.name == "model_index.json"):
+        # remove the index first and write it last, so that it never names missing files
+        (self.path / INDEX).unlink(missing_ok=True)
+        for new in sorted(staged.iterdir(), key=lambda path: path.name == INDEX):
             old = self.path / new.name
             if old.is_dir():
                 shutil.rmtree(old)

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from ddpm_hf.checkpoints.download import HubAddress, fetch_file
+from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.checkpoints.listing import list_repository
-from ddpm_hf.checkpoints.loading import load_pipeline
 from ddpm_hf.data.images import open_image
 from ddpm_hf.demo.limits import Limits
 from ddpm_hf.hub.card import make_card, split_card
@@ -20,7 +20,6 @@ from ddpm_hf.hub.export import find_pipeline
 from ddpm_hf.hub.facts import METRICS, gather_facts
 from ddpm_hf.hub.results import Result, is_finite, read_results
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.generation import weights_hash
 from ddpm_hf.pipelines.images import PIL_MODES
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.evaluation.rendering import number, pair_rows, table
+from ddpm_hf.evaluation.rendering import number, pair_rows
 from ddpm_hf.evaluation.report import FORMAT
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import write_whole, written_whole
+from ddpm_hf.runtime.markdown import markdown_table
 
 PROTOCOL = {
     "number of samples": ("sampling", "n_samples"),
@@ -50,9 +51,9 @@ def compare(folders: Sequence[Path], output: Path) -> str:
     if problems:
         raise UserError("; ".join(problems))
     notes = list(_notes(reports))
-    text = table(*_rows(reports))
+    text = markdown_table(*_rows(reports))
     if pairs := _pairs(reports):
-        text += f"\n\nReconstructions of held-out images:\n\n{table(*pairs)}"
+        text += f"\n\nReconstructions of held-out images:\n\n{markdown_table(*pairs)}"
     output.mkdir(parents=True, exist_ok=True)
     warning = "".join(f"> **{note}**\n\n" for note in notes)
     write_whole(output / "comparison.md", f"# Comparison\n\n{warning}{text}\n\n![quality](comparison.png)\n")

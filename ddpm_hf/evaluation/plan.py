@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.checks import Problems, check_features, check_packages, check_shapes, find_drawing
@@ -16,7 +16,6 @@ from ddpm_hf.evaluation.reference import reference_key
 from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.evaluation.splits import held_out_split, load_splits
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.pipelines.generation import weights_hash
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import visible
 

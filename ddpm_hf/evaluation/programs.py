@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from ddpm_hf.checkpoints.loading import load_pipeline
+from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.evaluation.comparison import compare
 from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
 from ddpm_hf.evaluation.rendering import figure_table, number, pair_rows
-from ddpm_hf.pipelines.generation import weights_hash
 from ddpm_hf.runtime.distributed import meet
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import write_whole

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.markdown import markdown_table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -38,7 +39,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [f"# {title(report)}", ""]
     lines += [f"> **{warning}**\n" for warning in report["warnings"]]
     for heading, about, header, rows in _tables(report):
-        lines += [f"## {heading}", "", *([about, ""] if about else []), table(header, rows), ""]
+        lines += [f"## {heading}", "", *([about, ""] if about else []), markdown_table(header, rows), ""]
     for file, caption in report["pictures"].items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     return "\n".join(lines)
@@ -190,13 +191,3 @@ def _about_pairs(report: dict[str, Any]) -> str:
         "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without the "
         "network: the noised image, scaled back."
     )
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown, its columns aligned for those who read it as it is."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])

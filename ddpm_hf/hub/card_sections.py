@@ -1,10 +1,10 @@
 """The text of a model card, section by section."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from ddpm_hf.hub.facts import CONFIG, Facts
 from ddpm_hf.hub.results import PROTOCOL
+from ddpm_hf.runtime.markdown import markdown_table
 
 FEW_SAMPLES = 10_000
 """Below this, an FID says more about the number of samples than about the model."""
@@ -79,7 +79,7 @@ def _results(facts: Facts) -> str:
         rows.append(
             [result.title, f"{result.value:.5g}{spread}", *(_shown(result.protocol[name]) for name in PROTOCOL)]
         )
-    return f"## Results\n\n{_table(head, rows)}\n\nFigures compare only with figures of the same protocol."
+    return f"## Results\n\n{markdown_table(head, rows)}\n\nFigures compare only with figures of the same protocol."
 
 
 def _training(facts: Facts) -> str:
@@ -102,7 +102,7 @@ def _training(facts: Facts) -> str:
     }
     known = [[name, _shown(value)] for name, value in rows.items() if value not in (None, "")]
     whole = f"\n\nAll settings: [{CONFIG}]({CONFIG})." if CONFIG in facts.files else ""
-    return f"## Training\n\n{_table(['', ''], known)}{whole}"
+    return f"## Training\n\n{markdown_table(['', ''], known)}{whole}"
 
 
 def _limits(facts: Facts) -> str:
@@ -158,11 +158,4 @@ def _joined(*values: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: Iterable[str], rows: Iterable[list[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -6,8 +6,19 @@ from pathlib import Path
 
 import yaml
 
-from ddpm_hf.checkpoints.download import INDEX, PROGRESS, STATE
-from ddpm_hf.checkpoints.folder import MANIFEST, find_latest
+from ddpm_hf.checkpoints.find import newest_pipeline
+from ddpm_hf.checkpoints.format import (
+    INDEX,
+    MANIFEST,
+    PROGRESS,
+    SCHEDULER_CONFIG,
+    STATE,
+    STATE_FILES,
+    UNET,
+    UNET_CONFIG,
+    WEIGHTS,
+)
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.bundle import one_file
 from ddpm_hf.hub.card import make_card
@@ -19,26 +30,15 @@ from ddpm_hf.runtime.sanitize import portable, portable_config, refuse_tokens
 
 PIPELINE_FILES = (
     INDEX,
-    "unet/config.json",
-    "unet/diffusion_pytorch_model*.safetensors",
-    "unet/diffusion_pytorch_model.safetensors.index.json",
-    "scheduler/scheduler_config.json",
+    UNET_CONFIG,
+    f"{UNET}/{WEIGHTS}*.safetensors",
+    f"{UNET}/{WEIGHTS}.safetensors.index.json",
+    SCHEDULER_CONFIG,
 )
 """Of a saved pipeline, what is pushed."""
 
-NEEDED = (INDEX, "unet/config.json", "unet/diffusion_pytorch_model*.safetensors", "scheduler/scheduler_config.json")
+NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)
 
-STATE_FILES = (
-    "network.safetensors",
-    "optimizer.safetensors",
-    "timestep_sampler.safetensors",
-    "adversary.safetensors",
-    "adversary_optimizer.safetensors",
-    "progress.json",
-)
-"""Of a checkpoint's training state, what is pushed."""
-
-PICTURES = ("samples.png", "denoising.png")
 PIPELINE_SOURCE = Path(__file__).parent.parent / "pipelines" / "ddpm.py"
 
 
@@ -85,12 +85,13 @@ def checkpoint_package(checkpoint: Path) -> Package:
     files = _pipeline_files(checkpoint)
     for name in STATE_FILES:
         if (checkpoint / STATE / name).is_file():
-            files[STATE + name] = checkpoint / STATE / name
-    if PROGRESS not in files:
-        raise UserError(f"{checkpoint} is no checkpoint: {PROGRESS} is missing")
-    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+            files[f"{STATE}/{name}"] = checkpoint / STATE / name
+    path = f"{STATE}/{PROGRESS}"
+    if path not in files:
+        raise UserError(f"{checkpoint} is no checkpoint: {path} is missing")
+    progress = json.loads((checkpoint / path).read_text(encoding="utf-8"))
     progress["config"] = portable_config(progress.get("config") or {})
-    files[PROGRESS] = json.dumps(progress, indent=2).encode()
+    files[path] = json.dumps(progress, indent=2).encode()
     hashes = {path: {"size": size_of(content), "sha256": sha256(content)} for path, content in sorted(files.items())}
     files[MANIFEST] = json.dumps({"files": hashes}, indent=2).encode()
     refuse_tokens(files.items())
@@ -103,17 +104,15 @@ def find_pipeline(run: Path) -> Path:
     Raises:
         UserError: if it has neither.
     """
-    if (run / INDEX).is_file():
-        return run
-    checkpoint = find_latest(run / "checkpoints") if run.is_dir() else None
-    if checkpoint is None:
-        what = (
-            "holds neither a pipeline (model_index.json) nor a complete checkpoint"
-            if run.is_dir()
-            else "does not exist"
+    if not run.is_dir():
+        raise UserError(f"RUN_FOLDER: {run} does not exist; give the output_dir of a run")
+    pipeline = newest_pipeline(run)
+    if pipeline is None:
+        raise UserError(
+            f"RUN_FOLDER: {run} holds neither a pipeline ({INDEX}) nor a complete checkpoint; "
+            "give the output_dir of a run"
         )
-        raise UserError(f"RUN_FOLDER: {run} {what}; give the output_dir of a run")
-    return checkpoint
+    return pipeline
 
 
 def _pipeline_files(folder: Path) -> dict[str, Content]:
@@ -142,11 +141,12 @@ def _clean_json(file: Path) -> bytes:
 
 def _pictures(run: Path, pipeline: Path) -> dict[str, Content]:
     """The pictures of the finished run; of one that goes on, the newest preview."""
+    folder = RunFolder(run)
     if pipeline == run:
-        return {name: run / name for name in PICTURES if (run / name).is_file()}
-    previews = [file for file in (run / "previews").glob("step-*.png") if file.stem[len("step-") :].isdigit()]
+        return {file.name: file for file in (folder.samples, folder.denoising) if file.is_file()}
+    previews = [file for file in folder.previews.glob("step-*.png") if file.stem[len("step-") :].isdigit()]
     newest = max(previews, key=lambda file: int(file.stem[len("step-") :]), default=None)
-    return {} if newest is None else {PICTURES[0]: newest}
+    return {} if newest is None else {folder.samples.name: newest}
 
 
 def _is_pushed_weights(path: str) -> bool:
@@ -154,4 +154,4 @@ def _is_pushed_weights(path: str) -> bool:
 
 
 def _is_pushed_state(path: str) -> bool:
-    return _is_pushed_weights(path) or path in [STATE + name for name in STATE_FILES]
+    return _is_pushed_weights(path) or path in [f"{STATE}/{name}" for name in STATE_FILES]

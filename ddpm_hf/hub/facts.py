@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from ddpm_hf.checkpoints.environment import read_environment
-from ddpm_hf.checkpoints.weights import check_weights
+from ddpm_hf.checkpoints.format import PROGRESS, SCHEDULER_CONFIG, STATE, UNET, UNET_CONFIG
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.checkpoints.safetensors_header import check_weights
 from ddpm_hf.hub.results import Result, read_results
 from ddpm_hf.runtime.sanitize import portable, portable_config
 
@@ -91,16 +93,16 @@ def gather_facts(
         files: names of what goes along; figures are told only if metrics.json is among them.
         license: in the Hub's spelling.
     """
-    weights = sorted((pipeline / "unet").glob("*.safetensors"))
+    weights = sorted((pipeline / UNET).glob("*.safetensors"))
     shapes = [tensor["shape"] for file in weights for tensor in check_weights(file).values()]
     is_checkpoint, names = pipeline != run, frozenset(files)
-    last = _read_progress(pipeline) if is_checkpoint else _read_last_line(run / "metrics.jsonl")
+    last = _read_progress(pipeline) if is_checkpoint else _read_last_line(RunFolder(run).metrics)
     return Facts(
         repo_id=repo_id,
         revision=revision,
         config=read_config(run),
-        network=_read_json(pipeline / "unet" / "config.json"),
-        scheduler=_read_json(pipeline / "scheduler" / "scheduler_config.json"),
+        network=_read_json(pipeline / UNET_CONFIG),
+        scheduler=_read_json(pipeline / SCHEDULER_CONFIG),
         num_parameters=sum(_product(shape) for shape in shapes),
         step=last.get("step"),
         seconds=last.get("seconds"),
@@ -115,14 +117,14 @@ def gather_facts(
 def read_config(run: Path) -> dict[str, Any]:
     """The configuration of a run as it is shared; empty if there is none."""
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return portable_config(config) if isinstance(config, dict) else {}
 
 
 def _read_progress(checkpoint: Path) -> dict[str, Any]:
-    return _read_json(checkpoint / "training_state" / "progress.json")
+    return _read_json(checkpoint / STATE / PROGRESS)
 
 
 def _read_last_line(file: Path) -> dict[str, Any]:

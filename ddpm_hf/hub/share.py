@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_hf.checkpoints.folder import find_latest
+from ddpm_hf.checkpoints.format import find_latest
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
 from ddpm_hf.hub.upload import Destination, Pushed, push

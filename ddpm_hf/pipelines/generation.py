@@ -1,15 +1,12 @@
 """Many images to disk: one batch in memory at a time, resumable, spread over processes."""
 
-import hashlib
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
 from ddpm_hf.pipelines.archives import Archive, write_archive
@@ -152,15 +149,6 @@ def _write_extras(
     if extras.archive:
         labels = settings.labels(list(range(len(files))))
         write_archive(extras.archive, files, labels, folder / f"samples.{extras.archive}", batch_size)
-
-
-def weights_hash(network: nn.Module) -> str:
-    """A hash of a network's weights, to tell two models of one name apart."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read(file: Path) -> Image.Image:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ddpm_hf.checkpoints.format import OPTIMIZER, STATE, UNET, WEIGHTS, Progress
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.losses import DiffusionLoss, LossOutput, make_timestep_sampler
@@ -25,23 +26,12 @@ from ddpm_hf.training.memory import fewest_parts
 from ddpm_hf.training.metrics import Update
 from ddpm_hf.training.objective import Objective
 from ddpm_hf.training.sharding import gather, whole
-from ddpm_hf.training.state import (
-    OPTIMIZER,
-    STATE,
-    Progress,
-    load_moments,
-    load_progress,
-    load_state,
-    moments_of,
-    save_state,
-)
+from ddpm_hf.training.state import load_moments, load_state, moments_of, save_state
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.perceptual import PerceptualLoss
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS = "diffusion_pytorch_model"
 
 
 class Learner:
@@ -234,7 +224,7 @@ class Learner:
             moments: of the optimiser.
         """
         self.save_pipeline(folder)
-        save_state(folder / STATE, weights, moments, self.timestep_sampler, progress)
+        save_state(folder, weights, moments, self.timestep_sampler, progress)
         if self.objective.game is not None:
             self.objective.game.save(folder / STATE)
 
@@ -242,23 +232,23 @@ class Learner:
         """Write a pipeline of the averaged weights, with the further averages as variants of them."""
         self.pipeline.save_pretrained(folder)
         for average in self.averages[1:]:
-            average.network.save_pretrained(folder / "unet", variant=_variant(average.decay))
+            average.network.save_pretrained(folder / UNET, variant=_variant(average.decay))
 
     def _load(self, checkpoint: Path, network: DDPMUNet) -> None:
         """Go on from a checkpoint; an average that it does not have begins as the first one."""
-        load_state(checkpoint / STATE, network, self.timestep_sampler)
-        first = checkpoint / "unet" / f"{WEIGHTS}.safetensors"
+        load_state(checkpoint, network, self.timestep_sampler)
+        first = checkpoint / UNET / f"{WEIGHTS}.safetensors"
         self.averages[0].network.load_state_dict(load_file(first))
         for average in self.averages[1:]:
             own = first.with_name(f"{WEIGHTS}.{_variant(average.decay)}.safetensors")
             average.network.load_state_dict(load_file(own if own.exists() else first))
         if self.objective.game is not None:
             self.objective.game.load(checkpoint / STATE)
-        progress = load_progress(checkpoint / STATE)
+        progress = Progress.read(checkpoint)
         self.num_skipped = progress.num_skipped
         before = (progress.num_processes, progress.config["training"]["gradient_accumulation_steps"])
         if before == (self.accelerator.num_processes, self.num_parts):
-            self.num_parts = progress.num_parts  # which fit_memory may have found
+            self.num_parts = progress.num_accumulation_steps  # which fit_memory may have found
 
 
 def _variant(decay: float) -> str:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ddpm_hf.checkpoints.format import DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER
 from ddpm_hf.config import Config
 from ddpm_hf.losses import DiffusionLoss, LossOutput
 from ddpm_hf.runtime.randomness import derive_seed
@@ -20,9 +21,6 @@ from ddpm_hf.training.state import load_moments, moments_of, save_tensors
 if TYPE_CHECKING:
     from ddpm_hf.losses.diffusion import ImageTerm
     from ddpm_hf.losses.perceptual import PerceptualLoss
-
-WEIGHTS = "adversary.safetensors"
-MOMENTS = "adversary_optimizer.safetensors"
 
 
 class Objective:
@@ -107,14 +105,14 @@ class Game:
 
     def save(self, folder: Path) -> None:
         """Write the adversary and its moments into a folder."""
-        save_tensors(self.adversary.state_dict(), folder / WEIGHTS)
-        save_tensors(moments_of(self.optimizer), folder / MOMENTS)
+        save_tensors(self.adversary.state_dict(), folder / DISCRIMINATOR)
+        save_tensors(moments_of(self.optimizer), folder / DISCRIMINATOR_OPTIMIZER)
 
     def load(self, folder: Path) -> None:
         """Go on from a folder; one from before the game leaves the adversary at its beginning."""
-        if (folder / WEIGHTS).exists():
-            self.adversary.load_state_dict(load_file(folder / WEIGHTS))
-            load_moments(self.optimizer, folder / MOMENTS)
+        if (folder / DISCRIMINATOR).exists():
+            self.adversary.load_state_dict(load_file(folder / DISCRIMINATOR))
+            load_moments(self.optimizer, folder / DISCRIMINATOR_OPTIMIZER)
 
 
 def load_perceptual(config: Config) -> "PerceptualLoss | None":

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ddpm_hf.checkpoints.format import Progress
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
@@ -27,7 +28,6 @@ from ddpm_hf.training.costs import device_bytes, disk_bytes, gigabytes, memory_b
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
 from ddpm_hf.training.resume import find_common_start, go_on_with, tell_of_processes
-from ddpm_hf.training.state import STATE, load_progress
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.perceptual import PerceptualLoss
@@ -98,7 +98,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
             f"training.validate_every: given {training.validate_every}; allowed: null, or images to measure on: set "
             "dataset.validation_split or dataset.validation_fraction"
         )
-    if start is not None and (before := load_progress(start / STATE).num_images) not in (None, len(images)):
+    if start is not None and (before := Progress.read(start).num_images) not in (None, len(images)):
         raise UserError(
             f"{start} belongs to a run on {before:,} images; {config.dataset.name!r} now has {len(images):,}, whose "
             "order is another"

@@ -9,13 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from ddpm_hf.checkpoints.download import fetch_checkpoint
-from ddpm_hf.checkpoints.folder import find_damage, find_latest, list_checkpoints, step_of
+from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_checkpoints, step_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data.revision import COMMIT
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.sanitize import portable_config
-from ddpm_hf.training.state import STATE, load_progress
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def find_start(run: RunFolder, resume: str | None) -> Path | None:
     if checkpoint.resolve().parent != run.checkpoints.resolve():
         run.check_free()
         return checkpoint
-    step = load_progress(checkpoint / STATE).step
+    step = Progress.read(checkpoint).step
     if later := [each.name for each in list_checkpoints(run.checkpoints) if step_of(each) > step]:
         logger.warning(
             "%s goes back to step %d: its later checkpoints, %s, are removed with the next one that it writes",
@@ -88,7 +87,7 @@ def find_common_start(run: RunFolder, resume: str | None, accelerator: Accelerat
     failure, start, step = None, None, 0
     try:
         start = find_start(run, resume)
-        step = load_progress(start / STATE).step if start is not None else 0
+        step = Progress.read(start).step if start is not None else 0
     except UserError as error:  # which may be that of some processes only
         failure, step = error, -1
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).unique().tolist()
@@ -105,7 +104,7 @@ def find_common_start(run: RunFolder, resume: str | None, accelerator: Accelerat
 
 def tell_of_processes(checkpoint: Path, num_processes: int, config: Config) -> None:
     """Say what it means for a run to go on with another number of processes."""
-    before = load_progress(checkpoint / STATE).num_processes
+    before = Progress.read(checkpoint).num_processes
     if before != num_processes:
         logger.warning(
             "the number of processes is %d, and was %d in %s: images, timesteps and noise stay the same, and what "
@@ -123,7 +122,7 @@ def go_on_with(config: Config, checkpoint: Path) -> Config:
     Raises:
         UserError: if the configuration has changed so that the run cannot go on.
     """
-    before = _with_defaults(load_progress(checkpoint / STATE).config, Config().to_dict())
+    before = _with_defaults(Progress.read(checkpoint).config, Config().to_dict())
     commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
     if same_name and _is_commit(commit) and not _is_commit(config.dataset.revision):
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"revision": commit})})

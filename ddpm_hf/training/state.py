@@ -1,110 +1,44 @@
 """What a resumed run needs beside the pipeline, as safetensors and JSON: nothing in it can run code."""
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ddpm_hf.checkpoints.format import NETWORK, OPTIMIZER, STATE, TIMESTEP_SAMPLER, Progress
 from ddpm_hf.losses import TimestepSampler
-from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.sharding import cut_like
-
-STATE = "training_state"
-"""The folder of a checkpoint that holds what the pipeline beside it does not need."""
-
-NETWORK = "network.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-SAMPLER = "timestep_sampler.safetensors"
-PROGRESS = "progress.json"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: updates done.
-        seconds: spent on them.
-        sums: what the next line of metrics.jsonl has gathered so far.
-        scaler: state of fp16's loss scaling; empty otherwise.
-        num_images: of the training data, whose order depends on it.
-        num_parts: into which each process cuts its share of the batch.
-        num_processes: of the run.
-        num_skipped: updates left out because something was not finite.
-        owed: previews and measurements of this step that a signal cut off.
-        score: the figure that the best checkpoint has least of, at this step; None where it was not measured.
-        config: of the run, as plain values.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
-    num_images: int | None = None
-    num_parts: int = 1
-    num_processes: int = 1
-    num_skipped: int = 0
-    owed: list[str] = field(default_factory=list)
-    score: float | None = None
-    config: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(
-    folder: Path,
+    checkpoint: Path,
     weights: dict[str, Tensor],
     moments: dict[str, Tensor],
     timestep_sampler: TimestepSampler,
     progress: Progress,
 ) -> None:
-    """Write the training state into a folder that is made for it.
+    """Write the training state into a checkpoint.
 
     Args:
-        folder: does not exist yet.
+        checkpoint: folder without a training state.
         weights: the trained ones by name, not their average.
         moments: of the optimiser, as `moments_of` names them.
         timestep_sampler: what it has learnt of the losses.
         progress: how far the run is.
     """
+    folder = checkpoint / STATE
     folder.mkdir(parents=True)
     save_tensors(weights, folder / NETWORK)
     save_tensors(moments, folder / OPTIMIZER)
-    save_tensors(timestep_sampler.state_dict(), folder / SAMPLER)
-    (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=2))
+    save_tensors(timestep_sampler.state_dict(), folder / TIMESTEP_SAMPLER)
+    progress.write(checkpoint)
 
 
-def load_progress(folder: Path) -> Progress:
-    """Read how far the run was.
-
-    Raises:
-        UserError: if the folder holds no training state, or one of another version.
-    """
-    try:
-        return Progress(**json.loads((folder / PROGRESS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder.parent} is no checkpoint that this version can go on from: {error}") from error
-
-
-def find_best(checkpoints: list[Path]) -> Path | None:
-    """The checkpoint with the smallest score, the newest of equals; None where none was measured."""
-    scored = [(score, checkpoint) for checkpoint in checkpoints if (score := _score(checkpoint)) is not None]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
-def _score(checkpoint: Path) -> float | None:
-    try:
-        return load_progress(checkpoint / STATE).score
-    except UserError:  # damaged, and so not the best
-        return None
-
-
-def load_state(folder: Path, network: nn.Module, timestep_sampler: TimestepSampler) -> None:
+def load_state(checkpoint: Path, network: nn.Module, timestep_sampler: TimestepSampler) -> None:
     """Put the saved state, but for the optimiser's, into objects made from the same configuration."""
-    network.load_state_dict(load_file(folder / NETWORK))
-    timestep_sampler.load_state_dict(load_file(folder / SAMPLER))
+    network.load_state_dict(load_file(checkpoint / STATE / NETWORK))
+    timestep_sampler.load_state_dict(load_file(checkpoint / STATE / TIMESTEP_SAMPLER))
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

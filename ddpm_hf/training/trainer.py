@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ddpm_hf.checkpoints.environment import record_environment
-from ddpm_hf.checkpoints.folder import write_checkpoint
+from ddpm_hf.checkpoints.format import Progress, write_checkpoint
 from ddpm_hf.config import Config
 from ddpm_hf.hub import HubUploader
 from ddpm_hf.runtime.cli import launcher
@@ -27,7 +27,6 @@ from ddpm_hf.training.precision import choose_precision
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Previews
 from ddpm_hf.training.sharding import make_plugin
-from ddpm_hf.training.state import STATE, Progress, find_best, load_progress
 from ddpm_hf.training.tracking import check_tracker, start_tracker
 from ddpm_hf.training.validation import Validation
 
@@ -99,9 +98,9 @@ class Trainer:
         )
         if training.fit_memory:
             self.learner.fit_memory()
-        progress = load_progress(checkpoint / STATE) if checkpoint else Progress()
+        progress = Progress.read(checkpoint) if checkpoint else Progress()
         self.step = self.saved_step = self.kept_step = progress.step
-        self.score, self.owed = progress.score, list(progress.owed)
+        self.score, self.owed = progress.score, list(progress.pending)
         self.meter = Meter(self.accelerator, config.model.time_steps, progress.sums)
         if self.accelerator.scaler is not None and progress.scaler:
             self.accelerator.scaler.load_state_dict(progress.scaler)
@@ -221,11 +220,11 @@ class Trainer:
             sums=self.meter.sums(),
             scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
             num_images=len(self.plan.images),
-            num_parts=self.learner.num_parts,
+            num_accumulation_steps=self.learner.num_parts,
             num_processes=self.accelerator.num_processes,
             num_skipped=self.learner.num_skipped,
             score=self.score,
-            owed=self.owed,
+            pending=self.owed,
             config=self.config.to_dict(),
         )
         if self.accelerator.is_main_process:
@@ -235,7 +234,6 @@ class Trainer:
                     self.step,
                     lambda folder: self.learner.save(folder, progress, weights, moments),
                     self.config.training.checkpoints_to_keep,
-                    find_best,
                 )
                 self.kept_step = self.step
                 last = self.step == self.num_steps or bool(self.signals.received)

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from loopback.server import TOKEN
 
 from ddpm_hf.checkpoints.download import HubAddress, fetch_checkpoint, fetch_pipeline
-from ddpm_hf.checkpoints.folder import find_damage
+from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.checkpoints.listing import check_names
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import pipeline_package

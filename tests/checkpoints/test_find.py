@@ -2,7 +2,8 @@
 
 import pytest
 
-from ddpm_hf.checkpoints.find import INDEX, find_folder, run_of
+from ddpm_hf.checkpoints.find import find_folder, run_of
+from ddpm_hf.checkpoints.format import INDEX
 from ddpm_hf.runtime.errors import UserError
 
 
@@ -26,8 +27,8 @@ def test_folders_and_ids(runs):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("runs", "runs holds neither a pipeline .* folders of runs in it: runs/digits$"),
-        ("runs/digit", "no folder runs/digit; folders of runs there: runs/digits$"),
+        ("runs", "runs holds neither a pipeline .* run folders in it: runs/digits$"),
+        ("runs/digit", "no folder runs/digit; run folders there: runs/digits$"),
         ("notes.txt", "notes.txt is a file; allowed: a run folder, a saved pipeline, or an id on the Hub"),
         ("digits", "no folder digits; allowed: a run folder"),
         ("/nowhere/digits", "no folder /nowhere/digits; allowed"),

@@ -17,7 +17,7 @@ import torch
 from processes import TORCHRUN, TRAIN, free_port, looks, losses, run, state
 from watched import WatchedRun
 
-from ddpm_hf.checkpoints.folder import find_damage, find_latest, list_checkpoints
+from ddpm_hf.checkpoints.format import find_damage, find_latest, list_checkpoints
 
 pytestmark = pytest.mark.slow
 

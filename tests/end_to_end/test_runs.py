@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import LAUNCH, ONE_PROCESS, REPOSITORY, TORCHRUN, TRAIN, free_port, losses, rates, run, state, wait_for
 
-from ddpm_hf.checkpoints.folder import find_damage, list_checkpoints, step_of
+from ddpm_hf.checkpoints.format import find_damage, list_checkpoints, step_of
 
 pytestmark = pytest.mark.slow
 

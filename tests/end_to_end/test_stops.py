@@ -7,8 +7,7 @@ import time
 import pytest
 from watched import Strike, WatchedRun
 
-from ddpm_hf.checkpoints.folder import find_latest
-from ddpm_hf.training.state import STATE, load_progress
+from ddpm_hf.checkpoints.format import Progress, find_latest
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +66,7 @@ def test_a_signal_to_one_process_alone_stops_all(tiny_yaml, tmp_path, place):
     assert latest is not None
     if place != "step":
         assert latest.name == f"step-{step}"
-        assert load_progress(latest / STATE).owed[0] == place
+        assert Progress.read(latest).owed[0] == place
 
 
 def test_the_others_wait_for_a_preview_as_long_as_the_configuration_says(tiny_yaml, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from loopback.server import TOKEN
 from safetensors import safe_open
 
-from ddpm_hf.checkpoints.folder import find_damage
+from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.bundle import one_file
 from ddpm_hf.hub.export import PIPELINE_SOURCE, checkpoint_package, find_pipeline, pipeline_package

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints.folder import MANIFEST, find_damage
+from ddpm_hf.checkpoints.format import MANIFEST, find_damage
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training.trainer import Trainer
 
@@ -95,10 +95,12 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tiny, run, tmp_path):
     with pytest.raises(UserError, match=r"manifest.json is missing; allowed: latest, auto, or the folder of a"):
         Trainer(tiny(elsewhere), str(foreign))
     (foreign / MANIFEST).write_text('{"files": {}}')
-    with pytest.raises(UserError, match=r"foreign is no checkpoint that this version can go on from: .*progress.json"):
+    with pytest.raises(
+        UserError, match=r"foreign is not a checkpoint that this version can resume from: .*progress.json"
+    ):
         Trainer(tiny(elsewhere), str(foreign))
     change_progress(run / "checkpoints" / "step-6", warp=9)
-    with pytest.raises(UserError, match=r"step-6 is no checkpoint that this version can go on from: .*warp"):
+    with pytest.raises(UserError, match=r"step-6 is not a checkpoint that this version can resume from: .*warp"):
         Trainer(tiny(), "latest")
 
 

@@ -11,6 +11,7 @@ from ddpm_hf.data.images import open_image
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.hub.results import Result
 from ddpm_hf.pipelines.pictures import schedule_curves
+from ddpm_hf.runtime.markdown import markdown_table
 
 
 def schedule_tab(model: DemoModel) -> None:
@@ -30,7 +31,7 @@ def model_tab(model: DemoModel) -> None:
     """Lay the tab of the card out."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            gr.Markdown("### The network\n\n" + _table(("", ""), list(model.facts.items())))
+            gr.Markdown("### The network\n\n" + markdown_table(("", ""), list(model.facts.items())))
             if model.picture is not None:
                 gr.Markdown("### Samples of its run")
                 gr.Image(model.picture, show_label=False, format="png", interactive=False, buttons=[])
@@ -71,9 +72,4 @@ def _figures(results: list[Result]) -> str:
         spread = "" if each.spread is None else f" ± {each.spread:.3g}"
         protocol = each.protocol
         rows.append((each.title, f"{each.value:.4g}{spread}", str(protocol["samples"]), str(protocol["steps"])))
-    return _table(("Metric", "Value", "Images", "Steps"), rows)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    cells = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
+    return markdown_table(("Metric", "Value", "Images", "Steps"), rows)

@@ -5,7 +5,19 @@ import logging
 
 import pytest
 
-from ddpm_hf.checkpoints.folder import MANIFEST, find_damage, find_latest, list_checkpoints, write_checkpoint
+from ddpm_hf.checkpoints.format import (
+    MANIFEST,
+    PROGRESS,
+    STATE,
+    Progress,
+    find_best,
+    find_damage,
+    find_latest,
+    list_checkpoints,
+    step_of,
+    write_checkpoint,
+)
+from ddpm_hf.runtime.errors import UserError
 
 
 def fill(folder):
@@ -96,3 +108,41 @@ def test_a_damaged_one_is_written_anew(root):
 def test_the_manifest_names_every_file(root):
     files = json.loads((root / "step-10" / MANIFEST).read_text())["files"]
     assert set(files) == {"weights", "sub/state.json"}
+
+
+def test_progress_survives_the_disk(tmp_path):
+    progress = Progress(step=4, seconds=1.5, num_accumulation_steps=2, pending=["preview"], config={"seed": 3})
+    (tmp_path / STATE).mkdir()
+    progress.write(tmp_path)
+    assert Progress.read(tmp_path) == progress
+
+
+def test_progress_of_the_first_version_is_read(tmp_path):
+    (tmp_path / STATE).mkdir()
+    written = {"step": 4, "seconds": 1.5, "num_parts": 2, "owed": ["preview"], "score": 0.5}
+    (tmp_path / STATE / PROGRESS).write_text(json.dumps(written))
+    expected = Progress(step=4, seconds=1.5, num_accumulation_steps=2, pending=["preview"], score=0.5)
+    assert Progress.read(tmp_path) == expected
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"unknown": 1}'])
+def test_progress_that_cannot_be_read_is_a_users_error(tmp_path, text):
+    (tmp_path / STATE).mkdir()
+    if text is not None:
+        (tmp_path / STATE / PROGRESS).write_text(text)
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        Progress.read(tmp_path)
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    def scored(score):
+        def write(folder):
+            (folder / STATE).mkdir()
+            Progress(score=score).write(folder)
+
+        return write
+
+    for step, score in enumerate([0.5, 0.2, 0.4, 0.2, None, 0.9], start=1):
+        write_checkpoint(tmp_path, step, scored(score), keep=1)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [6, 4]
+    assert find_best(list_checkpoints(tmp_path)) == tmp_path / "step-4"

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddpm_hf.checkpoints.weights import MAX_HEADER_BYTES, check_weights
+from ddpm_hf.checkpoints.safetensors_header import MAX_HEADER_BYTES, check_weights
 from ddpm_hf.runtime.errors import UserError
 
 NUM_MUTATIONS = int(os.environ.get("DDPM_HF_MUTATIONS", "500"))

@@ -1,0 +1,198 @@
+"""The format of a checkpoint: the names of its files, its progress, and atomic, verified folders.
+
+A checkpoint is staged in a temporary folder, hashed, synced to disk and renamed. A folder named step-N is therefore
+complete. A folder that was damaged later no longer matches its manifest, and is skipped.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import sync
+from ddpm_hf.runtime.hashes import sha256
+
+logger = logging.getLogger(__name__)
+
+INDEX = "model_index.json"
+UNET, SCHEDULER = "unet", "scheduler"
+UNET_CONFIG, SCHEDULER_CONFIG = f"{UNET}/config.json", f"{SCHEDULER}/scheduler_config.json"
+WEIGHTS = "diffusion_pytorch_model"
+"""A saved pipeline, in diffusers' names; the averaged weights are in unet/WEIGHTS.safetensors."""
+
+STATE = "training_state"
+"""The folder of a checkpoint with everything that only a resumed run needs."""
+NETWORK, OPTIMIZER = "network.safetensors", "optimizer.safetensors"
+TIMESTEP_SAMPLER = "timestep_sampler.safetensors"
+DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER = "adversary.safetensors", "adversary_optimizer.safetensors"
+PROGRESS = "progress.json"
+STATE_FILES = (NETWORK, OPTIMIZER, TIMESTEP_SAMPLER, DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER, PROGRESS)
+"""The files in STATE."""
+
+MANIFEST = "manifest.json"
+"""The size and SHA-256 of every other file of a checkpoint."""
+
+RENAMED = {"owed": "pending", "num_parts": "num_accumulation_steps"}
+"""Keys of progress.json that the first version wrote, and the fields that they are now."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The position of a run, stored in progress.json.
+
+    Attributes:
+        step: updates done.
+        seconds: time spent on them.
+        sums: running sums for the next line of metrics.jsonl.
+        scaler: state of the gradient scaler of fp16; empty without one.
+        num_images: size of the training set, on which the order of the images depends.
+        num_accumulation_steps: micro-batches per update in each process.
+        num_processes: number of processes.
+        num_skipped: updates skipped because the loss or a gradient was not finite.
+        pending: previews and evaluations of this step that a signal interrupted.
+        score: metric that the best checkpoint minimizes; None if it was not measured at this step.
+        config: the run's configuration as plain values.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    num_images: int | None = None
+    num_accumulation_steps: int = 1
+    num_processes: int = 1
+    num_skipped: int = 0
+    pending: list[str] = field(default_factory=list)
+    score: float | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, checkpoint: Path) -> None:
+        """Write progress.json into a checkpoint folder, whose STATE folder exists."""
+        (checkpoint / STATE / PROGRESS).write_text(json.dumps(asdict(self), indent=2))
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Progress":
+        """Read progress.json of a checkpoint folder.
+
+        Raises:
+            UserError: if the file is missing, or has keys that this version does not know.
+        """
+        try:
+            values = json.loads((checkpoint / STATE / PROGRESS).read_text(encoding="utf-8"))
+            return cls(**{RENAMED.get(key, key): value for key, value in values.items()})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{checkpoint} is not a checkpoint that this version can resume from: {error}") from error
+
+
+def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+    """Write the checkpoint of a step, then remove old checkpoints.
+
+    The newest ones and the one with the best score stay. Checkpoints of later steps are removed, too: they are
+    damaged, or belong to a run that was resumed from an earlier step.
+
+    Args:
+        root: folder of all checkpoints.
+        step: updates done.
+        write: writes the files into the folder that it is given.
+        keep: number of newest checkpoints that stay, this one included; at least 1.
+
+    Returns:
+        The folder of the checkpoint.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".tmp-*"):
+        shutil.rmtree(leftover)
+    staged, final = root / f".tmp-step-{step}", root / f"step-{step}"
+    staged.mkdir()
+    write(staged)
+    for file in _files_in(staged):
+        file.chmod(0o644)  # safetensors leaves mode 0600, which other users of a shared folder cannot read
+        sync(file)
+    manifest = staged / MANIFEST
+    manifest.write_text(make_manifest({file.relative_to(staged).as_posix(): file for file in _files_in(staged)}))
+    for path in (manifest, *(folder for folder in staged.rglob("*") if folder.is_dir()), staged):
+        sync(path)
+    if final.exists():  # a damaged checkpoint of the same step, which was skipped when the run was resumed
+        _remove(final)
+    staged.rename(final)
+    sync(root)
+    checkpoints = list_checkpoints(root)
+    own = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= step]
+    kept = {*own[:keep], find_best(own)}
+    for old in checkpoints:
+        if old not in kept:
+            _remove(old)
+    return final
+
+
+def make_manifest(files: dict[str, Path]) -> str:
+    """The text of a manifest of files, given by their path in the checkpoint."""
+    hashed = {path: {"size": file.stat().st_size, "sha256": sha256(file)} for path, file in sorted(files.items())}
+    return json.dumps({"files": hashed}, indent=2)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """All checkpoint folders, newest first, damaged ones included."""
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Compare a checkpoint with its manifest; returns what is wrong, or None if every byte is as it was written."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            file = checkpoint / name
+            if file.stat().st_size != expected["size"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
+            if sha256(file) != expected["sha256"]:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def find_latest(root: Path) -> Path | None:
+    """The newest complete checkpoint; a warning names each newer one that is damaged."""
+    for checkpoint in list_checkpoints(root):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        logger.warning("skipping the damaged checkpoint %s: %s", checkpoint, damage)
+    return None
+
+
+def find_best(checkpoints: list[Path]) -> Path | None:
+    """The checkpoint with the lowest score, the newest among equals; None if no score was measured."""
+    scored = [(score, checkpoint) for checkpoint in checkpoints if (score := _score(checkpoint)) is not None]
+    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        return Progress.read(checkpoint).score
+    except UserError:  # a damaged checkpoint has no score
+        return None
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; it is renamed first, so that a partly deleted one is never found."""
+    doomed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
