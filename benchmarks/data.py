@@ -33,10 +33,11 @@ from rates import processor
 from ddpm_hf.config import Config, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, decoding, load_image_set
 from ddpm_hf.data.decoding import Decoding
-from ddpm_hf.data.images import Transform, to_model_range
+from ddpm_hf.data.images import Transform
 from ddpm_hf.data.sources import Example, Source
 from ddpm_hf.losses import make_timestep_sampler
 from ddpm_hf.models import build_network
+from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.training.batches import Batches
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,7 +91,7 @@ def measure_reading(mapped: ImageSet, config: Config, seconds: float) -> dict[st
         results[f"whole batch from {name}"] = rate(batches.at, size, seconds)
 
         def gather(step: int, images: ImageSet = images, batches: Batches = batches) -> torch.Tensor:
-            return to_model_range(images.images[batches.order.indices(step * size, size)])
+            return from_uint8(images.images[batches.order.indices(step * size, size)])
 
         results[f"gather and convert from {name}"] = rate(gather, size, seconds)
     return results

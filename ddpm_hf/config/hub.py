@@ -26,9 +26,9 @@ class HubConfig(Section):
     push_every: PositiveInt | None = None
     """Updates between two uploads of the pipeline during training, each with the next checkpoint; null: only the
     finished one."""
-    include: tuple[Part, ...] = ("code", "config", "metrics", "samples")
-    """What is uploaded besides weights, scheduler and model card: our pipeline as code, the configuration,
-    metrics.json, and pictures of samples."""
+    include: tuple[Part, ...] = ("config", "metrics", "samples")
+    """What is uploaded besides weights, scheduler and model card: the configuration, metrics.json, and pictures of
+    samples. `code` is accepted from earlier versions and adds nothing."""
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
     """License of the model in the Hub's spelling, such as apache-2.0 or cc-by-4.0; null: the card says unknown."""
     checkpoint_branch: Branch | None = None

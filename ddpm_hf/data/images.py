@@ -7,9 +7,8 @@ from typing import Literal
 
 import numpy as np
 import PIL
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
-from torch import Tensor
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: a small file can hold a huge one."""
@@ -88,8 +87,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     elif values.max(initial=0) <= 1:
         values = values * 255
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-
-
-def to_model_range(images: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """From uint8 in 0 to 255 to float32 in [-1, 1], the range of DDPM, section 3.3."""
-    return images.float().div_(127.5).sub_(1.0)

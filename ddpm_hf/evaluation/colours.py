@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
+
+from ddpm_hf.pipelines.images import from_uint8
 
 ROOM = 0.05
 """Difference in [-1, 1] that is no drift however sure it is."""
@@ -31,7 +34,7 @@ class Colours:
     @classmethod
     def of(cls, images: UInt8[Tensor, "num_images channels height width"]) -> "Colours":
         """Measure some images."""
-        values = images.double() / 127.5 - 1
+        values = from_uint8(images, torch.float64)
         means = values.mean((2, 3))
         return cls(
             count=len(images),

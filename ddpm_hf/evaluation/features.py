@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Shaped, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from ddpm_hf.config import BenchmarkConfig
@@ -101,32 +101,6 @@ class Extraction:
             return found[0]
         logits = [each.logits for each in found if each.logits is not None]
         return Features(torch.cat([each.values for each in found]), torch.cat(logits) if logits else None)
-
-
-def as_uint8(images: Shaped[Tensor, "..."], value_range: tuple[float, float] | None = None) -> UInt8[Tensor, "..."]:
-    """Round images to 256 levels, the form in which all features are taken.
-
-    Args:
-        images: uint8, or of floating point.
-        value_range: what black and white are, such as (0, 1) or (-1, 1); it is never guessed, since a batch in [-1, 1]
-            without a dark pixel looks like one in [0, 1].
-
-    Raises:
-        ValueError: if the range of floating-point images is not given, or an image reaches out of it.
-    """
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise ValueError(f"images of {images.dtype}; possible are uint8, or floating point with its value_range")
-    if value_range is None:
-        raise ValueError("floating-point images without value_range; give (0, 1) or (-1, 1), as they are")
-    low, high = value_range
-    least, most = float(images.min()), float(images.max())
-    slack = 1e-4 * (high - low)
-    if not (least >= low - slack and most <= high + slack):  # also where one of them is NaN
-        raise ValueError(f"images reach from {least:g} to {most:g}; possible with value_range {value_range} is {low:g}"
-                         f" to {high:g}: clip them, or give the range that they have")  # fmt: skip
-    return ((images.double() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_network_size(

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from ddpm_hf.data.images import to_model_range
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.runtime.memory import Parts
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
@@ -39,7 +39,7 @@ def bits_per_dim(
     bits: list[Tensor] = []
 
     def bound(part: range) -> Float32[Tensor, " part"]:
-        x_0 = to_model_range(images[part.start : part.stop]).to(device)
+        x_0 = from_uint8(images[part.start : part.stop]).to(device)
         arguments = {} if labels is None else {"class_labels": labels[part.start : part.stop]}
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
-from ddpm_hf.evaluation.features import as_uint8
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.images import from_uint8, to_uint8
 from ddpm_hf.runtime.memory import Parts
 from ddpm_hf.runtime.randomness import derive_seed
 
@@ -97,7 +97,7 @@ def reconstruct_all(
             def work(part: range) -> Images:
                 labels = None if class_labels is None else list(class_labels[part.start : part.stop])
                 pixels = originals[part.start : part.stop].float() / 255
-                return as_uint8(one(part, pixels, labels).nan_to_num(0.0), (0, 1)).cpu()
+                return to_uint8(one(part, pixels, labels).nan_to_num(0.0), (0, 1)).cpu()
 
             made: list[Images] = []
             for batch in batches:
@@ -149,6 +149,6 @@ def noised(pipeline: DDPMPipeline, originals: Images, timestep: int, seed: int) 
     seeds = [derive_seed(seed, "reconstruction", index) for index in range(len(originals))]
     shape = originals.shape[1:]
     eps = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(each)) for each in seeds])
-    x_0 = originals.double() / 127.5 - 1
+    x_0 = from_uint8(originals, torch.float64)
     x_t = x_0 + ((1 - alpha_bar) / alpha_bar) ** 0.5 * eps
-    return as_uint8(((x_t + 1) / 2).clamp(0, 1), (0, 1))
+    return to_uint8(((x_t + 1) / 2).clamp(0, 1), (0, 1))

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features, as_uint8
+from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.images import to_uint8
 from ddpm_hf.pipelines.pictures import save_png
 from ddpm_hf.runtime.memory import Parts
 from ddpm_hf.runtime.randomness import image_seeds
@@ -151,7 +152,7 @@ def _draw(
     )
     pixels: Float[Tensor, "batch channels height width"] = output.images
     is_finite = pixels.isfinite().flatten(1).all(1)
-    return as_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
+    return to_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
 
 
 def _without_lost(features: Features, is_finite: Bool[Tensor, " batch"]) -> Features:

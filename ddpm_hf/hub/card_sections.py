@@ -62,10 +62,8 @@ def _use(facts: Facts) -> str:
         heading = "With diffusers alone, no remote code:"
     return (
         f"## Use\n\n{heading}\n\n```python\n{stock}\n```\n\n"
-        "With ddpm-hf installed, `from ddpm_hf import DDPMPipeline` loads the same repository with seeds per "
-        "image, other samplers, interpolation, inpainting and more. Where it is not installed, "
-        '`DiffusionPipeline.from_pretrained(…, custom_pipeline="pipeline", trust_remote_code=True)` runs the '
-        "`pipeline.py` of this repository, if it has one: read it first."
+        "After `pip install ddpm-hf`, `from ddpm_hf import DDPMPipeline` loads the same repository with seeds per "
+        "image, other samplers, interpolation, inpainting and more."
     )
 
 

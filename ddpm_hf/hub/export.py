@@ -20,7 +20,6 @@ from ddpm_hf.checkpoints.format import (
 )
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.bundle import one_file
 from ddpm_hf.hub.card import make_card
 from ddpm_hf.hub.facts import CONFIG, METRICS, gather_facts, read_config
 from ddpm_hf.hub.upload import CARD, Package
@@ -38,8 +37,6 @@ PIPELINE_FILES = (
 """Of a saved pipeline, what is pushed."""
 
 NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)
-
-PIPELINE_SOURCE = Path(__file__).parent.parent / "pipelines" / "ddpm.py"
 
 
 def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Path | None = None) -> Package:
@@ -62,8 +59,6 @@ def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Pat
         files[CONFIG] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
     if "metrics" in settings.include and pipeline == run and (run / METRICS).is_file():
         files[METRICS] = _clean_json(run / METRICS)
-    if "code" in settings.include:
-        files["pipeline.py"] = one_file(PIPELINE_SOURCE).encode()
     refuse_tokens(files.items())
     facts = gather_facts(run, pipeline, repo_id, settings.revision, files, settings.license)
 

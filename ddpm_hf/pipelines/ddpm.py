@@ -1,11 +1,5 @@
-"""DDPMPipeline: from noise to images with any UNet2DModel-like network and any diffusers scheduler.
+"""DDPMPipeline: from noise to images with any UNet2DModel-like network and any diffusers scheduler."""
 
-This file and its siblings import diffusers, torch, numpy and PIL only, so that they can travel in a Hub repo as
-pipeline.py and what it imports; where ddpm_hf is installed, its network and scheduler are found and used.
-"""
-
-import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -27,10 +21,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from .editing import Editing
-from .images import check_output_type, to_output
-from .inpainting import Inpainting
-from .samplers import make_sampler, set_num_steps
+from ddpm_hf.models import DDPMUNet
+from ddpm_hf.pipelines.editing import Editing
+from ddpm_hf.pipelines.images import check_output_type, to_output
+from ddpm_hf.pipelines.inpainting import Inpainting
+from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
+from ddpm_hf.schedulers import DDPMScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
 Labels = int | Sequence[int] | torch.Tensor | None
@@ -73,8 +69,8 @@ class DDPMPipeline(Editing, Inpainting, StockDDPMPipeline):
     Saved folders name only diffusers' classes. Images and noise are float32 whatever the network's dtype.
 
     Args:
-        unet: the network; a plain UNet2DModel becomes ddpm_hf's, around the same parameters, where that is installed.
-        scheduler: any of diffusers'; a plain DDPMScheduler becomes ddpm_hf's likewise.
+        unet: the network; a plain UNet2DModel becomes a DDPMUNet around the same parameters.
+        scheduler: any of diffusers'; a plain DDPMScheduler becomes ddpm_hf's.
     """
 
     unet: Any
@@ -309,26 +305,16 @@ def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def _our_network(unet: Any) -> Any:
-    """ddpm_hf's network around the parameters of a stock one, where it is installed and can express it."""
-    models = _find("ddpm_hf.models") if type(unet) is UNet2DModel else None
+    """ddpm_hf's network around the parameters of a stock one, where it can express that."""
     try:
-        return unet if models is None else models.DDPMUNet.from_stock(unet)
+        return DDPMUNet.from_stock(unet) if type(unet) is UNet2DModel else unet
     except ValueError:  # a stock network with blocks that DDPM's has not
         return unet
 
 
 def _our_scheduler(scheduler: Any) -> Any:
-    """ddpm_hf's scheduler of the same config, where it is installed."""
-    schedulers = _find("ddpm_hf.schedulers") if type(scheduler) is StockDDPMScheduler else None
-    return scheduler if schedulers is None else schedulers.DDPMScheduler.from_config(scheduler.config)
-
-
-def _find(module: str) -> Any:
-    """Import a module of ddpm_hf if that is installed. (diffusers warns of packages that a repo's file imports.)"""
-    try:
-        return importlib.import_module(module) if importlib.util.find_spec("ddpm_hf") else None
-    except ModuleNotFoundError:
-        return None
+    """ddpm_hf's scheduler of the same config."""
+    return DDPMScheduler.from_config(scheduler.config) if type(scheduler) is StockDDPMScheduler else scheduler
 
 
 def _predicted_x_0(scheduler: Any, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

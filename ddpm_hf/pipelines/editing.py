@@ -1,7 +1,4 @@
-"""What a trained model does to images: encode, reconstruct, interpolate and vary them.
-
-Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
-"""
+"""What a trained model does to images: encode, reconstruct, interpolate and vary them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +7,8 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .images import Images, check_output_type, to_input, to_output
-from .samplers import timesteps_down
+from ddpm_hf.pipelines.images import Images, check_output_type, to_input, to_output
+from ddpm_hf.pipelines.samplers import timesteps_down
 
 MIN_SIGNAL = 0.02
 """Least share sqrt(alpha_bar_t) of the image in the x_t at which encoding stops by default.

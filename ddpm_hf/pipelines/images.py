@@ -1,18 +1,61 @@
-"""Images outside (PIL, numpy, [0, 1]) and inside ([-1, 1], channels first).
-
-Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
-"""
+"""Every change between images outside (uint8, PIL, [0, 1]) and inside ([-1, 1], channels first)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
+from torch import Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB"}
 
 Images = Image.Image | Sequence[Image.Image] | np.ndarray | torch.Tensor
+
+
+def from_uint8(images: UInt8[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+    """Map 0 to 255 linearly to [-1, 1], the range of DDPM, section 3.3.
+
+    Args:
+        images: 0 to 255.
+        dtype: of the result.
+
+    Returns:
+        The images in [-1, 1], on the same device.
+    """
+    return images.to(dtype).div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Shaped[Tensor, "..."], value_range: tuple[float, float] | None = None) -> UInt8[Tensor, "..."]:
+    """Round images to the nearest of 256 levels.
+
+    Args:
+        images: uint8, which stay as they are, or floating point.
+        value_range: black and white of floating-point images, such as (0, 1) or (-1, 1). It is never guessed: a batch
+            in [-1, 1] without a dark pixel looks like one in [0, 1].
+
+    Returns:
+        The images in 0 to 255, on the same device.
+
+    Raises:
+        ValueError: floating-point images have no value_range, exceed it or are not finite.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images of {images.dtype}; possible are uint8, or floating point with its value_range")
+    if value_range is None:
+        raise ValueError("floating-point images without value_range; give (0, 1) or (-1, 1), as they are")
+    low, high = value_range
+    least, most = float(images.min()), float(images.max())
+    slack = 1e-4 * (high - low)
+    if not (least >= low - slack and most <= high + slack):  # also where one of them is NaN
+        raise ValueError(
+            f"images reach from {least:g} to {most:g}; possible with value_range {value_range} is {low:g} to {high:g}:"
+            " clip them, or give the range that they have"
+        )
+    return ((images.double() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def check_output_type(output_type: str | None, channels: int) -> None:
@@ -45,7 +88,7 @@ def to_output(x_0: torch.Tensor, output_type: str | None) -> list[Image.Image] |
     pixels = pixels.permute(0, 2, 3, 1).cpu()
     if output_type == "np":
         return pixels.numpy()
-    levels = (pixels * 255).round().to(torch.uint8).numpy()
+    levels = to_uint8(pixels.nan_to_num(0.0), (0, 1)).numpy()
     mode = PIL_MODES[levels.shape[3]]
     return [Image.fromarray(image[:, :, 0] if mode == "L" else image) for image in levels]
 
@@ -71,9 +114,9 @@ def to_input(images: Images, channels: int, size: tuple[int, int], what: str = "
     if isinstance(images, torch.Tensor):
         pixels = images.float()
     elif isinstance(images, np.ndarray):
-        scale = 255 if images.dtype == np.uint8 else 1
         if images.ndim != 4:
             raise ValueError(f"{what}: shape {images.shape}; possible is (batch, height, width, channels)")
+        scale = 255 if images.dtype == np.uint8 else 1
         pixels = torch.from_numpy(images.astype(np.float32) / scale).permute(0, 3, 1, 2)
     elif isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
         pixels = torch.stack([_pixels(image, channels, size, what) for image in images])

@@ -1,14 +1,11 @@
-"""RePaint: a trained model paints parts of images anew.
-
-Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
-"""
+"""RePaint: a trained model paints parts of images anew."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .images import Images, check_output_type, to_input, to_output
+from ddpm_hf.pipelines.images import Images, check_output_type, to_input, to_output
 
 REPAINT_STEPS, REPAINT_JUMP, REPAINT_ROUNDS = 250, 10, 10
 """RePaint's own (Lugmayr et al., section 5)."""

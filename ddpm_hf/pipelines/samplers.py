@@ -1,7 +1,4 @@
-"""Samplers by name: diffusers' schedulers, set up to run the same diffusion process as the model's own.
-
-Imports nothing of ddpm_hf: it travels beside pipeline.py in a Hub repo.
-"""
+"""Samplers by name: diffusers' schedulers, set up to run the same diffusion process as the model's own."""
 
 import inspect
 import warnings

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, SampleOrder
-from ddpm_hf.data.images import to_model_range
 from ddpm_hf.losses import TimestepSampler
+from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.runtime.randomness import generator_at
 
 
@@ -82,7 +82,7 @@ class Batches:
         timesteps, weights = self.timestep_sampler.sample(self.batch_size, generator_at(seed, "timesteps", step))
         shape = (self.batch_size, *self.images.images.shape[1:])
         noise = torch.randn(shape, generator=generator_at(seed, "noise", step, device=device), device=device)
-        x_0 = to_model_range(self.images.images[indices].to(device, non_blocking=True))
+        x_0 = from_uint8(self.images.images[indices].to(device, non_blocking=True))
         if self.config.dataset.horizontal_flip:
             flip = self._coins("flip", step, 0.5)[rows].to(device)
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)

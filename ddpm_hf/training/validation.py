@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
-from ddpm_hf.data.images import to_model_range
 from ddpm_hf.losses import DiffusionLoss
 from ddpm_hf.models import DDPMUNet
+from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import bound_terms, prior_term
@@ -86,7 +86,7 @@ class Validation:
     ) -> tuple[Float32[Tensor, " batch"], Float32[Tensor, " batch"] | float]:
         """The loss and the bits per dimension of some images."""
         device, T = self.accelerator.device, self.config.model.time_steps
-        x_0 = to_model_range(self.images.images[rows].to(device))
+        x_0 = from_uint8(self.images.images[rows].to(device))
         noise = torch.stack(
             [torch.randn(x_0.shape[1:], generator=generator_at(0, "validation noise", row)) for row in rows.tolist()]
         ).to(device)

@@ -9,10 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from ddpm_hf.data.images import Transform, open_image, to_model_range
+from ddpm_hf.data.images import Transform, open_image
 
 GRAY = 128
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -187,11 +186,3 @@ def test_damage_anywhere_is_an_image_or_a_value_error(kind):
             cut = damaged[: random.integers(1, len(whole) + 1)]
             with contextlib.suppress(ValueError):
                 assert Transform(8, 3)(open_image(cut.tobytes())).shape == (3, 8, 8)
-
-
-def test_all_levels_fit_the_range_of_the_model():
-    levels = torch.arange(256, dtype=torch.uint8)
-    inside = to_model_range(levels)
-    assert inside.dtype == torch.float32
-    assert (inside[0], inside[-1]) == (-1, 1)
-    torch.testing.assert_close(((inside + 1) * 127.5).round().byte(), levels)

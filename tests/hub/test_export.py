@@ -1,10 +1,8 @@
 """What is pushed of a run: the list of files, and nothing of the machine or the person in them."""
 
-import ast
 import getpass
 import json
 import socket
-import sys
 
 import diffusers
 import pytest
@@ -14,19 +12,17 @@ from safetensors import safe_open
 
 from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.bundle import one_file
-from ddpm_hf.hub.export import PIPELINE_SOURCE, checkpoint_package, find_pipeline, pipeline_package
+from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.sanitize import portable
 
-CODE = {"pipeline.py"}
 WEIGHTS = {
     "model_index.json",
     "scheduler/scheduler_config.json",
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
 }
-EVERYTHING = WEIGHTS | CODE | {"training_config.yaml", "metrics.json", "samples.png", "denoising.png"}
+EVERYTHING = WEIGHTS | {"training_config.yaml", "metrics.json", "samples.png", "denoising.png"}
 SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
 
 
@@ -39,6 +35,11 @@ def text_of(package) -> str:
 
 def test_exactly_the_list_is_pushed(run):
     assert set(pipeline_package(run, SETTINGS, "ada/digits").files) == EVERYTHING
+
+
+def test_a_configuration_of_the_first_version_pushes_no_code(run):
+    settings = HubConfig(repo_id="ada/digits", include=("code", "config", "metrics", "samples"))
+    assert set(pipeline_package(run, settings, "ada/digits").files) == EVERYTHING
 
 
 def test_parts_can_be_left_out(run):
@@ -120,28 +121,6 @@ def test_folders_without_a_run_are_refused_in_words(tmp_path, run):
     (run / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no complete pipeline: unet/diffusion"):
         pipeline_package(run, SETTINGS, "ada/digits")
-
-
-def test_the_code_is_one_file_that_needs_nothing_of_ours():
-    tree = ast.parse(one_file(PIPELINE_SOURCE))
-    packages = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            packages.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            packages |= {alias.name.split(".")[0] for alias in node.names}
-    assert packages - sys.stdlib_module_names == {"diffusers", "torch", "numpy", "PIL"}
-    names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    assert len(names) == len(set(names))
-    assert "DDPMPipeline" in names
-
-
-def test_modules_that_clash_are_not_joined(tmp_path):
-    (tmp_path / "main.py").write_text("from .other import one\n\ndef helper(): ...\n")
-    (tmp_path / "other.py").write_text("one = 1\n\ndef helper(): ...\n")
-    with pytest.raises(ValueError, match=r"helper is defined in other\.py and in main\.py"):
-        one_file(tmp_path / "main.py")
 
 
 def test_the_weights_are_the_file_itself(run):

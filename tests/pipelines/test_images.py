@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from ddpm_hf.pipelines.images import to_input, to_output
+from ddpm_hf.pipelines.images import from_uint8, to_input, to_output, to_uint8
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -48,3 +48,34 @@ def test_output_is_rounded_and_clipped():
 def test_what_is_not_the_models(images, message):
     with pytest.raises(ValueError, match=message):
         to_input(images, 1, (8, 8))
+
+
+def test_all_levels_fit_the_range_of_the_model():
+    levels = torch.arange(256, dtype=torch.uint8)
+    inside = from_uint8(levels)
+    assert inside.dtype == torch.float32
+    assert (inside[0], inside[-1]) == (-1, 1)
+    assert_close(to_uint8(inside, (-1, 1)), levels)
+
+
+def test_every_level_survives_each_range():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert_close(to_uint8(levels), levels)
+    assert_close(to_uint8(levels.float() / 255, (0, 1)), levels)
+    assert_close(to_uint8(levels.float() / 127.5 - 1, (-1, 1)), levels)
+
+
+@pytest.mark.parametrize(
+    ("images", "value_range", "message"),
+    [
+        (torch.full((1, 1, 2, 2), 1.1), (0, 1), "reach from 1.1 to 1.1"),
+        (torch.full((1, 1, 2, 2), -0.5), (0, 1), "reach from -0.5"),
+        (torch.full((1, 1, 2, 2), 255.0), (-1, 1), "clip them, or give the range"),
+        (torch.full((1, 1, 2, 2), torch.nan), (0, 1), "nan"),
+        (torch.zeros(1, 1, 2, 2), None, "without value_range"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.int64), None, "int64"),
+    ],
+)
+def test_images_that_could_be_misread_are_refused(images, value_range, message):
+    with pytest.raises(ValueError, match=message):
+        to_uint8(images, value_range)

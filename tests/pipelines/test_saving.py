@@ -1,12 +1,10 @@
-"""Folders that name only diffusers' classes, and a pipeline file that travels."""
+"""Folders that name only diffusers' classes."""
 
 import json
-import shutil
 import stat
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -14,7 +12,6 @@ import torch
 from processes import HIDE_DDPM_HF
 from torch.testing import assert_close
 
-import ddpm_hf.pipelines.ddpm
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.schedulers import DDPMScheduler
@@ -139,55 +136,3 @@ def test_stock_diffusers_loads_it_without_us(saved):
     assert mode == "L"
     here = saved[0](generator=torch.Generator().manual_seed(3)).images[0].tobytes()
     assert max(abs(a - b) for a, b in zip(here, bytes.fromhex(pixels), strict=True)) <= 1
-
-
-@pytest.mark.slow
-def test_the_pipeline_file_travels(saved, tmp_path):
-    """Beside the weights, as pipeline.py and the files it imports, it works where ddpm_hf is not installed."""
-    pipeline, folder = saved
-    source = Path(ddpm_hf.pipelines.ddpm.__file__)
-    shutil.copy(source, folder / "pipeline.py")
-    for sibling in ("images", "samplers", "editing", "inpainting"):
-        shutil.copy(source.with_name(f"{sibling}.py"), folder)
-    result = run_hidden(
-        """
-        import os
-        os.environ["HF_MODULES_CACHE"] = sys.argv[2]
-        import diffusers.utils.constants, diffusers.utils.dynamic_modules_utils as modules
-        modules.HF_MODULES_CACHE = sys.argv[2]
-        import logging
-        lines = []
-        handler = logging.Handler()
-        handler.emit = lambda record: lines.append(record.getMessage())
-        diffusers.utils.logging.get_logger("diffusers").addHandler(handler)
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-        pipeline.set_progress_bar_config(disable=True)
-        assert type(pipeline.unet) is diffusers.UNet2DModel
-        assert not [line for line in lines if "trust_remote_code" not in line], lines
-        out = pipeline(seeds=[1, 2], output_type="pt", return_intermediates=2, sampler="ddim", num_inference_steps=7)
-        images = pipeline(seeds=[1, 2], output_type="pt").images
-        z = pipeline.encode(images, 5)
-        pipeline.interpolate(1, 2, 3, num_inference_steps=4)
-        pipeline.reconstruct(images, 5, seeds=[1, 2])
-        pipeline.inpaint(images, torch.ones(1, 1, 8, 8), seeds=[1, 2], num_inference_steps=3)
-        pipeline.save_pretrained(sys.argv[3])
-        torch.save(images, sys.argv[3] + "/images.pt")
-        """,
-        str(folder),
-        str(tmp_path / "modules"),
-        str(tmp_path / "out"),
-    )
-    assert result.returncode == 0, result.stderr
-    images = torch.load(tmp_path / "out" / "images.pt", weights_only=True)
-    assert_close(images, pipeline(seeds=[1, 2], output_type="pt").images, rtol=0, atol=1e-3)
-    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
-    assert "_name_or_path" not in (tmp_path / "out" / "unet" / "config.json").read_text()
-
-
-def test_the_pipeline_file_imports_nothing_of_ours():
-    folder = Path(ddpm_hf.pipelines.ddpm.__file__).parent
-    for name in ("ddpm", "images", "samplers", "editing", "inpainting"):
-        for line in (folder / f"{name}.py").read_text().splitlines():
-            if line.lstrip().startswith(("import ", "from ")) and " import " in f" {line}":
-                package = line.split()[1].split(".")[0]
-                assert package in ("", "diffusers", "torch", "numpy", "PIL") or package in sys.stdlib_module_names, line

@@ -188,7 +188,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny
         before.update({name: tensor.clone() for name, tensor in learner.network.state_dict().items()})
         learner.batches.images.images.data = learner.batches.images.images.float() * float("nan")
 
-    monkeypatch.setattr("ddpm_hf.training.batches.to_model_range", lambda images: images.float())
+    monkeypatch.setattr("ddpm_hf.training.batches.from_uint8", lambda images: images.float())
     break_before(monkeypatch, 4, poison)
     with pytest.raises(FloatingPointError, match=r"step 4.*weights are left as they were"):
         trainer.train()
@@ -197,7 +197,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_weights(tiny
 
 
 def test_updates_that_are_not_finite_may_be_left_out(tiny, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("ddpm_hf.training.batches.to_model_range", lambda images: images.float() / 128)
+    monkeypatch.setattr("ddpm_hf.training.batches.from_uint8", lambda images: images.float() / 128)
     at = Batches.at
 
     def poisoned(self, step):
