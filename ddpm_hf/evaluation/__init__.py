@@ -1,6 +1,7 @@
-"""How good a model is: features, distances, likelihood, and the report."""
+"""Evaluation of a model: features of samples, metrics, and the report."""
 
 from ddpm_hf.evaluation.evaluate import evaluate
-from ddpm_hf.evaluation.in_training import prepare_quick_look, quick_look
+from ddpm_hf.evaluation.in_training import evaluate_in_training, prepare_in_training_evaluation
+from ddpm_hf.evaluation.report import MetricValue, Report
 
-__all__ = ["evaluate", "prepare_quick_look", "quick_look"]
+__all__ = ["MetricValue", "Report", "evaluate", "evaluate_in_training", "prepare_in_training_evaluation"]

@@ -4,8 +4,6 @@ Real images have no SSIM, PSNR or bits/dim of their own to match: the first two 
 itself they are 1 and infinite; the entropy of images is not known.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
@@ -61,8 +59,3 @@ def histogram_bits(
         probabilities = (counts + 1 / NUM_LEVELS) / (len(known) + 1)
         bits -= probabilities.log2()[coded[:, part] + bins].sum(1)
     return bits / num_pixels
-
-
-def baseline(name: str, what: str, better: str, value: float, deviation: float | None = None) -> dict[str, Any]:
-    """A row of the report."""
-    return {"name": name, "what": what, "better": better, "value": value, "deviation": deviation, "problem": None}

@@ -10,23 +10,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ddpm_hf.evaluation.progress import bar
+from ddpm_hf.evaluation.report import MetricValue
 from ddpm_hf.evaluation.store import FeatureTable
 from ddpm_hf.runtime.randomness import generator_at
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-
-
-@dataclass(frozen=True)
-class Score:
-    """A figure and its spread.
-
-    Attributes:
-        value: may be NaN or infinite.
-        deviation: standard deviation over splits or subsets; None where there is one only.
-    """
-
-    value: float
-    deviation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,7 @@ class _Rows(nn.Module):
         return rows
 
 
-def frechet_distance(real: Moments, fake: Moments) -> Score:
+def frechet_distance(real: Moments, fake: Moments) -> MetricValue:
     """Squared Fréchet distance of the Gaussians fit to two sets (Heusel et al. 2017, eq. 6).
 
     |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), computed by torchmetrics in float64 from unbiased covariances.
@@ -97,14 +85,14 @@ def frechet_distance(real: Moments, fake: Moments) -> Score:
     metric.real_features_num_samples = torch.tensor(real.count)
     metric.fake_features_num_samples = torch.tensor(fake.count)
     if not (real.is_finite and fake.is_finite):
-        return Score(math.nan)
+        return MetricValue(math.nan)
     distance = float(metric.compute())
     scale = float(real.outer.trace() / real.count + fake.outer.trace() / fake.count)
     # of equal sets it is 0 up to rounding, on either side
-    return Score(0.0 if -1e-6 * scale < distance < 0 else distance)
+    return MetricValue(0.0 if -1e-6 * scale < distance < 0 else distance)
 
 
-def kernel_distance(real: FeatureTable, fake: FeatureTable) -> Score:
+def kernel_distance(real: FeatureTable, fake: FeatureTable) -> MetricValue:
     """Unbiased squared MMD with the kernel (x.y / features + 1)^3 (Binkowski et al. 2018, eq. 4), by torchmetrics.
 
     The mean over random subsets of both sets, which are a function of their sizes only.
@@ -126,7 +114,7 @@ def kernel_distance(real: FeatureTable, fake: FeatureTable) -> Score:
             values.append(float(poly_mmd(drawn[0], drawn[1])))
             progress.update()
     spread = torch.tensor(values, dtype=torch.float64)
-    return Score(float(spread.mean()), float(spread.std(unbiased=False)))
+    return MetricValue(float(spread.mean()), float(spread.std(unbiased=False)))
 
 
 def _draw(table: FeatureTable, size: int, which: str, subset: int) -> Float64[Tensor, "rows features"]:
@@ -134,7 +122,7 @@ def _draw(table: FeatureTable, size: int, which: str, subset: int) -> Float64[Te
     return table.read(order[:size].tolist())
 
 
-def classifier_score(logits: FeatureTable, num_splits: int = 10) -> Score:
+def classifier_score(logits: FeatureTable, num_splits: int = 10) -> MetricValue:
     """exp(E KL(p(y|x) || p(y))): the Inception score where the classifier is Inception (Salimans et al. 2016).
 
     KL's mean is E[sum p log p] - sum E[p] log E[p], so that one pass in float64 is enough, and a probability of 0
@@ -160,7 +148,7 @@ def classifier_score(logits: FeatureTable, num_splits: int = 10) -> Score:
         count = stop - start
         scores.append(float((negative_entropy / count - _p_log_p(mean / count).sum()).exp()))
     spread = torch.tensor(scores, dtype=torch.float64)
-    return Score(float(spread.mean()), float(spread.std(unbiased=False)) if len(scores) > 1 else None)
+    return MetricValue(float(spread.mean()), float(spread.std(unbiased=False)) if len(scores) > 1 else None)
 
 
 def _p_log_p(probabilities: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate import PartialState
 
 from ddpm_hf._version import __version__
 from ddpm_hf.config import Config
+from ddpm_hf.evaluation.building import Scores, build_report
 from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.held_out import (
     HeldOut,
@@ -27,9 +29,9 @@ from ddpm_hf.evaluation.plan import SETTINGS, Plan, make_plan
 from ddpm_hf.evaluation.real_images import in_place_of_samples
 from ddpm_hf.evaluation.reference import Reference, load_reference
 from ddpm_hf.evaluation.rendering import write_report
-from ddpm_hf.evaluation.report import Compared, build_report
+from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.evaluation.sampling import draw_samples
-from ddpm_hf.evaluation.scoring import FeatureSet, Figure, combine, kept_figures, score_set
+from ddpm_hf.evaluation.scoring import FeatureSet, combine, kept_metrics, score_set
 from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.pipelines import DDPMPipeline
@@ -48,7 +50,7 @@ def evaluate(
     pictures: bool = True,
     should_stop: Callable[[], bool] | None = None,
     renew: bool = False,
-) -> dict[str, Any] | None:
+) -> Report | None:
     """Measure a model as `config.benchmark` says, and write the report.
 
     All processes call this together. What an earlier call finished in the same folder is not done again.
@@ -59,14 +61,15 @@ def evaluate(
         output: the folder of the evaluation; None makes one of its own in `evaluation/` below the model's.
         pipeline: the model itself, where it is loaded already.
         extractor: what looks at the images, instead of `benchmark.features`.
-        label: what the report says of itself, such as that it is a quick look.
+        label: what the report is, if not a full evaluation; it becomes a warning.
         pictures: whether the report has pictures.
         should_stop: asked at every denoising step and every batch whether to give up; what is finished by then is not
             done again when the same evaluation is asked for.
         renew: for a model in training: what the folder holds is replaced, where it is not of this evaluation.
 
     Returns:
-        The report, as in metrics.json, in the main process; None in the others.
+        The report, which is also written to metrics.json, in the main process; None in the others. Its `metrics` map
+        keys such as "frechet_distance" to a value with `value`, `std`, `problem` and the same of real images.
 
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
@@ -77,7 +80,7 @@ def evaluate(
 
 def carry_out(
     plan: Plan, label: str | None = None, pictures: bool = True, should_stop: Callable[[], bool] | None = None
-) -> dict[str, Any] | None:
+) -> Report | None:
     """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
     # which waits for all: until then, others look whether the folder is free; what trains may differ by rounding
@@ -111,7 +114,7 @@ def carry_out(
         if state.is_main_process:
             seconds = {"samples": time.perf_counter() - sampling_started, "drawn_by_main_process": num_drawn}
             report = _report(plan, references, stores, label, pictures)
-            report["seconds"] = seconds | {"total": time.perf_counter() - started}
+            report = replace(report, seconds=seconds | {"total": time.perf_counter() - started})
             write_report(plan.folder, report, benchmark.save_metrics)
     return report
 
@@ -122,30 +125,30 @@ def _report(
     stores: dict[int, FeatureStore],
     label: str | None,
     pictures: bool,
-) -> dict[str, Any]:
+) -> Report:
     """Everything that follows the samples, by the main process."""
     count, wanted = plan.benchmark.n_samples, plan.benchmark.metrics
     training = _set(references[plan.training_split])
     drawn = {seed: FeatureSet.of(store.table(count), store.logits(count)) for seed, store in stores.items()}
-    compared = _compare(plan, references, drawn)
+    scores = _compare(plan, references, drawn)
     conditional = plan.drawing.num_classes is not None
     held_out = HeldOut.choose(plan.splits[plan.held_out_split], plan.benchmark.num_held_out, conditional)
     reconstructions = reconstructions_of(plan, held_out) if wanted.ssim or wanted.psnr else []
     rows = measure_reconstructions(reconstructions, held_out, plan, wanted)
     baselines = measure_baselines(plan, held_out)
     if wanted.bits_per_dim:
-        compared.samples["bits_per_dim"] = measure_likelihood(plan, held_out)
+        scores.samples["bits_per_dim"] = measure_likelihood(plan, held_out)
     neighbors: Neighbors | None = None
     if wanted.memorization and len(training) > 1:
         shown = drawn[plan.drawing.seed].table.select(range(min(NUM_PAIRS, count)))
         neighbors = nearest(shown, training.table, min(NUM_NEIGHBORS_SHOWN, len(training)), _metric_device(plan))
     captions = draw_pictures(plan, held_out, reconstructions, neighbors) if pictures else {}
-    return build_report(plan, compared, rows, baselines, len(held_out.images), captions, label)
+    return build_report(plan, scores, rows, baselines, len(held_out.images), captions, label)
 
 
-def _compare(plan: Plan, references: dict[str, Reference], drawn: dict[int, FeatureSet]) -> Compared:
+def _compare(plan: Plan, references: dict[str, Reference], drawn: dict[int, FeatureSet]) -> Scores:
     """The figures of the samples of each seed, and of real images in their place."""
-    benchmark, scores = plan.benchmark, plan.folder / "scores"
+    benchmark, folder = plan.benchmark, plan.folder / "scores"
     sets = {split: _set(reference) for split, reference in references.items()}
     reference, training = sets[plan.reference_split], sets[plan.training_split]
     asked = {
@@ -155,29 +158,31 @@ def _compare(plan: Plan, references: dict[str, Reference], drawn: dict[int, Feat
         "version": __version__,
     }
 
-    def score(file: Path, key: Any, candidates: FeatureSet, real: FeatureSet, train: FeatureSet) -> dict[str, Figure]:
+    def score(
+        file: Path, key: Any, candidates: FeatureSet, real: FeatureSet, train: FeatureSet
+    ) -> dict[str, MetricValue]:
         few, device, metrics = benchmark.allow_few_samples, _metric_device(plan), benchmark.metrics
-        return kept_figures(file, key, lambda: score_set(candidates, real, train, metrics, plan.extractor, device, few))
+        return kept_metrics(file, key, lambda: score_set(candidates, real, train, metrics, plan.extractor, device, few))
 
-    figures = [score(scores / f"seed-{seed}.json", asked, each, reference, training) for seed, each in drawn.items()]
+    figures = [score(folder / f"seed-{seed}.json", asked, each, reference, training) for seed, each in drawn.items()]
     real = in_place_of_samples(plan, sets, benchmark.n_samples)
     # real images are the same for every model: what they come to lies beside their features
     asked = asked | {"sets": {split: each.key for split, each in references.items()}, "text": real.text}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     file = references[plan.reference_split].folder / f"real-vs-real-{digest}.json"
     of_real = score(file, asked, real.candidates, real.real, real.training)
-    as_many = None
+    matched = None
     if (len(real.candidates), len(real.real)) != (benchmark.n_samples, len(reference)):
         fewer = [
-            score(scores / f"seed-{seed}-as-many.json", asked, real.samples_as_many(each), real.real, real.training)
+            score(folder / f"seed-{seed}-matched.json", asked, real.matched_samples(each), real.real, real.training)
             for seed, each in drawn.items()
         ]
-        as_many = combine(fewer)
-    return Compared(combine(figures), of_real, as_many, real.text, len(real.candidates))
+        matched = combine(fewer)
+    return Scores(combine(figures), of_real, matched, real.text, len(real.candidates))
 
 
 def _references(plan: Plan, stop: Stop) -> dict[str, Reference]:
-    """The real images that samples are compared with, in this or that way."""
+    """The real images that samples are scores with, in this or that way."""
     device, dataset = plan.pipeline.device, plan.config.dataset
     return {
         split: load_reference(dataset.model_copy(update={"split": split}), images, plan.extractor, device, stop)

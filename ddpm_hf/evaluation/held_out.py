@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.baselines import MAX_TRAINING_IMAGES, baseline, histogram_bits, unrelated_pairs
+from ddpm_hf.evaluation.baselines import MAX_TRAINING_IMAGES, histogram_bits, unrelated_pairs
 from ddpm_hf.evaluation.likelihood import bits_per_dim
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import MIN_SSIM_SIDE, Reconstructions, noised, psnr, reconstruct_all, ssim
-from ddpm_hf.evaluation.scoring import Figure, kept
+from ddpm_hf.evaluation.report import Baseline, MetricValue, Reconstruction
+from ddpm_hf.evaluation.scoring import kept
 from ddpm_hf.runtime.files import written_whole
 from ddpm_hf.runtime.randomness import generator_at
 
@@ -57,7 +58,7 @@ def reconstructions_of(plan: Plan, held_out: HeldOut) -> list[Reconstructions]:
     file = plan.folder / "reconstructions.safetensors"
     try:
         with safe_open(file, framework="pt") as stored:
-            ways = json.loads(stored.metadata()["ways"])
+            ways = json.loads(stored.metadata()["methods"])
             return [Reconstructions(**way, images=stored.get_tensor(str(at))) for at, way in enumerate(ways)]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         pass
@@ -73,38 +74,42 @@ def reconstructions_of(plan: Plan, held_out: HeldOut) -> list[Reconstructions]:
     )
     ways = [{name: value for name, value in vars(each).items() if name != "images"} for each in found]
     with written_whole(file) as aside:
-        save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"ways": json.dumps(ways)})
+        save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"methods": json.dumps(ways)})
     return found
 
 
 def measure_reconstructions(
     found: list[Reconstructions], held_out: HeldOut, plan: Plan, wanted: BenchmarkMetrics
-) -> list[dict[str, Any]]:
-    """SSIM and PSNR of each way, and of the noised images that it started from, as rows of the report."""
+) -> list[Reconstruction]:
+    """SSIM and PSNR of each method, and of the noised images that it started from."""
     rows = []
     for each in found:
         start = None
         if not each.is_encoded:
             start = noised(plan.pipeline, held_out.images, each.timestep, plan.drawing.seed)
-        row: dict[str, Any] = {
-            "way": each.way,
-            "timestep": each.timestep,
-            "num_inference_steps": each.num_inference_steps,
-            "num_images": len(held_out.images),
-        }
+        values: dict[str, Any] = {}
         for name, is_wanted in (("ssim", wanted.ssim), ("psnr", wanted.psnr)):
             if is_wanted:
-                row[name] = asdict(_paired(name, each.images, held_out.images))
-                row[f"{name}_without_network"] = None if start is None else _paired(name, start, held_out.images).value
-        rows.append(row)
+                values[name] = _paired(name, each.images, held_out.images)
+                without = None if start is None else _paired(name, start, held_out.images).value
+                values[f"{name}_without_network"] = without
+        rows.append(
+            Reconstruction(
+                method=each.method,
+                timestep=each.timestep,
+                num_inference_steps=each.num_inference_steps,
+                num_images=len(held_out.images),
+                **values,
+            )
+        )
     return rows
 
 
-def measure_likelihood(plan: Plan, held_out: HeldOut) -> Figure:
+def measure_likelihood(plan: Plan, held_out: HeldOut) -> MetricValue:
     """Mean bits per dimension of the held-out images, and the standard deviation over them."""
     T = plan.pipeline.scheduler.config.num_train_timesteps
     if T < 3:
-        return Figure(None, None, f"not computed: the bound needs 3 time steps, the model has {T}")
+        return MetricValue(None, None, f"not computed: the bound needs 3 time steps, the model has {T}")
     asked = plan.benchmark.likelihood_timesteps
     count = T if asked is None else min(asked, T)
 
@@ -114,19 +119,23 @@ def measure_likelihood(plan: Plan, held_out: HeldOut) -> Figure:
         return asdict(_mean(bits, "the network's output is not finite", "bits"))
 
     key = {"num_timesteps": count, "num_images": len(held_out.images)}
-    return Figure(**kept(plan.folder / "scores" / "likelihood.json", key, compute))
+    return MetricValue(**kept(plan.folder / "scores" / "likelihood.json", key, compute))
 
 
-def measure_baselines(plan: Plan, held_out: HeldOut) -> list[dict[str, Any]]:
-    """What the same held-out images come to without a model, as rows of the report."""
+def measure_baselines(plan: Plan, held_out: HeldOut) -> list[Baseline]:
+    """Metrics of the same held-out images without a model."""
     wanted, count = plan.benchmark.metrics, len(held_out.images)
     paired = {name for name in ("ssim", "psnr") if getattr(wanted, name)}
     values = unrelated_pairs(held_out.images) if paired else {}
     what = f"each of {count} held-out images and another one of them"
-    rows = [baseline(name.upper(), what, "higher", value) for name, value in values.items() if name in paired]
+    rows = [
+        Baseline(name=name.upper(), what=what, better="higher", value=value)
+        for name, value in values.items()
+        if name in paired
+    ]
     if not wanted.bits_per_dim:
         return rows
-    rows.append(baseline("bits/dim", "all levels alike", "lower", 8.0))
+    rows.append(Baseline(name="bits/dim", what="all levels alike", better="lower", value=8.0))
     training = plan.splits[plan.training_split].images
     is_held_out = plan.held_out_split != plan.training_split
     order = torch.randperm(len(training), generator=generator_at(0, "histograms")) if is_held_out else held_out.others
@@ -134,27 +143,28 @@ def measure_baselines(plan: Plan, held_out: HeldOut) -> list[dict[str, Any]]:
     if len(chosen):
         bits = histogram_bits(training[chosen.sort().values], held_out.images)
         what = f"a coder that knows how often each pixel has each level in {len(chosen):,} other training images"
-        deviation = float(bits.std()) if count > 1 else None
-        rows.append(baseline("bits/dim", what, "lower", float(bits.mean()), deviation))
+        std = float(bits.std()) if count > 1 else None
+        rows.append(Baseline(name="bits/dim", what=what, better="lower", value=float(bits.mean()), std=std))
     return rows
 
 
-def _paired(name: str, images: Images, originals: Images) -> Figure:
+def _paired(name: str, images: Images, originals: Images) -> MetricValue:
     side = min(images.shape[2:])
     if name == "ssim" and side < MIN_SSIM_SIDE:
-        return Figure(None, None, f"not computed: SSIM's window needs {MIN_SSIM_SIDE} pixels a side, there are {side}")
+        return MetricValue(
+            None, None, f"not computed: SSIM's window needs {MIN_SSIM_SIDE} pixels a side, there are {side}"
+        )
     values = (ssim if name == "ssim" else psnr)(images, originals)
     exact, others = int(values.isinf().sum()), values[values.isfinite()]
     rest = f", the mean of the others is {float(others.mean()):.4g} dB" if len(others) else ""
     return _mean(values, f"{exact} of {len(values)} images are reproduced to the bit{rest}", name.upper())
 
 
-def _mean(values: Float[Tensor, " images"], cause: str, unit: str) -> Figure:
+def _mean(values: Float[Tensor, " images"], cause: str, unit: str) -> MetricValue:
     values = values.double()
     lost = int(values.isnan().sum())
     if lost:
-        return Figure(None, None, f"NaN: {lost} of {len(values)} images have no {unit}; {cause}")
+        return MetricValue(None, None, f"NaN: {lost} of {len(values)} images have no {unit}; {cause}")
     if not bool(values.isfinite().all()):
-        return Figure(None, None, f"infinite: {cause}")
-    deviation = float(values.std()) if len(values) > 1 else None
-    return Figure(float(values.mean()), deviation)
+        return MetricValue(None, None, f"infinite: {cause}")
+    return MetricValue(float(values.mean()), float(values.std()) if len(values) > 1 else None)

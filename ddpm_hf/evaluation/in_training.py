@@ -1,4 +1,4 @@
-"""Evaluations of a model that is still being trained, on fewer samples than its own evaluation will draw."""
+"""Evaluations of a model in training, on fewer samples than a full evaluation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,30 +14,30 @@ from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.schedulers import build_scheduler
 
 
-def prepare_quick_look(config: Config, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Load what looks at the images, and check before the first update that the later quick looks can be had.
+def prepare_in_training_evaluation(config: Config, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """Load the feature extractor, and check before the first update that later evaluations will work.
 
     Args:
         config: of the run.
-        device: where the network is going to be.
+        device: of the extractor.
 
     Raises:
         UserError: naming everything that does not fit.
     """
-    quick = _quick(config, config.training.num_evaluation_samples)
+    reduced = _reduced(config, config.training.num_evaluation_samples)
     problems = Problems()
-    extractor = problems.attempt(lambda: load_extractor(quick.benchmark, device))
-    splits = problems.attempt(lambda: load_splits(quick, _run(config)))
-    problems += check_packages(quick.benchmark)
-    problems.attempt(lambda: find_drawing(build_scheduler(config.model), quick))
+    extractor = problems.attempt(lambda: load_extractor(reduced.benchmark, device))
+    splits = problems.attempt(lambda: load_splits(reduced, _run(config)))
+    problems += check_packages(reduced.benchmark)
+    problems.attempt(lambda: find_drawing(build_scheduler(config.model), reduced))
     if extractor is not None:
-        problems += check_features(extractor, quick, splits, "training.num_evaluation_samples")
+        problems += check_features(extractor, reduced, splits, "training.num_evaluation_samples")
     if problems or extractor is None:
         raise problems.error()
     return extractor
 
 
-def quick_look(
+def evaluate_in_training(
     pipeline: DDPMPipeline,
     config: Config,
     step: int,
@@ -45,47 +45,47 @@ def quick_look(
     extractor: FeatureExtractor | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, float] | None:
-    """Measure a model that is still being trained, on fewer samples than its evaluation will draw.
+    """Measure a model in training by the metrics that need samples only: no reconstructions, likelihood or pictures.
 
-    All processes call this together. No pictures, no pairs, no likelihood: what needs samples only. The report lies
-    in `evaluation/step-N` of the run folder and says of itself that it is a quick look.
+    All processes call this together. The report is written to `evaluation/step-N` of the run folder, and its label
+    says at which step of training it was made.
 
     Args:
-        pipeline: around the weights to measure.
+        pipeline: of the weights to measure.
         config: of the run.
         step: updates done.
         num_samples: to draw, at least 2.
-        extractor: what looks at the images, kept from the last call; None loads it.
+        extractor: of features, kept from `prepare_in_training_evaluation`; None loads it.
         should_stop: as in `evaluate`.
 
     Returns:
-        The figures by name in the main process; None in the others.
+        The values of the metrics by key, in the main process; None in the others.
 
     Raises:
         Abandoned: as in `evaluate`.
     """
     report = evaluate(
         _run(config),
-        _quick(config, num_samples),
+        _reduced(config, num_samples),
         output=_run(config) / "evaluation" / f"step-{step}",
         pipeline=pipeline,
         extractor=extractor,
-        label=f"quick look at step {step:,} of training",
+        label=f"in-training evaluation at step {step:,}",
         pictures=False,
         should_stop=should_stop,
-        renew=True,  # a run that was taken back comes to the step again, with other weights
+        renew=True,  # a run that resumed from an earlier checkpoint reaches the step again, with other weights
     )
     if report is None:
         return None
-    return {name: each["value"] for name, each in report["metrics"].items() if each["value"] is not None}
+    return {name: each.value for name, each in report.metrics.items() if each.value is not None}
 
 
 def _run(config: Config) -> Path:
     return Path(config.output_dir or "runs/run")
 
 
-def _quick(config: Config, num_samples: int) -> Config:
-    """The configuration of a quick look: what needs samples only, and fewer of them."""
+def _reduced(config: Config, num_samples: int) -> Config:
+    """The configuration with metrics of samples only, and fewer samples."""
     metrics = config.benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
     benchmark = config.benchmark.model_copy(
         update={"n_samples": num_samples, "num_seeds": 1, "metrics": metrics, "save_samples": False}

@@ -30,7 +30,7 @@ def draw_pictures(
     Args:
         plan: of the evaluation, whose samples are there.
         held_out: what was reconstructed.
-        reconstructions: their ways; none, if they were not asked for.
+        reconstructions: by each method; none, if they were not asked for.
         neighbors: the nearest training images of the first samples, or None if they were not asked for.
 
     Returns:
@@ -53,8 +53,8 @@ def draw_pictures(
     picture("denoising", f"x_t of samples 0 to {strips.count - 1} at {how}, then the image.", lambda: strips.x_t)
     picture("predicted_x0", f"The image that the network predicted at the same {how}.", lambda: strips.x_0)
     if reconstructions:
-        ways = "; ".join(each.way for each in reconstructions)
-        picture("reconstructions", f"Left to right: original; {ways}.", lambda: _pairs(held_out, reconstructions))
+        methods = "; ".join(each.method for each in reconstructions)
+        picture("reconstructions", f"Left to right: original; {methods}.", lambda: _pairs(held_out, reconstructions))
     if len(held_out.images) > 1:
         picture(
             "interpolation",

@@ -16,7 +16,8 @@ from ddpm_hf.evaluation.comparison import compare
 from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
-from ddpm_hf.evaluation.rendering import figure_table, number, pair_rows
+from ddpm_hf.evaluation.rendering import metric_table, pair_values
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.runtime.distributed import meet
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import write_whole
@@ -38,7 +39,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     report = carry_out(plan)
     if report is None:
         return
-    for warning in report["warnings"]:
+    for warning in report.warnings:
         print(f"note: {warning}")
     print(f"\n{summary(report)}\n\nIn {plan.folder}/: report.html, report.md, pictures/", end="")
     print(", metrics.json" if config.benchmark.save_metrics else "")
@@ -47,10 +48,10 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
         write_whole(Path(model) / "metrics.json", (plan.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def summary(report: dict[str, Any]) -> str:
-    """The figures of a report, a line each, beside those of real images."""
-    header, rows = figure_table(report)
-    rows = [header, *rows, *([name, number(figure)] for name, figure in pair_rows(report).items())]
+def summary(report: Report) -> str:
+    """The metrics of a report, a line each, beside those of real images."""
+    header, rows = metric_table(report)
+    rows = [header, *rows, *([name, str(value)] for name, value in pair_values(report).items())]
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(header))]
     padded = (map(str.ljust, row, widths) for row in rows)
     return "\n".join("  ".join(cells).rstrip() for cells in padded)

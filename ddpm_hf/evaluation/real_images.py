@@ -26,7 +26,7 @@ class RealImages:
     training: FeatureSet
     text: str
 
-    def samples_as_many(self, samples: FeatureSet) -> FeatureSet:
+    def matched_samples(self, samples: FeatureSet) -> FeatureSet:
         """As many of the samples, the first ones, as there are real images in their place."""
         return samples.select(list(range(len(self.candidates))))
 

@@ -32,14 +32,14 @@ class Reconstructions:
     """Held-out images after one way there and back.
 
     Attributes:
-        way: what was done to them, in words.
+        method: what was done to them, in words.
         timestep: how far they were noised.
         num_inference_steps: of the way back.
         images: in the order of the originals.
         is_encoded: whether the way there was DDIM's, without noise.
     """
 
-    way: str
+    method: str
     timestep: int
     num_inference_steps: int
     images: Images
@@ -120,8 +120,8 @@ def reconstruct_all(
             latents = pipeline.encode(pixels, ddim_steps, top, labels)
             return pipeline.decode(latents, ddim_steps, top, labels, "pt")
 
-        way = f"encoded by DDIM to t = {top} and decoded"
-        found.append(Reconstructions(way, top, ddim_steps, over_parts(there_and_back), True))
+        method = f"encoded by DDIM to t = {top} and decoded"
+        found.append(Reconstructions(method, top, ddim_steps, over_parts(there_and_back), True))
     return found
 
 

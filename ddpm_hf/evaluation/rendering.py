@@ -1,12 +1,12 @@
-"""The forms of a report: metrics.json for programs, report.md and report.html for people."""
+"""A report for people: report.md with its pictures beside it, and report.html with the pictures inside."""
 
 import base64
 import html
-import json
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.runtime.files import write_whole
 from ddpm_hf.runtime.markdown import markdown_table
 
@@ -20,174 +20,189 @@ figure { margin: 2rem 0 }
 """
 
 
-def write_report(folder: Path, report: dict[str, Any], save_metrics: bool) -> None:
-    """Write the report in its three forms.
+@dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+        heading: above it.
+        about: a paragraph below the heading; may be empty.
+        header: names of the columns.
+        rows: cells.
+    """
+
+    heading: str
+    about: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def write_report(folder: Path, report: Report, save_metrics: bool) -> None:
+    """Write report.md, report.html and metrics.json.
 
     Args:
-        folder: of the evaluation; pictures lie there.
-        report: as `build_report` makes it.
-        save_metrics: whether metrics.json is written.
+        folder: of the evaluation, where the pictures are.
+        report: to be written.
+        save_metrics: whether to write metrics.json.
     """
     if save_metrics:
-        write_whole(folder / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        report.write(folder / "metrics.json")
     write_whole(folder / "report.md", to_markdown(report))
     write_whole(folder / "report.html", to_html(report, folder))
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown, with its pictures beside it."""
-    lines = [f"# {title(report)}", ""]
-    lines += [f"> **{warning}**\n" for warning in report["warnings"]]
-    for heading, about, header, rows in _tables(report):
-        lines += [f"## {heading}", "", *([about, ""] if about else []), markdown_table(header, rows), ""]
-    for file, caption in report["pictures"].items():
+def to_markdown(report: Report) -> str:
+    """The report as Markdown, with links to its pictures."""
+    lines = [f"# {report.title}", ""]
+    lines += [f"> **{warning}**\n" for warning in report.warnings]
+    for each in _tables(report):
+        about = [each.about, ""] if each.about else []
+        lines += [f"## {each.heading}", "", *about, markdown_table(each.header, each.rows), ""]
+    for file, caption in report.pictures.items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     return "\n".join(lines)
 
 
-def to_html(report: dict[str, Any], folder: Path) -> str:
-    """The report as one file of HTML that holds its pictures.
+def to_html(report: Report, folder: Path) -> str:
+    """The report as one HTML file that contains its pictures.
 
     Args:
-        report: as `build_report` makes it.
-        folder: where the pictures lie.
+        report: to be shown.
+        folder: where the pictures are.
     """
-    parts = [f"<h1>{html.escape(title(report))}</h1>"]
-    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report["warnings"]]
-    for heading, about, header, rows in _tables(report):
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header) if any(header) else ""
-        text = f"<p>{html.escape(about)}</p>" if about else ""
-        parts.append(f"<h2>{html.escape(heading)}</h2>{text}<table><tr>{head}</tr>{body}</table>")
-    for file, caption in report["pictures"].items():
-        data = base64.b64encode((folder / file).read_bytes()).decode()
-        text = html.escape(caption)
-        parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        )
+    body = [f"<h1>{html.escape(report.title)}</h1>"]
+    body += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report.warnings]
+    for each in _tables(report):
+        about = f"<p>{html.escape(each.about)}</p>" if each.about else ""
+        rows = "".join(_html_row(row, "td") for row in each.rows)
+        body.append(f"<h2>{html.escape(each.heading)}</h2>{about}<table>{_html_row(each.header, 'th')}{rows}</table>")
+    for file, caption in report.pictures.items():
+        data, text = base64.b64encode((folder / file).read_bytes()).decode(), html.escape(caption)
+        image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+        body.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title(report))}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.title)}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
 
 
-def title(report: dict[str, Any]) -> str:
-    """What the report is about, in a line."""
-    label = f"{report['label']}: " if report["label"] else ""
-    return f"{label}{report['model']['name']}, {report['sampling']['n_samples']:,} samples"
+def _html_row(cells: list[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def number(figure: dict[str, Any] | None) -> str:
-    """A figure as people read it: its value and spread, or what is wrong with it."""
-    if figure is None:
-        return ""
-    if figure["value"] is None:
-        return figure["problem"] or ""
-    spread = "" if figure["deviation"] is None else f" ± {figure['deviation']:.2g}"
-    return f"{figure['value']:.4g}{spread}"
-
-
-def figure_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of the figures, beside those of real images at the same count."""
-    fewer = report["as_many_samples"]
-    header = ["", "samples", "real images"] if fewer is None else ["", "all samples", "as many samples", "real images"]
+def metric_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows: the metrics of samples beside those of real images at the same count."""
+    all_samples, matched = report.sampling.n_samples, report.num_matched
+    header = ["metric", f"samples (n = {all_samples:,})"]
+    header += [] if matched is None else [f"samples (n = {matched:,})"]
     rows = []
-    for each in report["metrics"].values():
-        cells = [each["name"], number(each)]
-        cells += [] if fewer is None else [number(each["as_many_samples"])]
-        rows.append([*cells, number(each["real_vs_real"])])
+    for each in report.metrics.values():
+        cells = [each.name, str(each)] + ([] if matched is None else [_cell(each.matched)])
+        rows.append([*cells, str(each.real_vs_real)])
+    return [*header, "real images"], rows
+
+
+def pair_values(report: Report) -> dict[str, MetricValue]:
+    """SSIM and PSNR of reconstructions, by metric and method."""
+    return {
+        f"{name}, {each.method}": value
+        for each in report.reconstructions
+        for name, value in (("SSIM", each.ssim), ("PSNR", each.psnr))
+        if value is not None
+    }
+
+
+def _cell(value: MetricValue | float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, MetricValue) else f"{value:.4g}"
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    header, rows = metric_table(report)
+    rows = [[*row, each.better, each.std_over or ""] for row, each in zip(rows, report.metrics.values(), strict=True)]
+    yield Table("Metrics", _about_real(report), [*header, "better", "± over"], rows)
+    if report.reconstructions:
+        header, rows = _reconstruction_table(report)
+        yield Table("Reconstructions of held-out images", _about_pairs(report), header, rows)
+    if report.baselines:
+        yield Table(
+            "Baselines",
+            "Model-free values that a model should beat. Of an image and itself, SSIM is 1 and PSNR infinite; the "
+            "lowest possible bits/dim of images is not known.",
+            ["metric", "value", "better", "measured on"],
+            [[each.name, str(each), each.better, each.what] for each in report.baselines],
+        )
+    yield Table("Protocol", "", ["", ""], [[name, text] for name, text in _protocol(report)])
+
+
+def _reconstruction_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    first = report.reconstructions[0]
+    header = ["method", "steps"]
+    header += [] if first.ssim is None else ["SSIM", "without the network"]
+    header += [] if first.psnr is None else ["PSNR (dB)", "without the network"]
+    rows = []
+    for each in report.reconstructions:
+        cells = [each.method, str(each.num_inference_steps)]
+        cells += [] if each.ssim is None else [str(each.ssim), _cell(each.ssim_without_network)]
+        cells += [] if each.psnr is None else [str(each.psnr), _cell(each.psnr_without_network)]
+        rows.append(cells)
     return header, rows
 
 
-def pair_rows(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """SSIM and PSNR of reconstructions, by what each is of."""
-    return {
-        f"{name.upper()}, {row['way']}": row[name]
-        for row in report["reconstructions"]
-        for name in ("ssim", "psnr")
-        if name in row
-    }
+def _protocol(report: Report) -> Iterator[tuple[str, str]]:
+    """Everything that the values depend on, by name."""
+    sampling, features, reference, held_out = report.sampling, report.features, report.reference, report.held_out
+    seeds = ", ".join(map(str, sampling.seeds))
+    yield "model", f"{report.model.name}, weights {report.model.weights}"
+    yield "averaged weights", report.model.ema
+    yield (
+        "samples",
+        f"{sampling.n_samples:,} for "
+        + (f"seed {seeds}" if len(sampling.seeds) == 1 else f"each of the seeds {seeds}"),
+    )
+    yield (
+        "sampler",
+        f"{sampling.sampler}, {sampling.num_inference_steps:,} steps, {sampling.network_evaluations:,} network "
+        f"evaluations per sample, batches of {sampling.batch_size}",
+    )
+    yield "classes", sampling.classes
+    yield "images", sampling.images
+    yield "features", features.description
+    yield "resize", features.resize
+    yield "extractor", features.fingerprint
+    yield (
+        "reference",
+        f"{reference.num_images:,} images of {reference.dataset}, split {reference.split}, fingerprint "
+        f"{reference.fingerprint[:16]}",
+    )
+    yield "transform", reference.transform
+    yield "real images", f"real-vs-real: {report.real_vs_real}"
+    has_bits = "bits_per_dim" in report.metrics
+    if report.reconstructions or has_bits:
+        trained_on = ", which the model was trained on" if held_out.are_training_images else ""
+        yield "held-out images", f"{held_out.num_images} of split {held_out.split}{trained_on}"
+    if has_bits:
+        timesteps = held_out.likelihood_timesteps
+        at = "all timesteps" if timesteps is None else f"{timesteps:,} timesteps"
+        yield "bits/dim", f"the variational bound, at {at} of each image"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
 
 
-def _tables(report: dict[str, Any]) -> Iterable[tuple[str, str, list[str], list[list[str]]]]:
-    """Headings, texts, column names and rows of the report's tables."""
-    header, rows = figure_table(report)
-    more = [[each["better"], each["deviation_over"] or ""] for each in report["metrics"].values()]
-    rows = [row + others for row, others in zip(rows, more, strict=True)]
-    yield "Figures", _about_real(report), [*header, "better", "± over"], rows
-    if report["reconstructions"]:
-        measures = [name for name in ("ssim", "psnr") if name in report["reconstructions"][0]]
-        header = ["way", "steps"]
-        for name in measures:
-            header += [name.upper() + (" (dB)" if name == "psnr" else ""), "without the network"]
-        rows = []
-        for row in report["reconstructions"]:
-            cells = [row["way"], str(row["num_inference_steps"])]
-            for name in measures:
-                without = row[f"{name}_without_network"]
-                cells += [number(row[name]), "" if without is None else f"{without:.4g}"]
-            rows.append(cells)
-        yield "Reconstructions of held-out images", _about_pairs(report), header, rows
-    if report["baselines"]:
-        yield (
-            "Without any model",
-            "What is to be beaten. Of an image and itself, SSIM is 1 and PSNR infinite; how many bits images need at "
-            "least is not known.",
-            ["", "of the held-out images", "better", "what it is of"],
-            [[each["name"], number(each), each["better"], each["what"]] for each in report["baselines"]],
-        )
-    sampling, features = report["sampling"], report["features"]
-    reference, held_out = report["reference"], report["held_out"]
-    facts = {
-        "model": f"{report['model']['name']}, weights {report['model']['weights']}",
-        "averaged weights": report["model"]["ema"],
-        "samples": f"{sampling['n_samples']:,} for {_listed('seed', sampling['seeds'])}",
-        "sampler": f"{sampling['sampler']}, {sampling['num_inference_steps']:,} steps, "
-        f"{sampling['network_evaluations']:,} network evaluations a sample, {sampling['batch_size']} at a time",
-        "classes": sampling["classes"],
-        "images": sampling["images"],
-        "features": features["description"],
-        "resize": features["resize"],
-        "extractor": features["fingerprint"],
-        "reference": f"{reference['num_images']:,} images of {reference['dataset']}, split {reference['split']}, "
-        f"fingerprint {reference['fingerprint'][:16]}",
-        "transform": reference["transform"],
-        "real images": f"real-vs-real: {report['real_vs_real']}",
-        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
-    }
-    if report["reconstructions"] or "bits_per_dim" in report["metrics"]:
-        trained_on = ", which the model was trained on" if held_out["are_training_images"] else ""
-        facts["held-out images"] = f"{held_out['num_images']} of split {held_out['split']}{trained_on}"
-    if "bits_per_dim" in report["metrics"]:
-        facts["bits/dim"] = f"the variational bound, at {_timesteps(report)} of each image"
-    yield "What they rest on", "", ["", ""], [[name, text] for name, text in facts.items()]
-
-
-def _listed(name: str, values: list[Any]) -> str:
-    return f"{name} {values[0]}" if len(values) == 1 else f"each of the {name}s {', '.join(map(str, values))}"
-
-
-def _timesteps(report: dict[str, Any]) -> str:
-    chosen = report["held_out"]["likelihood_timesteps"]
-    return "all time steps" if chosen is None else f"{chosen:,} time steps"
-
-
-def _about_real(report: dict[str, Any]) -> str:
-    """Which real images stand beside the samples, and which columns are to be compared."""
-    text = f"Real images: {report['real_vs_real']}."
-    if (fewer := report["as_many_samples"]) is None:
+def _about_real(report: Report) -> str:
+    """Which real images stand beside the samples, and which columns to compare."""
+    text = f"Real images: {report.real_vs_real}."
+    if report.num_matched is None:
         return text
     return (
-        f"{text} There are no more of them, and counts alone move a Fréchet distance: so the column beside theirs is "
-        f"of the first {fewer:,} samples of each seed, against the same images. Compare these two."
+        f"{text} A Fréchet distance depends on the number of images. So the column beside the real images holds the "
+        f"first {report.num_matched:,} samples of each seed against the same images: compare these two."
     )
 
 
-def _about_pairs(report: dict[str, Any]) -> str:
-    held_out = report["held_out"]
-    which = "training images" if held_out["are_training_images"] else f"images of {held_out['split']!r}"
+def _about_pairs(report: Report) -> str:
+    held_out = report.held_out
+    which = "training images" if held_out.are_training_images else f"images of {held_out.split!r}"
     return (
-        f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out['num_images']} {which}, "
+        f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out.num_images} {which}, "
         "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without the "
         "network: the noised image, scaled back."
     )

@@ -1,184 +1,301 @@
-"""What a report says: the figures, everything that they depend on, and what must not be read into them."""
+"""The report of an evaluation as a type: what is written to metrics.json, and read from it."""
 
-import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from typing import Any
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
-import torch
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
-from ddpm_hf._version import __version__
-from ddpm_hf.evaluation.plan import Plan
-from ddpm_hf.evaluation.scoring import NAMES, Figure, name_of
-from ddpm_hf.evaluation.splits import run_config
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import write_whole
 
-FORMAT = 2
-"""Of metrics.json; a reader may rely on it. Since 2 it has the figures of as many samples as there are real images."""
+FORMAT = 3
+"""Of metrics.json. Format 2, of ddpm_hf 0.1, has other names for a few keys, and is still read."""
 
-ENOUGH_SAMPLES = 10_000
+READABLE_FORMATS = (2, FORMAT)
 
-UNKNOWN = Figure(None, None, "not known: see Without any model")
-"""The bits/dim of real images."""
+Better = Literal["lower", "higher"]
+"""The better direction of a metric."""
 
-LIBRARIES = ("torch", "diffusers", "accelerate", "transformers", "torchmetrics", "torch-fidelity", "numpy")
+
+def _formerly(name: str, old: str) -> object:
+    """Let a field also be read by the name that it had in format 2."""
+    return Field(validation_alias=AliasChoices(name, old))
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The figures of samples beside those of real images.
+class MetricValue:
+    """The value of a metric, or why there is none.
 
     Attributes:
-        samples: of all samples, and of held-out images.
-        real: of real images in the place of samples.
-        as_many: of as many samples against the same images as the real ones; None where `samples` is that already.
-        text: which real images these were.
-        num_real: how many were in the place of samples.
+        value: None where it could not be computed, or is not finite.
+        std: standard deviation over seeds, splits, subsets or images; None where there is only one of them.
+        problem: why there is no value.
     """
 
-    samples: dict[str, Figure]
-    real: dict[str, Figure]
-    as_many: dict[str, Figure] | None
-    text: str
-    num_real: int
+    value: float | None
+    std: Annotated[float | None, _formerly("std", "deviation")] = None
+    problem: str | None = None
+
+    def or_problem(self, cause: str) -> "MetricValue":
+        """Turn NaN and infinity into a problem, since a report never prints them as numbers.
+
+        Args:
+            cause: of a value that is not finite.
+        """
+        if self.value is None or math.isfinite(self.value):
+            return self
+        return MetricValue(None, None, f"{'NaN' if math.isnan(self.value) else 'infinite'}: {cause}")
+
+    def __str__(self) -> str:
+        """The value with its standard deviation, or the problem."""
+        if self.value is None:
+            return self.problem or ""
+        return f"{self.value:.4g}" + ("" if self.std is None else f" ± {self.std:.2g}")
 
 
-def build_report(
-    plan: Plan,
-    compared: Compared,
-    reconstructions: list[dict[str, Any]],
-    baselines: list[dict[str, Any]],
-    num_held_out: int,
-    pictures: dict[str, str],
-    label: str | None,
-) -> dict[str, Any]:
-    """Gather what an evaluation found, and everything that its figures depend on.
+@dataclass(frozen=True, kw_only=True)
+class Metric(MetricValue):
+    """A metric of the samples, or of held-out images, beside the same metric of real images.
 
-    Args:
-        plan: of the evaluation.
-        compared: the figures.
-        reconstructions: rows of SSIM and PSNR.
-        baselines: rows of what held-out images come to without a model.
-        num_held_out: images that were reconstructed.
-        pictures: caption of each picture, by its file.
-        label: what the report says of itself.
-
-    Returns:
-        Plain values, as they go to metrics.json.
+    Attributes:
+        name: for a person, such as "FD (digits classifier)".
+        better: which direction is better.
+        std_over: what the standard deviation is over, such as "3 seeds"; None where there is none.
+        real_vs_real: real images in place of the samples; what a perfect model would reach.
+        matched: as many samples as there are real images in their place, against the same images; None where `value`
+            is that already.
     """
-    benchmark, extractor, drawing = plan.benchmark, plan.extractor, plan.drawing
-    metrics = {}
-    as_many = compared.as_many or {}
-    for name, figure in compared.samples.items():
-        shown, better = ("bits/dim (bound)", "lower") if name == "bits_per_dim" else (
-            name_of(name, extractor.name, extractor.label), NAMES[name][1]
-        )  # fmt: skip
-        metrics[name] = {
-            "name": shown,
-            "better": better,
-            **asdict(figure),
-            "deviation_over": _deviation_over(name, benchmark.num_seeds) if figure.deviation is not None else None,
-            "real_vs_real": asdict(compared.real.get(name, UNKNOWN)),
-            "as_many_samples": asdict(as_many[name]) if name in as_many else None,
-        }
-    held_out_is_training = plan.held_out_split == plan.training_split
-    report = {
-        "format": FORMAT,
-        "label": label,
-        "model": {"name": plan.model, "weights": plan.settings["weights"], "ema": _ema(plan.model)},
-        "sampling": {
-            "n_samples": benchmark.n_samples,
-            "seeds": [drawing.seed + repeat for repeat in range(benchmark.num_seeds)],
-            "sampler": plan.sampler_name,
-            "num_inference_steps": drawing.num_inference_steps,
-            "network_evaluations": plan.network_evaluations,
-            "batch_size": benchmark.batch_size,
-            "classes": "none" if drawing.num_classes is None else f"each of {drawing.num_classes} in turn",
-            "images": "8 bits, rounded",
-        },
-        "features": {
-            "name": extractor.name,
-            "label": extractor.label,
-            "description": extractor.description,
-            "fingerprint": extractor.fingerprint,
-            "resize": extractor.resize,
-            "num_features": extractor.num_features,
-        },
-        "reference": plan.settings["reference"],
-        "held_out": {
-            "split": plan.held_out_split,
-            "num_images": num_held_out,
-            "are_training_images": held_out_is_training,
-            "fingerprint": plan.settings["held_out"]["fingerprint"],
-            "likelihood_timesteps": benchmark.likelihood_timesteps,
-        },
-        "real_vs_real": compared.text,
-        "as_many_samples": None if compared.as_many is None else compared.num_real,
-        "metrics": metrics,
-        "reconstructions": reconstructions,
-        "baselines": baselines,
-        "pictures": pictures,
-        "warnings": [],
-        "versions": _versions(),
-    }
-    report["warnings"] = list(_warnings(plan, report))
-    return report
+
+    name: str
+    better: Better
+    std_over: Annotated[str | None, _formerly("std_over", "deviation_over")] = None
+    real_vs_real: MetricValue
+    matched: Annotated[MetricValue | None, _formerly("matched", "as_many_samples")] = None
 
 
-def _warnings(plan: Plan, report: dict[str, Any]) -> Iterable[str]:
-    benchmark, features = plan.benchmark, report["features"]
-    if report["label"]:
-        yield f"This is a {report['label']}, not an evaluation."
-    if benchmark.n_samples < ENOUGH_SAMPLES:
-        yield (
-            f"{benchmark.n_samples:,} samples, fewer than {ENOUGH_SAMPLES:,}: a Fréchet distance is too high by an "
-            "amount that depends on the count. Compare with evaluations of the same count, and with the real images."
-        )
-    if features["name"] != "inception":
-        yield (
-            f"The features are those of {features['label']}: no figure here is an FID, a KID or an Inception score, "
-            "and none compares with the literature's."
-        )
-    if report["held_out"]["are_training_images"] and (report["reconstructions"] or benchmark.metrics.bits_per_dim):
-        yield (
-            "No held-out images were named (benchmark.held_out_split, dataset.validation_split): reconstructions and "
-            "bits/dim are those of training images, which the model has seen."
-        )
-    if benchmark.allow_few_samples and benchmark.metrics.fid:
-        least = min(benchmark.n_samples, report["reference"]["num_images"])
-        if least <= features["num_features"]:
-            yield (
-                f"A Fréchet distance from {least:,} images in {features['num_features']:,} dimensions rests on "
-                "singular covariances: take it for no more than a sign of life."
-            )
-    for each in report["metrics"].values():
-        if each["problem"]:
-            yield f"{each['name']}: {each['problem']}."
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """Reconstructions of held-out images by one method, compared with the originals.
+
+    Attributes:
+        method: how the images were encoded and decoded.
+        timestep: the timestep that they were encoded to.
+        num_inference_steps: denoising steps from there.
+        num_images: images that were reconstructed.
+        ssim: mean structural similarity; None if it was not asked for.
+        psnr: mean peak signal-to-noise ratio in dB; None if it was not asked for.
+        ssim_without_network: SSIM of the noised image, scaled back; None for DDIM, which adds no noise.
+        psnr_without_network: likewise, in dB.
+    """
+
+    method: Annotated[str, _formerly("method", "way")]
+    timestep: int
+    num_inference_steps: int
+    num_images: int
+    ssim: MetricValue | None = None
+    psnr: MetricValue | None = None
+    ssim_without_network: float | None = None
+    psnr_without_network: float | None = None
 
 
-def _deviation_over(name: str, num_seeds: int) -> str:
-    if name == "bits_per_dim":
-        return "images"
-    if num_seeds > 1:
-        return f"{num_seeds} seeds"
-    return "10 splits" if name == "classifier_score" else "100 subsets"
+@dataclass(frozen=True, kw_only=True)
+class Baseline(MetricValue):
+    """A metric of held-out images that needs no model.
+
+    Attributes:
+        name: of the metric.
+        what: the images, or the coder, that it is measured on.
+        better: which direction is better.
+    """
+
+    name: str
+    what: str
+    better: Better
 
 
-def _ema(model: str) -> str:
-    """Whether the weights are averaged, as far as the folder of the model tells."""
-    try:
-        decay = float(run_config(model)["training"]["ema_decay"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError):
-        return "not recorded: the weights as they were saved"
-    return f"yes, decay {decay}: a run saves the averaged weights for use"
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The model that was evaluated.
+
+    Attributes:
+        name: folder or Hub id, as the user gave it.
+        weights: a hash of them.
+        ema: whether they are averaged, as far as the run's configuration tells.
+    """
+
+    name: str
+    weights: str
+    ema: str
 
 
-def _versions() -> dict[str, str]:
-    versions = {"ddpm_hf": __version__, "python": platform.python_version()}
-    for library in LIBRARIES:
+@dataclass(frozen=True, kw_only=True)
+class SamplingSection:
+    """How the samples were drawn.
+
+    Attributes:
+        n_samples: of each seed.
+        seeds: one for each repetition.
+        sampler: name of the scheduler.
+        num_inference_steps: denoising steps.
+        network_evaluations: of one sample.
+        batch_size: samples drawn at a time.
+        classes: which classes were drawn, for a person.
+        images: how pixels were rounded.
+    """
+
+    n_samples: int
+    seeds: list[int]
+    sampler: str
+    num_inference_steps: int
+    network_evaluations: int
+    batch_size: int
+    classes: str
+    images: str = "8 bits, rounded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesSection:
+    """The feature extractor.
+
+    Attributes:
+        name: as given in `benchmark.features`.
+        label: short, for the names of metrics.
+        description: one sentence.
+        fingerprint: a hash of name, weights and resizing; values of different fingerprints do not compare.
+        resize: how images are brought to the network's size.
+        num_features: length of a feature vector.
+    """
+
+    name: str
+    label: str
+    description: str
+    fingerprint: str
+    resize: str
+    num_features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSection:
+    """The real images that samples are compared with: everything that their features depend on.
+
+    Attributes:
+        dataset: name or folder.
+        config: of the dataset.
+        revision: of the dataset.
+        split: of the dataset.
+        image_column: of the dataset; None finds it.
+        num_images: in the split.
+        image_shape: channels, height, width.
+        transform: how images were brought to the model's size.
+        fingerprint: a hash of all pixels.
+        extractor: fingerprint of the feature extractor.
+        resize: how the extractor resizes images.
+        batch_size: images at a time.
+    """
+
+    dataset: str
+    config: str | None
+    revision: str | None
+    split: str
+    image_column: str | None
+    num_images: int
+    image_shape: list[int]
+    transform: str
+    fingerprint: str
+    extractor: str
+    resize: str
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSection:
+    """The held-out images of reconstructions and likelihood.
+
+    Attributes:
+        split: that they are from.
+        num_images: that were measured.
+        are_training_images: no images were held out, so the model has seen these.
+        fingerprint: a hash of all pixels of the split.
+        likelihood_timesteps: timesteps of the bound that were evaluated; None for all.
+    """
+
+    split: str
+    num_images: int
+    are_training_images: bool
+    fingerprint: str
+    likelihood_timesteps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an evaluation measured, and everything that its values depend on.
+
+    Attributes:
+        model: the model.
+        sampling: how samples were drawn.
+        features: what extracted their features.
+        reference: the images that samples were compared with.
+        held_out: the images of reconstructions and likelihood.
+        real_vs_real: which real images took the place of samples, for a person.
+        num_matched: samples behind `Metric.matched`, as many as those real images; None where all samples are.
+        metrics: by key, such as "frechet_distance".
+        reconstructions: of held-out images, one for each method.
+        baselines: of held-out images, without a model.
+        pictures: caption of each picture, by its file within the folder of the evaluation.
+        warnings: what must not be read into the values.
+        versions: of Python, the libraries and the device.
+        seconds: that the evaluation took, and how many samples the main process drew.
+        label: what the report is, if not a full evaluation, such as one at a step of training.
+        format: of metrics.json.
+    """
+
+    format: int = FORMAT
+    label: str | None = None
+    model: ModelSection
+    sampling: SamplingSection
+    features: FeaturesSection
+    reference: ReferenceSection
+    held_out: HeldOutSection
+    real_vs_real: str
+    num_matched: Annotated[int | None, _formerly("num_matched", "as_many_samples")] = None
+    metrics: dict[str, Metric]
+    reconstructions: list[Reconstruction]
+    baselines: list[Baseline]
+    pictures: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """One line that names the model and the number of samples."""
+        label = f"{self.label}: " if self.label else ""
+        return f"{label}{self.model.name}, {self.sampling.n_samples:,} samples"
+
+    def write(self, file: Path) -> None:
+        """Write the report as JSON, atomically."""
+        write_whole(file, json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, file: Path) -> "Report":
+        """Read a report, of this format or of format 2.
+
+        Raises:
+            UserError: if there is no such file, or it holds no report of a readable format.
+        """
         try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return versions | {"device": device}
+            content = json.loads(file.read_text(encoding="utf-8"))
+            given = content["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        if given not in READABLE_FORMATS:
+            readable = " and ".join(map(str, READABLE_FORMATS))
+            raise UserError(f"{file} is of format {given}; readable are {readable}: evaluate again")
+        try:
+            return TypeAdapter(cls).validate_python({**content, "format": FORMAT})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{file} cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,7 +1,6 @@
 """All figures of one set of images against another: of samples, and of real images in their place."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,37 +9,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ddpm_hf.config.benchmark import BenchmarkMetrics
-from ddpm_hf.evaluation.distances import Moments, Score, classifier_score, frechet_distance, kernel_distance, moments
+from ddpm_hf.evaluation.distances import Moments, classifier_score, frechet_distance, kernel_distance, moments
 from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
+from ddpm_hf.evaluation.report import Better, MetricValue
 from ddpm_hf.evaluation.stopping import patiently
 from ddpm_hf.evaluation.store import FeatureTable
 from ddpm_hf.runtime.files import write_whole
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure, or why there is none.
-
-    Attributes:
-        value: None where it could not be computed.
-        deviation: standard deviation over splits, subsets or seeds.
-        problem: why the value is missing, NaN or infinite.
-    """
-
-    value: float | None
-    deviation: float | None = None
-    problem: str | None = None
-
-    @classmethod
-    def of(cls, score: Score, cause: str) -> "Figure":
-        """A figure from a score; one that is NaN or infinite becomes a problem with its cause."""
-        if math.isfinite(score.value):
-            return cls(score.value, score.deviation)
-        return cls(None, None, f"{'NaN' if math.isnan(score.value) else 'infinite'}: {cause}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +52,7 @@ class FeatureSet:
         return len(self.table)
 
 
-NAMES = {
+NAMES: dict[str, tuple[str, Better]] = {
     "frechet_distance": ("FD", "lower"),
     "classifier_score": ("classifier score", "higher"),
     "kernel_distance": ("KD", "lower"),
@@ -82,7 +61,11 @@ NAMES = {
     "memorization_rate": ("memorisation rate", "lower"),
 }
 
-INCEPTION_NAMES = {"frechet_distance": "FID", "classifier_score": "Inception score", "kernel_distance": "KID"}
+INCEPTION_NAMES = {
+    "frechet_distance": "FID",
+    "classifier_score": "Inception score",
+    "kernel_distance": "KID",
+}
 
 
 def name_of(figure: str, extractor_name: str, label: str) -> str:
@@ -106,7 +89,7 @@ def score_set(
     extractor: FeatureExtractor,
     device: torch.device | str,
     allow_few: bool,
-) -> dict[str, Figure]:
+) -> dict[str, MetricValue]:
     """Score images against real ones.
 
     Args:
@@ -123,16 +106,16 @@ def score_set(
     """
     lost = _count_not_finite(candidates.table)
     cause = f"{lost:,} of {len(candidates):,} images have features that are not finite"
-    figures: dict[str, Figure] = {}
+    figures: dict[str, MetricValue] = {}
 
-    def add(name: str, compute: Callable[[], Score], least: int, needs: str) -> None:
+    def add(name: str, compute: Callable[[], MetricValue], least: int, needs: str) -> None:
         count = min(len(candidates), len(real))
         if count < least:
-            figures[name] = Figure(None, None, f"not computed: {count:,} images, and {needs}")
+            figures[name] = MetricValue(None, None, f"not computed: {count:,} images, and {needs}")
         elif lost:
-            figures[name] = Figure(None, None, f"NaN: {cause}")
+            figures[name] = MetricValue(None, None, f"NaN: {cause}")
         else:
-            figures[name] = Figure.of(compute(), "the features of the reference are not finite, or overflow")
+            figures[name] = compute().or_problem("the features of the reference are not finite, or overflow")
 
     if wanted.fid:
         dimension = extractor.num_features
@@ -148,7 +131,7 @@ def score_set(
         logits = candidates.logits
         if logits is None:
             problem = f"not computed: {extractor.name} is no classifier"
-            figures["classifier_score"] = Figure(None, None, problem)
+            figures["classifier_score"] = MetricValue(None, None, problem)
         else:
             add("classifier_score", lambda: classifier_score(logits), 2, "it needs 2")
     if wanted.kid:
@@ -157,26 +140,28 @@ def score_set(
         k = PRECISION_RECALL_K
         both: list[float] = []
 
-        def compute(which: int) -> Score:
+        def compute(which: int) -> MetricValue:
             if not both:
                 both.extend(precision_recall(real.table, candidates.table, device, real.radii(device)))
-            return Score(both[which])
+            return MetricValue(both[which])
 
         for which, name in enumerate(("precision", "recall")):
             add(name, lambda which=which: compute(which), k + 1, f"{k} neighbours need {k + 1}")  # type: ignore[misc]
     if wanted.memorization and len(training) < 2:
-        figures["memorization_rate"] = Figure(None, None, "not computed: one training image, and two neighbours need 2")
+        figures["memorization_rate"] = MetricValue(
+            None, None, "not computed: one training image, and two neighbours need 2"
+        )
     elif wanted.memorization:
         add(
             "memorization_rate",
-            lambda: Score(float(memorized(nearest(candidates.table, training.table, 2, device)).double().mean())),
+            lambda: MetricValue(float(memorized(nearest(candidates.table, training.table, 2, device)).double().mean())),
             2,
             "two neighbours need 2",
         )
     return figures
 
 
-def combine(runs: list[dict[str, Figure]]) -> dict[str, Figure]:
+def combine(runs: list[dict[str, MetricValue]]) -> dict[str, MetricValue]:
     """Mean and standard deviation of each figure over seeds; one seed's figures stay as they are."""
     if len(runs) == 1:
         return runs[0]
@@ -186,9 +171,9 @@ def combine(runs: list[dict[str, Figure]]) -> dict[str, Figure]:
         known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
         problem = next((run[name].problem for run in runs if run[name].problem), None)
         if len(known) < len(runs):
-            combined[name] = Figure(None, None, problem)
+            combined[name] = MetricValue(None, None, problem)
         else:
-            combined[name] = Figure(float(known.mean()), float(known.std()))
+            combined[name] = MetricValue(float(known.mean()), float(known.std()))
     return combined
 
 
@@ -215,7 +200,7 @@ def kept(file: Path, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[st
     return values
 
 
-def kept_figures(file: Path, key: Any, compute: Callable[[], dict[str, Figure]]) -> dict[str, Figure]:
+def kept_metrics(file: Path, key: Any, compute: Callable[[], dict[str, MetricValue]]) -> dict[str, MetricValue]:
     """`kept` for figures."""
     values = kept(file, key, lambda: {name: asdict(figure) for name, figure in compute().items()})
-    return {name: Figure(**fields) for name, fields in values.items()}
+    return TypeAdapter(dict[str, MetricValue]).validate_python(values)

@@ -289,13 +289,13 @@ class Trainer:
         return True
 
     def _prepare_evaluation(self) -> "FeatureExtractor":
-        from ddpm_hf.evaluation import prepare_quick_look  # only where it is asked for
+        from ddpm_hf.evaluation import prepare_in_training_evaluation  # only where it is asked for
 
-        return prepare_quick_look(self.config, self.accelerator.device)
+        return prepare_in_training_evaluation(self.config, self.accelerator.device)
 
     def _evaluate(self) -> bool:
         """Measure the averaged weights on a few samples; whether that came to its end."""
-        from ddpm_hf.evaluation import quick_look
+        from ddpm_hf.evaluation import evaluate_in_training
 
         figures = None
         # of several processes that wait for each other, one must not go on alone
@@ -303,7 +303,7 @@ class Trainer:
         room = self._room_for("evaluation") if alone else contextlib.nullcontext()
         try:
             with room:
-                figures = quick_look(
+                figures = evaluate_in_training(
                     self.learner.pipeline,
                     self.config,
                     self.step,

@@ -82,7 +82,7 @@ def test_moments_do_not_depend_on_the_blocks(make_table, monkeypatch):
 def test_the_kernel_distance_is_the_unbiased_mmd_of_halves(make_table):
     one, other = torch.randn(40, 5), torch.randn(40, 5) * 2
     score = kernel_distance(make_table(one), make_table(other))
-    assert score.value > 0 and score.deviation > 0
+    assert score.value > 0 and score.std > 0
     again = kernel_distance(make_table(one), make_table(other))
     assert again == score, "the subsets are a function of the sizes"
 
@@ -106,7 +106,7 @@ def test_the_classifier_score_of_certain_and_balanced_classes_is_their_number(ma
     logits = 1e4 * torch.eye(classes)[torch.arange(100 * classes) % classes]
     score = classifier_score(make_table(logits))
     assert score.value == pytest.approx(classes)
-    assert score.deviation == pytest.approx(0, abs=1e-9)
+    assert score.std == pytest.approx(0, abs=1e-9)
 
 
 def test_the_classifier_score_of_a_classifier_that_knows_nothing_is_one(make_table):
@@ -120,5 +120,5 @@ def test_the_classifier_score_agrees_with_torchmetrics(make_table):
     assert classifier_score(make_table(logits), num_splits=1).value == pytest.approx(float(kl.exp()))
 
 
-def test_one_split_has_no_deviation(make_table):
-    assert classifier_score(make_table(torch.randn(5, 3)), num_splits=1).deviation is None
+def test_one_split_has_no_std(make_table):
+    assert classifier_score(make_table(torch.randn(5, 3)), num_splits=1).std is None

@@ -1,16 +1,18 @@
 import json
 import math
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from ddpm_hf.config import load_config
-from ddpm_hf.evaluation import evaluate, prepare_quick_look, quick_look
+from ddpm_hf.evaluation import evaluate, evaluate_in_training, prepare_in_training_evaluation
 from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
 from ddpm_hf.evaluation.evaluate import carry_out
 from ddpm_hf.evaluation.features import UserExtractor
 from ddpm_hf.evaluation.plan import make_plan
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.evaluation.sampling import read_images, sample_file
 from ddpm_hf.runtime.errors import UserError
 
@@ -45,8 +47,8 @@ class Watched(DigitsClassifier):
 def test_an_evaluation_leaves_figures_pictures_and_all_that_they_depend_on(run, tmp_path):
     report = run()
     folder = tmp_path / "evaluation"
-    assert json.loads((folder / "metrics.json").read_text()) == report
-    assert report["sampling"] == {
+    assert Report.read(folder / "metrics.json") == report
+    assert asdict(report.sampling) == {
         "n_samples": 70,
         "seeds": [0],
         "sampler": "ddpm",
@@ -56,7 +58,7 @@ def test_an_evaluation_leaves_figures_pictures_and_all_that_they_depend_on(run, 
         "classes": "none",
         "images": "8 bits, rounded",
     }
-    assert set(report["metrics"]) == {
+    assert set(report.metrics) == {
         "frechet_distance",
         "classifier_score",
         "kernel_distance",
@@ -65,16 +67,16 @@ def test_an_evaluation_leaves_figures_pictures_and_all_that_they_depend_on(run, 
         "memorization_rate",
         "bits_per_dim",
     }
-    for name, figure in report["metrics"].items():
-        assert math.isfinite(figure["value"]), name
-        assert name == "bits_per_dim" or math.isfinite(figure["real_vs_real"]["value"])
-        assert name == "bits_per_dim" or math.isfinite(figure["as_many_samples"]["value"])
-        assert "FID" not in figure["name"]
-    figures = report["metrics"]
-    assert figures["frechet_distance"]["value"] > figures["frechet_distance"]["real_vs_real"]["value"]
-    assert len(report["reconstructions"]) == 4
-    assert report["held_out"]["are_training_images"]
-    warnings = " ".join(report["warnings"])
+    for name, figure in report.metrics.items():
+        assert math.isfinite(figure.value), name
+        assert name == "bits_per_dim" or math.isfinite(figure.real_vs_real.value)
+        assert name == "bits_per_dim" or math.isfinite(figure.matched.value)
+        assert "FID" not in figure.name
+    figures = report.metrics
+    assert figures["frechet_distance"].value > figures["frechet_distance"].real_vs_real.value
+    assert len(report.reconstructions) == 4
+    assert report.held_out.are_training_images
+    warnings = " ".join(report.warnings)
     assert "fewer than 10,000" in warnings
     assert "training images" in warnings
     pictures = {"samples", "denoising", "predicted_x0", "reconstructions", "interpolation", "nearest"}
@@ -83,7 +85,7 @@ def test_an_evaluation_leaves_figures_pictures_and_all_that_they_depend_on(run, 
     for text in ("70 samples", "FD (digits classifier)", "torchmetrics 1", "real-vs-real", "without anti", "decay"):
         assert (text in markdown) == (text in page)
     assert page.count("data:image/png;base64,") == 6
-    assert report["versions"]["torch"] == torch.__version__
+    assert report.versions["torch"] == torch.__version__
 
 
 def test_exactly_so_many_samples_are_scored_and_each_is_kept(run, tmp_path):
@@ -121,10 +123,10 @@ def test_a_stopped_evaluation_goes_on_where_it_was(run, tmp_path):
     resumed = Watched()
     report = run("benchmark.n_samples=65", extractor=resumed, pictures=False)
     assert resumed.seen == 65 - 48
-    whole = json.loads((tmp_path / "whole/metrics.json").read_text())
-    assert report["metrics"] == whole["metrics"]
+    whole = Report.read(tmp_path / "whole/metrics.json")
+    assert report.metrics == whole.metrics
     again = Watched()
-    assert run("benchmark.n_samples=65", extractor=again, pictures=False)["metrics"] == whole["metrics"]
+    assert run("benchmark.n_samples=65", extractor=again, pictures=False).metrics == whole.metrics
     assert again.seen == 0
     more = Watched()
     run("benchmark.n_samples=100", extractor=more, pictures=False)
@@ -133,31 +135,31 @@ def test_a_stopped_evaluation_goes_on_where_it_was(run, tmp_path):
 
 def test_several_seeds_have_a_deviation(run, tmp_path):
     report = run("benchmark.num_seeds=2", "benchmark.n_samples=65", pictures=False)
-    assert report["sampling"]["seeds"] == [0, 1]
-    figure = report["metrics"]["frechet_distance"]
-    assert figure["deviation"] > 0
-    assert figure["deviation_over"] == "2 seeds"
+    assert report.sampling.seeds == [0, 1]
+    figure = report.metrics["frechet_distance"]
+    assert figure.std > 0
+    assert figure.std_over == "2 seeds"
     one = [
         json.loads((tmp_path / f"evaluation/scores/seed-{seed}.json").read_text())["values"]["frechet_distance"][
             "value"
         ]
         for seed in (0, 1)
     ]
-    assert figure["value"] == pytest.approx(sum(one) / 2)
+    assert figure.value == pytest.approx(sum(one) / 2)
 
 
 def test_only_what_was_asked_for_is_computed(run):
     off = [f"benchmark.metrics.{name}=false" for name in ("fid", "kid", "precision_recall", "memorization", "ssim")]
     report = run(*off, "benchmark.metrics.bits_per_dim=false", pictures=False)
-    assert list(report["metrics"]) == ["classifier_score"]
-    assert all("psnr" in row and "ssim" not in row for row in report["reconstructions"])
+    assert list(report.metrics) == ["classifier_score"]
+    assert all(row.psnr is not None and row.ssim is None for row in report.reconstructions)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, in its Heun
 def test_the_sampler_and_its_steps_are_stated(run):
     report = run("benchmark.sampler=heun", "benchmark.num_inference_steps=5", pictures=False)
-    assert report["sampling"]["sampler"] == "heun"
-    assert report["sampling"]["network_evaluations"] == 9, "two for each step but the last"
+    assert report.sampling.sampler == "heun"
+    assert report.sampling.network_evaluations == 9, "two for each step but the last"
 
 
 def test_a_network_that_makes_no_numbers_is_reported_as_that(make_config, make_pipeline, tmp_path):
@@ -165,16 +167,16 @@ def test_a_network_that_makes_no_numbers_is_reported_as_that(make_config, make_p
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(torch.nan)
     report = evaluate("broken", make_config(), output=tmp_path / "out", pipeline=pipeline)
-    for name, figure in report["metrics"].items():
-        assert figure["value"] is None
-        assert "NaN" in figure["problem"], name
-    assert "70 of 70 images" in report["metrics"]["frechet_distance"]["problem"]
+    for name, figure in report.metrics.items():
+        assert figure.value is None
+        assert "NaN" in figure.problem, name
+    assert "70 of 70 images" in report.metrics["frechet_distance"].problem
     assert "NaN: 70 of 70" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_lost_sample_stays_lost_when_only_its_image_is_left(make_config, make_pipeline, tmp_path):
     def measure():
-        return evaluate("broken", make_config(), output=tmp_path / "out", pipeline=pipeline, pictures=False)["metrics"]
+        return evaluate("broken", make_config(), output=tmp_path / "out", pipeline=pipeline, pictures=False).metrics
 
     pipeline = make_pipeline()
     with torch.no_grad():
@@ -183,17 +185,17 @@ def test_a_lost_sample_stays_lost_when_only_its_image_is_left(make_config, make_
     (tmp_path / "out/features/seed-0/done.u32").write_bytes(b"")  # as if stopped between the images and the features
     (tmp_path / "out/scores/seed-0.json").unlink()
     assert measure() == before
-    assert "70 of 70 images" in before["frechet_distance"]["problem"]
+    assert "70 of 70 images" in before["frechet_distance"].problem
 
 
 def test_real_images_stand_beside_as_many_samples_against_the_same_others(run):
     report = run("benchmark.reference_split=train[:100]", "benchmark.num_seeds=2", "benchmark.metrics.fid=false")
-    assert report["real_vs_real"] == "50 images of 'train[:100]' against its 50 others"
-    assert report["as_many_samples"] == 50
-    figure = report["metrics"]["kernel_distance"]
-    assert figure["as_many_samples"]["value"] not in (figure["value"], None)
-    assert figure["as_many_samples"]["deviation"] > 0, "over the seeds"
-    assert report["metrics"]["bits_per_dim"]["real_vs_real"]["problem"].startswith("not known")
+    assert report.real_vs_real == "50 images of 'train[:100]' against its 50 others"
+    assert report.num_matched == 50
+    figure = report.metrics["kernel_distance"]
+    assert figure.matched.value not in (figure.value, None)
+    assert figure.matched.std > 0, "over the seeds"
+    assert report.metrics["bits_per_dim"].real_vs_real.problem.startswith("not known")
 
 
 def test_a_module_of_ones_own_has_no_classes_and_says_so(run):
@@ -202,9 +204,9 @@ def test_a_module_of_ones_own_has_no_classes_and_says_so(run):
             return images.flatten(1)[:, ::4].float()
 
     report = run(extractor=UserExtractor("pixels", Pixels()), pictures=False)
-    assert report["features"]["num_features"] == 16
-    assert report["metrics"]["frechet_distance"]["name"] == "FD (pixels)"
-    assert report["metrics"]["classifier_score"]["problem"] == "not computed: pixels is no classifier"
+    assert report.features.num_features == 16
+    assert report.metrics["frechet_distance"].name == "FD (pixels)"
+    assert report.metrics["classifier_score"].problem == "not computed: pixels is no classifier"
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_drawn(model_folder, make_config, tmp_path):
@@ -250,8 +252,8 @@ def test_each_mistake_has_its_message(run, overrides, message):
 
 def test_too_few_samples_are_enough_for_those_who_insist(run):
     report = run("benchmark.n_samples=20", "benchmark.allow_few_samples=true", pictures=False)
-    assert math.isfinite(report["metrics"]["frechet_distance"]["value"])
-    assert "singular covariances" in " ".join(report["warnings"])
+    assert math.isfinite(report.metrics["frechet_distance"].value)
+    assert "singular covariances" in " ".join(report.warnings)
 
 
 @pytest.mark.parametrize("given", ["n_samples=1", "metrics.fidd=true", "reconstruction_levels=[0.5, 0.1]"])
@@ -285,7 +287,7 @@ def test_what_a_crash_leaves_of_the_settings_keeps_no_evaluation_out(run, tmp_pa
     folder = tmp_path / "evaluation"
     folder.mkdir()
     (folder / ".settings.json.4711").write_text('{"see')
-    assert run(pictures=False)["metrics"]
+    assert run(pictures=False).metrics
 
 
 def test_nothing_is_written_until_all_processes_have_looked(model_folder, make_config, tmp_path, monkeypatch):
@@ -297,19 +299,19 @@ def test_nothing_is_written_until_all_processes_have_looked(model_folder, make_c
     assert there == [(False, plan.settings["weights"])]
 
 
-def test_a_quick_look_says_that_it_is_one(make_pipeline, make_config, tmp_path):
-    figures = quick_look(make_pipeline(), make_config(), step=40, num_samples=65)
+def test_an_in_training_evaluation_says_that_it_is_one(make_pipeline, make_config, tmp_path):
+    figures = evaluate_in_training(make_pipeline(), make_config(), step=40, num_samples=65)
     assert set(figures) >= {"frechet_distance", "kernel_distance"}
     assert "bits_per_dim" not in figures
     folder = tmp_path / "run/evaluation/step-40"
-    assert "quick look at step 40 of training" in (folder / "report.md").read_text()
-    assert json.loads((folder / "metrics.json").read_text())["label"].startswith("quick look")
+    assert "in-training evaluation at step 40" in (folder / "report.md").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["label"].startswith("in-training")
 
 
-def test_quick_looks_that_will_not_work_are_told_before_training(make_config):
-    assert prepare_quick_look(make_config("training.num_evaluation_samples=65")).num_features == 64
+def test_problems_of_in_training_evaluations_are_reported_before_training(make_config):
+    assert prepare_in_training_evaluation(make_config("training.num_evaluation_samples=65")).num_features == 64
     with pytest.raises(UserError) as caught:
-        prepare_quick_look(
+        prepare_in_training_evaluation(
             make_config(
                 "training.num_evaluation_samples=64", "benchmark.sampler=dimm", "benchmark.reference_split=train[:9]"
             )
@@ -323,5 +325,5 @@ def test_a_class_conditional_model_draws_every_class(make_pipeline, make_config,
     report = evaluate(
         "conditional", make_config("model_config.num_classes=10"), output=tmp_path / "out", pipeline=pipeline
     )
-    assert report["sampling"]["classes"] == "each of 10 in turn"
-    assert math.isfinite(report["metrics"]["bits_per_dim"]["value"])
+    assert report.sampling.classes == "each of 10 in turn"
+    assert math.isfinite(report.metrics["bits_per_dim"].value)

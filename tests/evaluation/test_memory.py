@@ -22,8 +22,8 @@ def test_an_evaluation_out_of_memory_goes_on_with_the_same_figures(make_pipeline
         "out of memory, reconstructing 6 images at a time; from here on 3, with the same results",
         "out of memory, measuring the likelihood of 6 images at a time; from here on 3, with the same results",
     ]
-    for name, figure in whole["metrics"].items():
-        assert found["metrics"][name]["value"] == pytest.approx(figure["value"], rel=1e-3), name
+    for name, figure in whole.metrics.items():
+        assert found.metrics[name].value == pytest.approx(figure.value, rel=1e-3), name
     files = [sorted((tmp_path / name / "samples/seed-0").glob("*.png")) for name in ("whole", "parts")]
     assert len(files[0]) == len(files[1]) == 70
     assert sum(a.read_bytes() != b.read_bytes() for a, b in zip(*files, strict=True)) <= 1, "but for rounding"

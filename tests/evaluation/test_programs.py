@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from processes import TORCHRUN, free_port
 
-from ddpm_hf.evaluation import evaluate, quick_look
+from ddpm_hf.evaluation import evaluate, evaluate_in_training
 from ddpm_hf.evaluation.comparison import compare
 from ddpm_hf.evaluation.programs import evaluate_once, sweep
 from ddpm_hf.runtime.errors import UserError
@@ -30,7 +30,7 @@ def test_the_program_prints_figures_and_where_the_report_lies(model_folder, make
     assert "real images" in printed
     folder = next((model_folder / "evaluation").iterdir())
     assert f"In {folder}/: report.html" in printed
-    assert "as many samples" in printed
+    assert "samples (n = 70)" in printed
     assert folder.name.startswith("ddpm-10-steps-digits-classifier-seed-0-")
 
 
@@ -96,16 +96,16 @@ def test_reconstructions_are_compared_way_by_way(make_pipeline, make_config, tmp
         )
     text = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     assert "SSIM, noised to t = 4 and denoised" in text
-    assert "held-out images is not comparable, since the number of held-out images differs (a: 5; b: 6)" in text
+    assert "held-out images are not comparable, since the number of held-out images differs (a: 5; b: 6)" in text
 
 
-def test_an_evaluation_comes_before_quick_looks_and_these_are_named(make_pipeline, make_config, tmp_path):
+def test_a_full_evaluation_comes_before_those_in_training_and_these_are_named(make_pipeline, make_config, tmp_path):
     config, run = make_config(), tmp_path / "run"
-    quick_look(make_pipeline(), config, step=40, num_samples=65)
-    assert "run is a quick look at step 40 of training, not an evaluation" in compare([run], tmp_path / "out")
+    evaluate_in_training(make_pipeline(), config, step=40, num_samples=65)
+    assert "run is not a full evaluation: in-training evaluation at step 40" in compare([run], tmp_path / "out")
     evaluate(run, make_config(*QUICK), pipeline=make_pipeline(), pictures=False)
-    quick_look(make_pipeline(), config, step=80, num_samples=65)
-    assert "quick look" not in compare([run], tmp_path / "out")
+    evaluate_in_training(make_pipeline(), config, step=80, num_samples=65)
+    assert "in-training" not in compare([run], tmp_path / "out")
 
 
 def test_an_evaluation_elsewhere_leaves_the_runs_own_figures(model_folder, make_config, tmp_path):

@@ -47,12 +47,12 @@ def test_an_evaluation_on_images_that_are_held_out_says_so(make_pipeline, make_c
         pipeline=make_pipeline(),
         pictures=False,
     )
-    assert not report["held_out"]["are_training_images"]
-    assert "which the model has seen" not in " ".join(report["warnings"])
-    assert report["reference"]["num_images"] == 1438
-    assert report["as_many_samples"] is None, "the samples are as many, and held against the same images"
-    assert report["real_vs_real"] == "70 images of 'train, 0.2 of it held out' against 1,438 of 'train'"
-    names = [row["name"] for row in report["baselines"]]
+    assert not report.held_out.are_training_images
+    assert "which the model has seen" not in " ".join(report.warnings)
+    assert report.reference.num_images == 1438
+    assert report.num_matched is None, "the samples are as many, and held against the same images"
+    assert report.real_vs_real == "70 images of 'train, 0.2 of it held out' against 1,438 of 'train'"
+    names = [row.name for row in report.baselines]
     assert names == ["SSIM", "PSNR", "bits/dim", "bits/dim"]
-    assert "1,438 other training images" in report["baselines"][-1]["what"]
-    assert 1 < report["baselines"][-1]["value"] < 4
+    assert "1,438 other training images" in report.baselines[-1].what
+    assert 1 < report.baselines[-1].value < 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from processes import run
 
-from ddpm_hf.evaluation import quick_look
+from ddpm_hf.evaluation import evaluate_in_training
 from ddpm_hf.evaluation.stopping import MARKER, Stop, patiently
 from ddpm_hf.runtime.errors import Abandoned
 
@@ -50,14 +50,14 @@ leave(0)
 
 @pytest.fixture
 def look(make_pipeline, make_config, tmp_path):
-    """A quick look of a run of its own, that counts what its network does."""
+    """An in-training evaluation of a run of its own, that counts what its network does."""
 
     def make(run: str, should_stop=None) -> tuple[dict, int]:
         pipeline, drawn = make_pipeline(), []
         pipeline.unet.register_forward_pre_hook(lambda network, arguments: drawn.append(len(arguments[0])))
         config = make_config(f"output_dir={tmp_path / run}")
         try:
-            figures = quick_look(pipeline, config, step=40, num_samples=70, should_stop=should_stop)
+            figures = evaluate_in_training(pipeline, config, step=40, num_samples=70, should_stop=should_stop)
         except Abandoned:
             return {}, sum(drawn)
         return figures, sum(drawn)
@@ -80,7 +80,7 @@ def test_an_evaluation_in_training_stops_within_a_step_and_goes_on_where_it_was(
     resumed, evaluations = look("stopped", lambda: False)
     assert evaluations == (70 - finished) * 10
     assert resumed == whole
-    assert json.loads((folder / "metrics.json").read_text())["label"].startswith("quick look")
+    assert json.loads((folder / "metrics.json").read_text())["label"].startswith("in-training")
 
 
 def test_it_stops_while_figures_are_computed_too(look):

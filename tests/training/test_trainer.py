@@ -372,7 +372,7 @@ def test_a_run_can_be_measured_while_it_goes_on(tiny, tmp_path):
     measured = [line for line in figures(tmp_path / "run") if "evaluation" in line]
     assert [line["step"] for line in measured] == [3, 6]
     assert measured[0]["evaluation"]["frechet_distance"] > 0
-    assert "quick look at step 3" in (tmp_path / "run" / "evaluation" / "step-3" / "report.md").read_text()
+    assert "in-training evaluation at step 3" in (tmp_path / "run" / "evaluation" / "step-3" / "report.md").read_text()
 
 
 def test_measurements_that_will_not_work_are_told_before_the_first_step(tiny, tmp_path):

@@ -1,0 +1,73 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ddpm_hf.evaluation.rendering import to_markdown
+from ddpm_hf.evaluation.report import FORMAT, MetricValue, Report
+from ddpm_hf.runtime.errors import UserError
+
+FORMAT_2 = Path(__file__).with_name("metrics_of_format_2.json")
+"""Written by ddpm_hf 0.1: two seeds of 70 samples, with everything else as configured by default."""
+
+
+def test_a_report_of_the_first_version_is_read_with_all_its_values():
+    written, report = json.loads(FORMAT_2.read_text()), Report.read(FORMAT_2)
+    assert report.format == FORMAT
+    assert report.num_matched == written["as_many_samples"] == 70
+    assert list(report.metrics) == list(written["metrics"])
+    for name, metric in report.metrics.items():
+        old = written["metrics"][name]
+        for ours, theirs in ((metric, old), (metric.real_vs_real, old["real_vs_real"])):
+            assert (ours.value, ours.std, ours.problem) == (theirs["value"], theirs["deviation"], theirs["problem"])
+        assert metric.std_over == old["deviation_over"]
+        assert (metric.matched is None) == (old["as_many_samples"] is None)
+    assert report.metrics["frechet_distance"].matched.std == pytest.approx(3.02, abs=0.01)
+    assert [each.method for each in report.reconstructions] == [each["way"] for each in written["reconstructions"]]
+    assert report.reconstructions[0].psnr.std == written["reconstructions"][0]["psnr"]["deviation"]
+    assert [each.std for each in report.baselines] == [each["deviation"] for each in written["baselines"]]
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path):
+    report = replace(Report.read(FORMAT_2), label="in-training evaluation at step 3")
+    report.write(tmp_path / "metrics.json")
+    assert Report.read(tmp_path / "metrics.json") == report
+    assert json.loads((tmp_path / "metrics.json").read_text())["format"] == FORMAT
+
+
+def test_headings_are_those_of_the_field():
+    text = to_markdown(Report.read(FORMAT_2))
+    for heading in ("samples (n = 70)", "method", "## Baselines"):
+        assert heading in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "cannot be read"),
+        ("{}", "format"),
+        ('{"format": 1}', "is of format 1; readable are 2 and 3"),
+        ('{"format": 3, "metrics": {"fid": 3}}', r"metrics\.fid|model"),
+    ],
+)
+def test_what_is_no_report_is_refused(text, message, tmp_path):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        Report.read(tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (MetricValue(1234.5678), "1235"),
+        (MetricValue(0.123456, 0.0123), "0.1235 ± 0.012"),
+        (MetricValue(None, None, "not computed"), "not computed"),
+        (MetricValue(float("nan")).or_problem("lost"), "NaN: lost"),
+        (MetricValue(float("-inf")).or_problem("overflow"), "infinite: overflow"),
+        (MetricValue(2.0, 1.0).or_problem("lost"), "2 ± 1"),
+    ],
+)
+def test_a_value_is_shown_with_its_standard_deviation_or_its_problem(value, text):
+    assert str(value) == text
