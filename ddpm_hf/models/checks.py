@@ -102,7 +102,8 @@ def check_input(
     if timesteps.dtype == torch.bool or timesteps.is_complex():
         raise ValueError(f"timestep must be an integer or real number, not {timesteps.dtype}")
     _check_labels(class_labels, batch, num_classes)
-    if torch.compiler.is_compiling():
+    # values cannot be read while the network is compiled, or transformed by torch.func
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
     _check_range("timestep", timesteps, num_timesteps)
     if class_labels is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,19 +12,20 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import Tensor, nn
 
 from ddpm_hf.models.checks import check_config, check_input
+from ddpm_hf.models.fast import accelerate, prepacked
 from ddpm_hf.models.initialization import initialize_ddpm
 from ddpm_hf.models.layers.attention import AttentionFunction, SelfAttentionBlock
-from ddpm_hf.models.layers.checkpointing import checkpoint_layer
-from ddpm_hf.models.layers.elementwise import NormSiLU
 from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
 from ddpm_hf.models.layers.residual import (
     AttentionDownBlock,
     AttentionUpBlock,
+    BlockOptions,
     ConvDownBlock,
     ConvUpBlock,
     MiddleBlock,
+    NormSiLU,
+    checkpoint_layer,
 )
-from ddpm_hf.models.prepacking import prepacked
 from ddpm_hf.runtime.stock import StockOnDisk
 
 
@@ -119,8 +119,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         self.num_train_timesteps = num_train_timesteps
         channels = block_out_channels[0]
         time_channels = time_embedding_dim or 4 * channels
-        residual: dict[str, Any] = {"dropout": dropout, "norm_groups": norm_num_groups, "norm_eps": norm_eps}
-        make_block: Callable[..., nn.Module]
+        options = BlockOptions(time_channels, dropout, norm_num_groups, norm_eps, attention_head_dim)
         last = len(block_out_channels) - 1
 
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -131,51 +130,37 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         self.down_blocks = nn.ModuleList()
         skips = [channels]
         for level, (block_type, out) in enumerate(zip(down_block_types, block_out_channels, strict=True)):
-            has_attention = block_type.removeprefix("UNetRes") == "AttnDownBlock2D"
-            make_block = partial(AttentionDownBlock, head_dim=attention_head_dim) if has_attention else ConvDownBlock
+            down_block = AttentionDownBlock if "Attn" in block_type else ConvDownBlock
+            downsample = level != last
             self.down_blocks.append(
-                make_block(
+                down_block(
                     channels,
                     out,
-                    time_channels,
+                    options,
                     num_layers=layers_per_block,
-                    downsample=level != last,
+                    downsample=downsample,
                     downsample_padding=downsample_padding,
-                    **residual,
                 )
             )
-            skips += [out] * (layers_per_block + (level != last))
+            skips += [out] * (layers_per_block + downsample)
             channels = out
 
         self.mid_block = MiddleBlock(
-            channels,
-            time_channels,
-            attention=add_attention,
-            head_dim=attention_head_dim,
-            attention_norm_groups=attn_norm_num_groups or norm_num_groups,
-            **residual,
+            channels, options, attention=add_attention, attention_norm_groups=attn_norm_num_groups
         )
 
         self.up_blocks = nn.ModuleList()
         for level, (block_type, out) in enumerate(zip(up_block_types, reversed(block_out_channels), strict=True)):
-            has_attention = block_type.removeprefix("UNetRes") == "AttnUpBlock2D"
-            make_block = partial(AttentionUpBlock, head_dim=attention_head_dim) if has_attention else ConvUpBlock
-            self.up_blocks.append(
-                make_block(
-                    channels,
-                    out,
-                    time_channels,
-                    skip_channels=[skips.pop() for _ in range(layers_per_block + 1)],
-                    upsample=level != last,
-                    **residual,
-                )
-            )
+            up_block = AttentionUpBlock if "Attn" in block_type else ConvUpBlock
+            skip_channels = [skips.pop() for _ in range(layers_per_block + 1)]
+            self.up_blocks.append(up_block(channels, out, options, skip_channels=skip_channels, upsample=level != last))
             channels = out
 
         self.conv_norm_out = NormSiLU(norm_num_groups, channels, norm_eps)
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
         if initialization == "ddpm":
             initialize_ddpm(self)
+        accelerate(self)
 
     @classmethod
     def from_stock(cls, unet: UNet2DModel) -> "DDPMUNet":

@@ -65,9 +65,9 @@ torch.testing.assert_close(program.module()(*inputs).sample, unet(*inputs).sampl
 """
 
 WIDE = """
-from ddpm_hf.models.layers.winograd import Conv3x3, convolve
+from ddpm_hf.models.fast.winograd import WinogradConv, convolve
 
-layer = Conv3x3(128, 128)
+layer = WinogradConv(128, 128, 3, padding=1)
 torch._dynamo.config.error_on_recompile = True
 compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
 

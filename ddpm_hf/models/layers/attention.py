@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,24 +12,19 @@ Heads = Float[Tensor, "batch heads positions head_dim"]
 AttentionFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# up to 32x32 positions the scores of all pairs may stand in memory; beyond that they never do
-MAX_POSITIONS_OF_EXPLICIT_SCORES = 1024
 
 
 def attend(query: Heads, key: Heads, value: Heads) -> Heads:
-    """softmax(Q K^T / sqrt(d)) V (Attention Is All You Need, eq. 1), without the matrix of scores for large images.
+    """softmax(Q K^T / sqrt(d)) V (Attention Is All You Need, eq. 1), whose kernels never store the scores of all pairs.
 
     Args:
-        query: what each position asks for.
-        key: what each position offers.
-        value: what each position gives.
+        query: Q, what each position asks for.
+        key: K, what each position offers.
+        value: V, what each position gives.
+
+    Returns:
+        One row per position of the query.
     """
-    few = key.shape[2] <= MAX_POSITIONS_OF_EXPLICIT_SCORES
-    if few and query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # PyTorch's CPU kernel takes twice as long in bfloat16; scores and softmax stay in float32, as they do there
-        with torch.autocast("cpu", enabled=False):
-            scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().mT
-            return scores.softmax(-1).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 
@@ -44,7 +38,7 @@ class SelfAttentionBlock(nn.Module):
         norm_eps: added to its variance.
 
     Attributes:
-        processor: the function that attends, `attend` at first; see `DDPMUNet.set_attn_processor`.
+        processor: the function that attends, by default `attend`; see `DDPMUNet.set_attn_processor`.
     """
 
     _from_deprecated_attn_block = True  # lets ModelMixin translate OLD_NAMES in the files that it reads
@@ -62,6 +56,14 @@ class SelfAttentionBlock(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, hidden: Map) -> Map:
+        """Compute the block.
+
+        Args:
+            hidden: the features.
+
+        Returns:
+            The features with what each position attended to added.
+        """
         height, width = hidden.shape[-2:]
         tokens = self.group_norm(hidden).flatten(2).transpose(1, 2)  # batch, positions, channels
         query, key, value = (

@@ -1,20 +1,59 @@
 """The residual block, and the levels of the U-Net that are made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_hf.models.layers.attention import SelfAttentionBlock
-from ddpm_hf.models.layers.checkpointing import CheckpointedBlock
-from ddpm_hf.models.layers.elementwise import Dropout, NormSiLU
 from ddpm_hf.models.layers.resampling import Downsample, Upsample
-from ddpm_hf.models.layers.winograd import Conv3x3
 
 Map = Float[Tensor, "batch in_channels height width"]
 MapOut = Float[Tensor, "batch out_channels height width"]
 Time = Float[Tensor, "batch time_channels"]
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of a network share.
+
+    Args:
+        time_channels: length of the time embedding.
+        dropout: probability of zeroing an activation before the second convolution, in [0, 1).
+        norm_groups: groups of each normalisation.
+        norm_eps: added to the variance by each normalisation.
+        head_dim: see `SelfAttentionBlock`.
+    """
+
+    time_channels: int
+    dropout: float = 0.0
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    head_dim: int | None = None
+
+    def attention(self, channels: int, norm_groups: int | None = None) -> SelfAttentionBlock:
+        """Make the self-attention of a block.
+
+        Args:
+            channels: channels in and out.
+            norm_groups: groups of its normalisation, if they differ from those of the other layers.
+        """
+        return SelfAttentionBlock(channels, self.head_dim, norm_groups or self.norm_groups, self.norm_eps)
+
+
+class NormSiLU(nn.GroupNorm):
+    """silu(group_norm(x)), which comes before each convolution.
+
+    Args: as of `nn.GroupNorm`.
+    """
+
+    def forward(self, input: Map) -> Map:
+        return F.silu(super().forward(input))
 
 
 class ResidualBlock(nn.Module):
@@ -23,29 +62,17 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels: channels in.
         out_channels: channels out; where they differ, a 1x1 convolution makes the shortcut.
-        time_channels: length of the time embedding.
-        dropout: probability of dropping an activation before the second convolution, in [0, 1).
-        norm_groups: groups of each normalisation.
-        norm_eps: added to its variance.
+        options: shared by the network's blocks.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        time_channels: int,
-        *,
-        dropout: float = 0.0,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-6,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, options: BlockOptions) -> None:
         super().__init__()
-        self.norm1 = NormSiLU(norm_groups, in_channels, norm_eps)
-        self.conv1 = Conv3x3(in_channels, out_channels)
-        self.time_emb_proj = nn.Linear(time_channels, out_channels)
-        self.norm2 = NormSiLU(norm_groups, out_channels, norm_eps)
-        self.dropout = Dropout(dropout)
-        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.norm1 = NormSiLU(options.norm_groups, in_channels, options.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(options.time_channels, out_channels)
+        self.norm2 = NormSiLU(options.norm_groups, out_channels, options.norm_eps)
+        self.dropout = nn.Dropout(options.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, hidden: Tensor, time: Time, skip: Tensor | None = None) -> MapOut:
@@ -53,16 +80,54 @@ class ResidualBlock(nn.Module):
 
         Args:
             hidden: the features.
-            time: SiLU of the time embedding, the same for all blocks.
-            skip: further channels of input, from the way down.
+            time: SiLU of the time embedding, which all blocks begin with.
+            skip: features of the way down, joined to `hidden` as further channels.
+
+        Returns:
+            The features that the block makes.
         """
-        # joined here, inside the block, so that gradient checkpointing need not keep the joined copy
+        # joined inside the block, so that gradient checkpointing need not keep the joined copy
         joined: Map = hidden if skip is None else torch.cat((hidden, skip), dim=1)
         residual = self.conv1(self.norm1(joined))
-        # in place: what a convolution gave is needed by nobody's backward pass
-        residual = self.norm2(residual.add_(self.time_emb_proj(time)[:, :, None, None]))
-        residual = self.conv2(self.dropout(residual))
-        return residual.add_(joined if self.conv_shortcut is None else self.conv_shortcut(joined))
+        residual = residual + self.time_emb_proj(time)[:, :, None, None]
+        residual = self.conv2(self.dropout(self.norm2(residual)))
+        return residual + (joined if self.conv_shortcut is None else self.conv_shortcut(joined))
+
+
+def checkpoint_layer(layer: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Run a layer and keep only its inputs; the backward pass runs it again, with the same dropout.
+
+    Source: Chen et al. 2016, https://huggingface.co/papers/1604.06174.
+
+    Args:
+        layer: the layer.
+        args: its inputs.
+
+    Returns:
+        The layer's output.
+    """
+    return checkpoint(layer, *args, use_reentrant=False)
+
+
+class CheckpointedBlock(nn.Module):
+    """A block of layers whose gradient checkpointing `ModelMixin.enable_gradient_checkpointing` turns on."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor] = staticmethod(checkpoint_layer)
+
+    def run(self, layer: nn.Module, *args: Any) -> Tensor:
+        """Call one layer, with gradient checkpointing if that is on.
+
+        Args:
+            layer: the layer.
+            args: its inputs.
+
+        Returns:
+            The layer's output.
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer, *args)
+        return layer(*args)
 
 
 class ConvDownBlock(CheckpointedBlock):
@@ -71,45 +136,45 @@ class ConvDownBlock(CheckpointedBlock):
     Args:
         in_channels: channels in.
         out_channels: channels out.
-        time_channels: length of the time embedding.
-        num_layers: residual blocks.
+        options: shared by the network's blocks.
+        num_layers: number of residual blocks.
         downsample: end with half the resolution; the coarsest level does not.
         downsample_padding: see `Downsample`.
-        dropout, norm_groups, norm_eps: see `ResidualBlock`.
     """
+
+    has_attention = False
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        time_channels: int,
+        options: BlockOptions,
         *,
         num_layers: int = 2,
         downsample: bool = True,
         downsample_padding: int = 0,
-        dropout: float = 0.0,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResidualBlock(
-                in_channels if layer == 0 else out_channels,
-                out_channels,
-                time_channels,
-                dropout=dropout,
-                norm_groups=norm_groups,
-                norm_eps=norm_eps,
-            )
-            for layer in range(num_layers)
-        )
+        inputs = [in_channels] + [out_channels] * (num_layers - 1)
+        self.resnets = nn.ModuleList(ResidualBlock(channels, out_channels, options) for channels in inputs)
         self.downsamplers = nn.ModuleList([Downsample(out_channels, downsample_padding)] if downsample else [])
+        self.attentions = nn.ModuleList(options.attention(out_channels) for _ in inputs if self.has_attention)
 
     def forward(self, hidden: Map, time: Time) -> tuple[Tensor, list[Tensor]]:
-        """Returns the features for the next level, and those of every layer for the way up."""
+        """Compute the level.
+
+        Args:
+            hidden: features of the level above.
+            time: SiLU of the time embedding.
+
+        Returns:
+            The features for the level below, and those of every layer, which the way up joins to its own.
+        """
         skips = []
-        for resnet in self.resnets:
+        for index, resnet in enumerate(self.resnets):
             hidden = self.run(resnet, hidden, time)
+            if self.has_attention:
+                hidden = self.run(self.attentions[index], hidden)
             skips.append(hidden)
         for downsampler in self.downsamplers:
             hidden = downsampler(hidden)
@@ -118,52 +183,9 @@ class ConvDownBlock(CheckpointedBlock):
 
 
 class AttentionDownBlock(ConvDownBlock):
-    """`ConvDownBlock` with self-attention after every residual block.
+    """`ConvDownBlock` with self-attention after every residual block."""
 
-    Args:
-        head_dim: see `SelfAttentionBlock`.
-        The others: see `ConvDownBlock`.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        time_channels: int,
-        *,
-        head_dim: int | None = None,
-        num_layers: int = 2,
-        downsample: bool = True,
-        downsample_padding: int = 0,
-        dropout: float = 0.0,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-6,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            time_channels,
-            num_layers=num_layers,
-            downsample=downsample,
-            downsample_padding=downsample_padding,
-            dropout=dropout,
-            norm_groups=norm_groups,
-            norm_eps=norm_eps,
-        )
-        self.attentions = nn.ModuleList(
-            SelfAttentionBlock(out_channels, head_dim, norm_groups, norm_eps) for _ in range(num_layers)
-        )
-
-    def forward(self, hidden: Map, time: Time) -> tuple[Tensor, list[Tensor]]:
-        skips = []
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            hidden = self.run(resnet, hidden, time)
-            hidden = self.run(attention, hidden)
-            skips.append(hidden)
-        for downsampler in self.downsamplers:
-            hidden = downsampler(hidden)
-            skips.append(hidden)
-        return hidden, skips
+    has_attention = True
 
 
 class MiddleBlock(CheckpointedBlock):
@@ -171,37 +193,28 @@ class MiddleBlock(CheckpointedBlock):
 
     Args:
         channels: channels in and out.
-        time_channels: length of the time embedding.
+        options: shared by the network's blocks.
         attention: have the attention; the paper does.
-        head_dim: see `SelfAttentionBlock`.
-        attention_norm_groups: groups of the attention's normalisation.
-        dropout, norm_groups, norm_eps: see `ResidualBlock`.
+        attention_norm_groups: groups of the attention's normalisation; None is those of the options.
     """
 
     def __init__(
-        self,
-        channels: int,
-        time_channels: int,
-        *,
-        attention: bool = True,
-        head_dim: int | None = None,
-        attention_norm_groups: int = 32,
-        dropout: float = 0.0,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-6,
+        self, channels: int, options: BlockOptions, *, attention: bool = True, attention_norm_groups: int | None = None
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResidualBlock(
-                channels, channels, time_channels, dropout=dropout, norm_groups=norm_groups, norm_eps=norm_eps
-            )
-            for _ in range(2)
-        )
-        self.attentions = nn.ModuleList(
-            [SelfAttentionBlock(channels, head_dim, attention_norm_groups, norm_eps)] if attention else []
-        )
+        self.resnets = nn.ModuleList(ResidualBlock(channels, channels, options) for _ in range(2))
+        self.attentions = nn.ModuleList([options.attention(channels, attention_norm_groups)] if attention else [])
 
     def forward(self, hidden: Map, time: Time) -> Map:
+        """Compute the level.
+
+        Args:
+            hidden: features of the coarsest level.
+            time: SiLU of the time embedding.
+
+        Returns:
+            Features of the same shape.
+        """
         hidden = self.run(self.resnets[0], hidden, time)
         for attention in self.attentions:
             hidden = self.run(attention, hidden)
@@ -209,91 +222,57 @@ class MiddleBlock(CheckpointedBlock):
 
 
 class ConvUpBlock(CheckpointedBlock):
-    """Residual blocks of one level on the way up, each fed one skip connection, then twice the resolution.
+    """Residual blocks of one level on the way up, each joined by one skip connection, then twice the resolution.
 
     Args:
         in_channels: channels in.
         out_channels: channels out.
-        time_channels: length of the time embedding.
+        options: shared by the network's blocks.
         skip_channels: channels of the skip connections, in the order of use; one residual block each.
         upsample: end with twice the resolution; the finest level does not.
-        dropout, norm_groups, norm_eps: see `ResidualBlock`.
     """
+
+    has_attention = False
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        time_channels: int,
+        options: BlockOptions,
         *,
         skip_channels: Sequence[int],
         upsample: bool = True,
-        dropout: float = 0.0,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
+        inputs = [in_channels] + [out_channels] * (len(skip_channels) - 1)
         self.resnets = nn.ModuleList(
-            ResidualBlock(
-                (in_channels if layer == 0 else out_channels) + skip,
-                out_channels,
-                time_channels,
-                dropout=dropout,
-                norm_groups=norm_groups,
-                norm_eps=norm_eps,
-            )
-            for layer, skip in enumerate(skip_channels)
+            ResidualBlock(channels + skip, out_channels, options)
+            for channels, skip in zip(inputs, skip_channels, strict=True)
         )
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
+        self.attentions = nn.ModuleList(options.attention(out_channels) for _ in inputs if self.has_attention)
 
     def forward(self, hidden: Map, skips: list[Tensor], time: Time) -> Tensor:
-        """Args: hidden: the features. skips: one per residual block, in the order of use. time: as in ResidualBlock."""
-        for resnet, skip in zip(self.resnets, skips, strict=True):
+        """Compute the level.
+
+        Args:
+            hidden: features of the level below.
+            skips: features of the way down in the order of use, one for each residual block.
+            time: SiLU of the time embedding.
+
+        Returns:
+            The features for the level above.
+        """
+        for index, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             hidden = self.run(resnet, hidden, time, skip)
+            if self.has_attention:
+                hidden = self.run(self.attentions[index], hidden)
         for upsampler in self.upsamplers:
             hidden = upsampler(hidden)
         return hidden
 
 
 class AttentionUpBlock(ConvUpBlock):
-    """`ConvUpBlock` with self-attention after every residual block.
+    """`ConvUpBlock` with self-attention after every residual block."""
 
-    Args:
-        head_dim: see `SelfAttentionBlock`.
-        The others: see `ConvUpBlock`.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        time_channels: int,
-        *,
-        skip_channels: Sequence[int],
-        head_dim: int | None = None,
-        upsample: bool = True,
-        dropout: float = 0.0,
-        norm_groups: int = 32,
-        norm_eps: float = 1e-6,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            time_channels,
-            skip_channels=skip_channels,
-            upsample=upsample,
-            dropout=dropout,
-            norm_groups=norm_groups,
-            norm_eps=norm_eps,
-        )
-        self.attentions = nn.ModuleList(
-            SelfAttentionBlock(out_channels, head_dim, norm_groups, norm_eps) for _ in skip_channels
-        )
-
-    def forward(self, hidden: Map, skips: list[Tensor], time: Time) -> Tensor:
-        for resnet, attention, skip in zip(self.resnets, self.attentions, skips, strict=True):
-            hidden = self.run(resnet, hidden, time, skip)
-            hidden = self.run(attention, hidden)
-        for upsampler in self.upsamplers:
-            hidden = upsampler(hidden)
-        return hidden
+    has_attention = True

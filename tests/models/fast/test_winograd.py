@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from ddpm_hf.models import DDPMUNet
-from ddpm_hf.models.layers.residual import ResidualBlock
-from ddpm_hf.models.layers.winograd import Conv3x3, convolve, gains
+from ddpm_hf.models.fast import accelerate
+from ddpm_hf.models.fast.winograd import WinogradConv, convolve, gains
+from ddpm_hf.models.layers.residual import BlockOptions, ResidualBlock
 
 
 def operands(*shape: int, features: int = 4, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -34,7 +35,7 @@ def test_value_and_gradients_are_those_of_a_convolution(sides: tuple[int, int]) 
 def test_work_in_pieces_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = operands(5, 3, 20, 24)
     expected = F.conv2d(*inputs, padding=1)
-    monkeypatch.setattr("ddpm_hf.models.layers.winograd.PIECE", 2 * 4 * 24 * 24)  # two images at once
+    monkeypatch.setattr("ddpm_hf.models.fast.winograd.PIECE", 2 * 4 * 24 * 24)  # two images at once
     result = convolve(*inputs)
     torch.testing.assert_close(result, expected)
     direction = torch.randn_like(expected)
@@ -86,16 +87,16 @@ def test_twice_the_same_is_the_same() -> None:
 
 
 def test_where_it_is_used() -> None:
-    layer, images = Conv3x3(128, 128), torch.zeros(8, 128, 16, 16)
+    layer, images = WinogradConv(128, 128, 3, padding=1), torch.zeros(8, 128, 16, 16)
     assert gains(images, layer.weight)
     assert not gains(images[:7], layer.weight)  # too little work
     assert not gains(torch.zeros(8, 128, 18, 18), layer.weight)  # tiles would stand over
-    assert not gains(torch.zeros(8, 64, 16, 16), Conv3x3(64, 128).weight)
+    assert not gains(torch.zeros(8, 64, 16, 16), WinogradConv(64, 128, 3, padding=1).weight)
     assert not gains(images.contiguous(memory_format=torch.channels_last), layer.weight)
     assert not gains(images.bfloat16(), layer.bfloat16().weight)
     assert not gains(images.double(), layer.double().weight)
     assert not gains(images.to("meta"), layer.to("meta").weight)
-    layer = Conv3x3(128, 128)
+    layer = WinogradConv(128, 128, 3, padding=1)
     with torch.autocast("cpu", torch.bfloat16):
         assert not gains(images, layer.weight)
     with torch.no_grad():  # an image must not depend on the size of its batch
@@ -108,14 +109,14 @@ def name_of_graph(output: torch.Tensor) -> str:
 
 
 def test_layer_takes_it_and_gives_way() -> None:
-    layer, images = Conv3x3(128, 128), torch.randn(8, 128, 16, 16)
+    layer, images = WinogradConv(128, 128, 3, padding=1), torch.randn(8, 128, 16, 16)
     assert "Winograd" in name_of_graph(layer(images))
     assert "Convolution" in name_of_graph(layer(images[:1]))
     assert "Convolution" in name_of_graph(layer(images.contiguous(memory_format=torch.channels_last)))
 
 
 def test_default_device_and_modes_leave_no_trace() -> None:
-    layer, images = Conv3x3(128, 128), torch.randn(8, 128, 16, 16)
+    layer, images = WinogradConv(128, 128, 3, padding=1), torch.randn(8, 128, 16, 16)
     with torch.device("meta"):
         first = layer(images)
     with torch.inference_mode():
@@ -129,7 +130,8 @@ def test_default_device_and_modes_leave_no_trace() -> None:
 
 def test_checkpointing_copies_and_pickles_change_no_gradient() -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(128, 128, 8, dropout=0.3)
+    block = ResidualBlock(128, 128, BlockOptions(8, dropout=0.3))
+    accelerate(block)
     hidden, time = torch.randn(8, 128, 16, 16), torch.randn(8, 8)
 
     def gradients(block: ResidualBlock, checkpointed: bool) -> list[torch.Tensor]:
@@ -151,7 +153,7 @@ def test_checkpointing_copies_and_pickles_change_no_gradient() -> None:
 
 
 def test_it_keeps_nothing_but_input_and_weights_for_the_backward_pass() -> None:
-    layer, images = Conv3x3(128, 128), torch.randn(8, 128, 16, 16, requires_grad=True)
+    layer, images = WinogradConv(128, 128, 3, padding=1), torch.randn(8, 128, 16, 16, requires_grad=True)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(images)

@@ -22,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from ddpm_hf.models.fast.cpu import runs_eagerly_on_cpu
+
 Map = Float[Tensor, "batch in_channels height width"]
 MapOut = Float[Tensor, "batch out_channels height width"]
 Weight = Float[Tensor, "out_channels in_channels 3 3"]
@@ -38,16 +40,8 @@ MIN_CHANNELS, MIN_TILES = 128, 128
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
-class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1 and padding 1 that trains by Winograd's algorithm where that is the faster.
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+class WinogradConv(nn.Conv2d):
+    """A 3x3 convolution of stride 1 and padding 1 that trains by Winograd's algorithm where that is the faster."""
 
     def forward(self, input: Map) -> MapOut:
         if self.bias is None or not gains(input, self.weight):
@@ -70,6 +64,8 @@ def gains(input: Map, weight: Weight) -> bool:
     if not torch.is_grad_enabled() or _is_exporting():
         return False
     if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    if not torch.compiler.is_compiling() and not runs_eagerly_on_cpu(input):
         return False
     height, width = input.shape[2:]
     suits = (

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddpm_hf.models.layers.resampling import DoublingConv, transposed_kernel
+from ddpm_hf.models.fast.doubling import DoublingConv, transposed_kernel
 
 Map = Float[Tensor, "batch in_channels height width"]
 MapOut = Float[Tensor, "batch out_channels out_height out_width"]

@@ -1,0 +1,58 @@
+"""Faster forms of the plain layers, around the same parameters.
+
+`accelerate` puts them in and `restore` takes them out again. A form is a subclass of the plain layer, and only the
+class of the module changes: parameters, state dict and hooks stay what they were, and copies and pickles work. A form
+computes what the plain layer does, and runs the plain layer where it has nothing better: on another device, in another
+precision, under the transforms of torch.func, in an exported network.
+
+`prepacked` adds what pays only over many passes, without gradients, by weights that do not change.
+"""
+
+from torch import nn
+
+from ddpm_hf.models.fast.cpu import FastDropout, FastNormSiLU, attend_in_bfloat16
+from ddpm_hf.models.fast.doubling import DoublingConv, FusedUpsample
+from ddpm_hf.models.fast.packed import prepacked
+from ddpm_hf.models.fast.winograd import WinogradConv
+from ddpm_hf.models.layers.attention import SelfAttentionBlock, attend
+from ddpm_hf.models.layers.resampling import Upsample
+from ddpm_hf.models.layers.residual import NormSiLU, ResidualBlock
+
+__all__ = ["accelerate", "prepacked", "restore"]
+
+FORMS = (DoublingConv, FastDropout, FastNormSiLU, FusedUpsample, WinogradConv)
+
+
+def accelerate(network: nn.Module) -> None:
+    """Give the layers of a network their faster forms.
+
+    Args:
+        network: changed in place. It may be on any device, and move to another one afterwards. Layers of other classes,
+            such as quantised ones, stay as they are.
+    """
+    for module in network.modules():
+        if type(module) is NormSiLU:
+            module.__class__ = FastNormSiLU
+        elif isinstance(module, ResidualBlock):
+            for conv in (module.conv1, module.conv2):
+                if type(conv) is nn.Conv2d:
+                    conv.__class__ = WinogradConv
+            if type(module.dropout) is nn.Dropout:
+                module.dropout.__class__ = FastDropout
+        elif type(module) is Upsample and type(module.conv) is nn.Conv2d:
+            module.__class__, module.conv.__class__ = FusedUpsample, DoublingConv
+        elif isinstance(module, SelfAttentionBlock) and module.processor is attend:
+            module.processor = attend_in_bfloat16
+
+
+def restore(network: nn.Module) -> None:
+    """Give the layers of a network their plain forms again.
+
+    Args:
+        network: changed in place.
+    """
+    for module in network.modules():
+        if type(module) in FORMS:
+            module.__class__ = type(module).__bases__[0]
+        elif isinstance(module, SelfAttentionBlock) and module.processor is attend_in_bfloat16:
+            module.processor = attend
