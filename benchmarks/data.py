@@ -32,9 +32,7 @@ from rates import processor
 
 from ddpm_hf.config import Config, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, decoding, load_image_set
-from ddpm_hf.data.decoding import Decoding
-from ddpm_hf.data.images import Transform
-from ddpm_hf.data.sources import Example, Source
+from ddpm_hf.data.decoding import Example, Source, Transform, decode
 from ddpm_hf.losses import make_timestep_sampler
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.images import from_uint8
@@ -112,7 +110,7 @@ def measure_decoding(seconds: float) -> list[dict[str, Any]]:
                 for count in scaled:
                     source = Source([Example(file, "", None) for file in files[:count]], count, False, None)
                     began = time.perf_counter()
-                    sum(1 for _ in Decoding(source, Transform(32 if kind == "PNG" else 64, 3), "random"))
+                    sum(1 for _ in decode(source, Transform(32 if kind == "PNG" else 64, 3), "random").images)
                     spent.append(time.perf_counter() - began)
             slope = np.polyfit(np.log(scaled), np.log(spent), 1)[0]
             rows.append(

@@ -81,6 +81,7 @@ def load_pipeline(model: str | Path) -> "DDPMPipeline":
     import torch
     from diffusers.utils import logging as diffusers_logging
 
+    # these import torch
     from ddpm_hf.checkpoints.download import fetch_pipeline
     from ddpm_hf.pipelines.ddpm import DDPMPipeline
 

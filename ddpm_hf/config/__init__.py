@@ -3,9 +3,9 @@
 from ddpm_hf.config.benchmark import BenchmarkConfig
 from ddpm_hf.config.dataset import DatasetConfig
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.config.loading import load_config
 from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.config.model import ModelConfig
+from ddpm_hf.config.reader import load_config
 from ddpm_hf.config.root import Config
 from ddpm_hf.config.training import LearningRateConfig, LoggingConfig, TrainingConfig
 

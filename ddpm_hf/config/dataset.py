@@ -66,7 +66,7 @@ class DatasetConfig(Section):
 
 def _overlap(one: str, other: str) -> bool:
     """Whether two parts of a dataset share images, as far as their names tell without its size."""
-    (name, *edges), (other_name, *other_edges) = _parse_split(one), _parse_split(other)
+    (name, *edges), (other_name, *other_edges) = parse_split(one), parse_split(other)
     if name != other_name:
         return False
     if not edges or not other_edges:
@@ -76,8 +76,12 @@ def _overlap(one: str, other: str) -> bool:
     return len(units) < 2 and max(start, other_start) < min(stop, other_stop)
 
 
-def _parse_split(split: str) -> tuple:
-    """The name of a split and, for a part such as train[20%:40%], its start, stop and unit."""
+def parse_split(split: str) -> tuple:
+    """Parse the `datasets` library's notation of a split, such as train[20%:40%].
+
+    Returns:
+        Its name; for a part of a split also start and stop, and their unit: "%", "images", or None for train[:].
+    """
     match = re.fullmatch(r"(.+)\[(\d*)(%?):(\d*)(%?)\]", split)
     if match is None:
         return (split,)

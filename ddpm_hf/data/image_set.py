@@ -1,26 +1,47 @@
-"""All images of a dataset, decoded and kept as uint8."""
+"""The decoded images of a dataset: in memory, or in files that processes share and later runs reuse."""
 
+import errno
+import hashlib
 import io
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from ddpm_hf.data.images import Pixels
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import sync
+from ddpm_hf.runtime.randomness import generator_at
+
+logger = logging.getLogger(__name__)
+
+Pixels = UInt8[np.ndarray, "channels height width"]
+
+IMAGES, LABELS, MANIFEST = "images.u8", "labels.i64", "manifest.json"
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Of writing; errors of reading a source carry no number."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded images: a quarter of float32's size, and nothing to wait for in training.
+    """Decoded images, as uint8: a quarter of the size of float32.
 
     Attributes:
-        images: uint8, 0 to 255; in memory, or mapped from a file.
+        images: 0 to 255; in memory, or mapped from a file.
         labels: the class of each image, -1 for none; None for an unlabelled dataset.
         class_names: the name of each class, if known.
-        skipped: the images that could not be read and are left out, each with the reason.
+        skipped: the images that could not be read, each with the reason.
     """
 
     images: UInt8[Tensor, "num_images channels height width"]
@@ -31,62 +52,199 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def select(self, rows: Int64[Tensor, " rows"], skipped: tuple[str, ...] = ()) -> "Content":
+        """Some of the images, to be copied."""
+        images = (self.images[row].numpy() for row in rows.tolist())
+        _, channels, height, width = self.images.shape
+        labels = None if self.labels is None else self.labels[rows].tolist()
+        return Content(images, (channels, height, width), len(rows), labels, self.class_names, list(skipped))
 
-class Content(ABC):
-    """Images that come one after the other; what else is known of them is complete after the last.
+
+@dataclass
+class Content:
+    """Decoded images that arrive one after the other; `labels`, `class_names` and `skipped` are valid after the last.
 
     Attributes:
+        images: each of them in turn.
         shape: channels, height and width of each.
-        num_bytes: of all together, at most; None if that is not known before.
+        num_images: at most; None if that is not known beforehand.
+        labels: as in `ImageSet`.
         class_names: as in `ImageSet`.
         skipped: as in `ImageSet`.
     """
 
+    images: Iterable[Pixels]
     shape: tuple[int, int, int]
-    num_bytes: int | None
-    class_names: list[str] | None
-    skipped: list[str]
+    num_images: int | None
+    labels: list[int] | None = None
+    class_names: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
 
-    @abstractmethod
-    def __iter__(self) -> Iterator[Pixels]:
-        """Each image in turn."""
-
-    @abstractmethod
-    def labels(self) -> list[int] | None:
-        """As in `ImageSet`."""
-
-
-def in_memory(content: Content) -> ImageSet:
-    """Put images into this process's own memory."""
-    stream = io.BytesIO()
-    for image in content:
-        stream.write(image.tobytes())
-    images = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *content.shape)
-    labels = content.labels()
-    labelled = None if labels is None else torch.tensor(labels)
-    return ImageSet(images, labelled, content.class_names, tuple(content.skipped))
+    def in_memory(self) -> ImageSet:
+        """Read all images into this process's own memory."""
+        stream = io.BytesIO()
+        for image in self.images:
+            stream.write(image.tobytes())
+        images = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *self.shape)
+        labels = None if self.labels is None else torch.tensor(self.labels)
+        return ImageSet(images, labels, self.class_names, tuple(self.skipped))
 
 
-class Rows(Content):
-    """Some of the images of a set, as `Content`.
+class SampleOrder:
+    """The order in which training sees the images: one permutation of all of them after the other.
+
+    A batch may cross the end of an epoch, so every image is seen exactly once per epoch and none is dropped. The index
+    at a position depends on the seed and the position only, so a resumed run needs no state of it.
 
     Args:
-        images: the set.
-        rows: which of them.
-        skipped: what to say was left out.
+        num_images: at least 1.
+        seed: of the run.
     """
 
-    def __init__(self, images: ImageSet, rows: Int64[Tensor, " rows"], skipped: tuple[str, ...] = ()) -> None:
-        self.images, self.rows = images, rows
-        _, channels, height, width = images.images.shape
-        self.shape = (channels, height, width)
-        self.num_bytes = len(rows) * channels * height * width
-        self.class_names, self.skipped = images.class_names, list(skipped)
+    def __init__(self, num_images: int, seed: int) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images: given {num_images}; allowed: at least 1")
+        self.num_images = num_images
+        self.seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._permutation)
 
-    def __iter__(self) -> Iterator[Pixels]:
-        for row in self.rows.tolist():
-            yield self.images.images[row].numpy()
+    def _permutation(self, epoch: int) -> Int64[Tensor, " num_images"]:
+        return torch.randperm(self.num_images, generator=generator_at(self.seed, "order", epoch))
 
-    def labels(self) -> list[int] | None:
-        """The class of each."""
-        return None if self.images.labels is None else self.images.labels[self.rows].tolist()
+    def indices(self, start: int, count: int) -> Int64[Tensor, " count"]:
+        """The indices at positions start to start + count - 1."""
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(start, self.num_images)
+            part = self._epoch(epoch)[offset : offset + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return torch.cat(parts)
+
+
+class ImageStore:
+    """A folder of decoded datasets, each in a folder of its own that is complete or does not exist.
+
+    Images are memory-mapped: processes share them, and a set may be larger than the memory. One process decodes while
+    the others wait. A damaged entry (a file of the wrong length, a manifest that does not match its hash) is written
+    again.
+
+    Args:
+        root: created when something is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, key: dict[str, Any], make: Callable[[], Content]) -> ImageSet:
+        """Find decoded images, or decode and store them.
+
+        Args:
+            key: everything that they depend on, as JSON values.
+            make: opens the images; called if they must be decoded.
+
+        Raises:
+            UserError: if the folder cannot hold them.
+        """
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        folder = self.root / name
+        if (found := read_stored(folder)) is not None:
+            return found
+        with self._lock(name):
+            if (found := read_stored(folder)) is not None:
+                return found
+            if folder.exists():
+                logger.warning("the decoded images in %s are damaged and are decoded again", folder)
+            self._write(folder, key, make())
+        if (found := read_stored(folder)) is None:
+            raise OSError(f"{folder} was changed after it was written")
+        return found
+
+    def _lock(self, name: str) -> FileLock:
+        """A lock, already held, that the system releases when its process ends, however it ends."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / f".{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.info("another process decodes the same images into %s; waiting for it", self.root / name)
+                lock.acquire()
+        except OSError as error:
+            raise self._cannot_hold(error, None) from error
+        return lock
+
+    def _write(self, folder: Path, key: dict[str, Any], content: Content) -> None:
+        """Write aside, sync and rename."""
+        size, count = math.prod(content.shape), content.num_images
+        num_bytes = None if count is None else count * size
+        staged = folder.with_name(f".tmp-{folder.name}")
+        try:
+            if num_bytes is not None and num_bytes > shutil.disk_usage(self.root).free:
+                raise OSError(errno.ENOSPC, "No space left")
+            shutil.rmtree(staged, ignore_errors=True)  # from a process that was killed
+            staged.mkdir()
+            with (staged / IMAGES).open("wb", buffering=0) as stream:
+                for image in content.images:
+                    _write_all(stream, image.tobytes())
+                num_images = stream.tell() // size
+            if content.labels is not None:
+                (staged / LABELS).write_bytes(np.array(content.labels, "<i8").tobytes())
+            body = {
+                "key": key,
+                "shape": [num_images, *content.shape],
+                "has_labels": content.labels is not None,
+                "class_names": content.class_names,
+                "skipped": content.skipped,
+            }
+            (staged / MANIFEST).write_text(json.dumps({"sha256": _hash(body), "body": body}, indent=2))
+            for file in (*staged.iterdir(), staged):
+                sync(file)
+            shutil.rmtree(folder, ignore_errors=True)
+            staged.rename(folder)
+            sync(self.root)
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise self._cannot_hold(error, num_bytes) from error
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _cannot_hold(self, error: OSError, num_bytes: int | None) -> UserError:
+        existing = next(path for path in (self.root, *self.root.parents) if path.exists())
+        num_free = shutil.disk_usage(existing).free
+        needed = "" if num_bytes is None else f" {num_bytes:,} bytes of"
+        return UserError(
+            f"dataset.cache_dir: {str(self.root)!r} cannot hold{needed} decoded images: {error.strerror or error}, "
+            f"{num_free:,} bytes are free; give another folder, or set dataset.in_memory to true"
+        )
+
+
+def _write_all(stream: io.FileIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take only a part at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def read_stored(folder: Path) -> ImageSet | None:
+    """Map the images of an entry of `ImageStore`; None if it is incomplete or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        body = manifest["body"]
+        shape, labels = body["shape"], None
+        if manifest["sha256"] != _hash(body) or (folder / IMAGES).stat().st_size != math.prod(shape):
+            return None
+        if body["has_labels"]:
+            labels = torch.from_numpy(np.fromfile(folder / LABELS, "<i8"))
+            if len(labels) != shape[0]:
+                return None
+        # not shared: writing to the tensor changes neither the file nor what other processes see
+        images = torch.from_file(str(folder / IMAGES), shared=False, size=math.prod(shape), dtype=torch.uint8)
+        return ImageSet(images.view(shape), labels, body["class_names"], tuple(body["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()

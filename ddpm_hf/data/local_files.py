@@ -1,4 +1,4 @@
-"""Datasets on this machine: which builder of `datasets` reads a folder, its splits, and whether it has changed."""
+"""Datasets on this machine: their files, their splits, and whether they have changed."""
 
 import glob
 import hashlib
@@ -13,10 +13,13 @@ from PIL import Image
 
 from ddpm_hf.runtime.errors import UserError
 
+BUILT_IN = ("digits",)
+"""Datasets that an installed package contains."""
+
 SUFFIXES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SAVED = ("dataset_dict.json", "state.json")
-"""What `save_to_disk` leaves at the top of its folder."""
+"""Files that `save_to_disk` writes at the top of its folder."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class LocalData:
 
     Attributes:
         path: of the file or folder.
-        kind: "parquet", "arrow", "webdataset" or "imagefolder", as the builders of `datasets` are called, or "saved"
-            for the folder of a `save_to_disk`.
+        kind: a builder of `datasets` ("parquet", "arrow", "webdataset", "imagefolder"), or "saved" for the folder that
+            `save_to_disk` wrote.
         files: those that the images come from, sorted.
     """
 
@@ -35,7 +38,7 @@ class LocalData:
     files: tuple[Path, ...]
 
     def fingerprint(self) -> str:
-        """A hash that changes with the place, and with any file's name, size or time of change."""
+        """A hash that changes with the path, and with the name, size or modification time of any file."""
         digest = hashlib.sha256(str(self.path.resolve()).encode())
         for file in self.files:
             status = file.stat()
@@ -43,11 +46,11 @@ class LocalData:
         return digest.hexdigest()
 
     def splits(self) -> dict[str, list[str]]:
-        """The files of each split, as patterns.
+        """The files of each split, as glob patterns.
 
-        Parquet files and the like carry the name of their split (train-00000-of-00002.parquet, test/0.tar), or are all
-        of them the split train. Images do not: among photographs, train-station.jpg means nothing. Only folders at the
-        top make splits of them, and only where nothing lies beside those.
+        Parquet files and the like have the name of their split in their own (train-00000-of-00002.parquet, test/0.tar),
+        or else belong to the split train. Images do not: among photographs, train-station.jpg is no split. Only folders
+        at the top are splits of images, and only if nothing else lies beside them.
         """
         if self.kind == "imagefolder":
             tops = {file.relative_to(self.path).parts[0] for file in self.files}
@@ -70,8 +73,8 @@ def _split_of(file: Path) -> str:
 
 @cache
 def _split_names() -> dict[str, str]:
-    """What each split may be called."""
-    from datasets.data_files import SPLIT_KEYWORDS
+    """The split that each keyword stands for."""
+    from datasets.data_files import SPLIT_KEYWORDS  # takes a second to import
 
     return {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 
@@ -80,8 +83,16 @@ def _pattern(path: Path) -> str:
     return glob.escape(str(path))
 
 
+def looks_local(name: str) -> bool:
+    """Whether a dataset's name can only be a path, even if nothing exists there."""
+    return name.startswith((".", "~", "/")) or name.count("/") > 1
+
+
 def find_local(name: str) -> LocalData | None:
-    """What a name means on this machine; None if it can only be the id of a dataset on the Hub.
+    """Find a dataset on this machine.
+
+    Returns:
+        The file or folder; None if the name can only be the id of a dataset on the Hub.
 
     Raises:
         UserError: if the file or folder does not exist or holds no images.
@@ -89,36 +100,29 @@ def find_local(name: str) -> LocalData | None:
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise UserError(
-                f"dataset.name: given the file {name!r}; allowed: a folder, a file ending in {', '.join(SUFFIXES)}, or "
-                "a Hub id"
-            )
+            allowed = f"a folder, a file ending in {', '.join(SUFFIXES)}, or a Hub id"
+            raise UserError(f"dataset.name: given the file {name!r}; allowed: {allowed}")
         return LocalData(path, SUFFIXES[path.suffix.lower()], (path,))
-    if path.is_dir():
-        return _in_folder(path, name)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"dataset.name: the folder {name!r} does not exist")
-    return None
-
-
-def _in_folder(path: Path, name: str) -> LocalData:
-    files = tuple(_walk(path))
+    if not path.is_dir():
+        if looks_local(name):
+            raise UserError(f"dataset.name: the folder {name!r} does not exist")
+        return None
+    files = tuple(_visible_files(path))
     if any((path / file).is_file() for file in SAVED):
         return LocalData(path, "saved", files)
     for suffix, kind in SUFFIXES.items():
         if found := tuple(file for file in files if file.suffix.lower() == suffix and file.name not in METADATA):
             return LocalData(path, kind, found)
     extensions = Image.registered_extensions()
-    images = tuple(file for file in files if file.suffix.lower() in extensions)
+    images = [file for file in files if file.suffix.lower() in extensions]
     if not images:
-        raise UserError(
-            f"dataset.name: the folder {name!r} holds no image, and no file ending in {', '.join(SUFFIXES)}"
-        )
-    metadata = tuple(file for file in files if file.name in METADATA)
+        suffixes = ", ".join(SUFFIXES)
+        raise UserError(f"dataset.name: the folder {name!r} holds no image, and no file ending in {suffixes}")
+    metadata = [file for file in files if file.name in METADATA]
     return LocalData(path, "imagefolder", tuple(sorted(images + metadata)))
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def _visible_files(path: Path) -> Iterator[Path]:
     """Every file below a folder that is not hidden, in order."""
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

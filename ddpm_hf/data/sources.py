@@ -1,72 +1,44 @@
-"""Where images come from: the built-in digits, files on this machine, datasets on the Hub."""
+"""Find the images that a configuration names: the built-in digits, files on this machine, datasets on the Hub."""
 
+import logging
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 from PIL import Image
 
-from ddpm_hf.config import DatasetConfig
-from ddpm_hf.data.local_files import find_local
+from ddpm_hf.config.dataset import DatasetConfig, parse_split
+from ddpm_hf.data.decoding import Example, Source
+from ddpm_hf.data.local_files import BUILT_IN, find_local, looks_local
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hub_cache import remember_commit, remembered_commit
+from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, Patience, is_offline
 
-BUILT_IN = ("digits",)
+logger = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-
-class Example(NamedTuple):
-    """One image, not yet decoded.
-
-    Attributes:
-        file: its bytes, its path or address, or the image itself.
-        name: what to call it in a message.
-        label: the number or name of its class, if it has one.
-    """
-
-    file: bytes | str | Image.Image
-    name: str
-    label: int | str | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images in a fixed order, read one after the other.
-
-    Attributes:
-        examples: the images.
-        num_images: how many there are; None for a stream that does not say.
-        has_labels: whether they have classes.
-        class_names: the name of each class, if known.
-        fingerprint: a hash of what the images are; None for those that are never cached.
-    """
-
-    examples: Iterable[Example]
-    num_images: int | None
-    has_labels: bool
-    class_names: list[str] | None
-    fingerprint: str | None = None
+LOOKING_UP = Patience(attempts=5)
+"""About ten seconds: somebody waits for the start, and the cache is an alternative."""
 
 
 def open_source(config: DatasetConfig) -> Source:
-    """Find the images that a configuration names.
+    """Open the images that a configuration names.
 
     Raises:
-        UserError: if there is no such dataset, split or column, or no image in it.
+        UserError: if there is no such dataset, split or column, or it is empty.
     """
     if config.name in BUILT_IN:
-        return _digits(config)
+        return _open_digits(config)
     from ddpm_hf.data.dataset_source import open_dataset  # `datasets` takes a second to import
 
-    return open_dataset(config)
+    return open_dataset(config, find_local(config.name))
 
 
 def fingerprint_of(config: DatasetConfig) -> str | None:
-    """What identifies the images of a configuration, found without opening them.
+    """A hash of what identifies the images of a configuration, computed without opening them.
 
     Returns:
-        None for a dataset of the Hub at a branch or tag, which only opening it can tell.
+        None for a dataset of the Hub that is not pinned to a commit: only opening it tells.
 
     Raises:
         UserError: if a folder or file does not exist or holds no images.
@@ -74,13 +46,46 @@ def fingerprint_of(config: DatasetConfig) -> str | None:
     local = find_local(config.name)
     if local is not None:
         return local.fingerprint()
-    if COMMIT.fullmatch(config.revision or ""):
-        return f"{config.name}@{config.revision}"
-    return None
+    return f"{config.name}@{config.revision}" if COMMIT.fullmatch(config.revision or "") else None
 
 
-def _digits(config: DatasetConfig) -> Source:
-    from sklearn.datasets import load_digits
+def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> DatasetConfig:
+    """Pin a dataset of the Hub to its newest commit, so that a run can be repeated.
+
+    Built-in and local datasets stay as they are. Offline, the commit is the one in the cache.
+
+    Args:
+        dataset: may name a branch or a tag.
+        client: the Hub; None is the default one.
+
+    Returns:
+        The dataset with the commit's hash as its revision.
+
+    Raises:
+        UserError: if there is no such dataset or revision on the Hub.
+    """
+    name, revision = dataset.name, dataset.revision
+    if name in BUILT_IN or looks_local(name) or Path(name).exists() or COMMIT.fullmatch(revision or ""):
+        return dataset
+    commit = None
+    if not is_offline():
+        client = client or HubClient(patience=LOOKING_UP)
+        try:
+            commit = client.call(
+                f"looking up the dataset {name}", lambda: client.api.dataset_info(name, revision=revision).sha, name
+            )
+        except HubUnreachableError as error:
+            hint = "the commit is taken from the cache; set HF_HUB_OFFLINE=1 to skip the look-up"
+            logger.warning("%s: %s", error, hint)
+    if commit is not None:
+        remember_commit("dataset", name, revision, commit)
+    else:
+        commit = remembered_commit("dataset", name, revision)
+    return dataset if commit is None else dataset.model_copy(update={"revision": commit})
+
+
+def _open_digits(config: DatasetConfig) -> Source:
+    from sklearn.datasets import load_digits  # takes a second to import
 
     for field in ("config", "revision", "image_column", "label_column"):
         if (given := getattr(config, field)) is not None:
@@ -88,9 +93,8 @@ def _digits(config: DatasetConfig) -> Source:
     if config.streaming:
         raise UserError("dataset.streaming: given true; allowed: false, since the built-in digits are in memory")
     digits = load_digits()
-    part = _part(config.split, len(digits.images))
-    # sixteen levels of gray, 0 to 16
-    arrays = (digits.images[part] * (255 / 16)).round().astype("uint8")
+    part = _select(config.split, len(digits.images))
+    arrays = (digits.images[part] * (255 / 16)).round().astype("uint8")  # from sixteen levels of gray, 0 to 16
     numbers = range(len(digits.images))[part]
     examples = [
         Example(Image.fromarray(array), f"digit {number}", int(label))
@@ -99,17 +103,14 @@ def _digits(config: DatasetConfig) -> Source:
     return Source(examples, len(examples), has_labels=True, class_names=[str(digit) for digit in range(10)])
 
 
-def _part(split: str, count: int) -> slice:
-    """What `train`, `train[:80%]` or `train[1000:]` takes of the digits, as the `datasets` library writes it."""
-    match = re.fullmatch(r"train(?:\[(\d*)(%?):(\d*)(%?)\])?", split)
-    if match is None:
+def _select(split: str, count: int) -> slice:
+    """The digits of `train`, `train[:80%]` or `train[1000:]`."""
+    name, *edges = parse_split(split)
+    if name != "train":
         raise UserError(f"dataset.split: given {split!r}; allowed: train, or a part of it such as train[:80%]")
-    start, start_percent, stop, stop_percent = match.groups(default="")
-    edges = [
-        None if not edge else round(int(edge) * count / 100) if percent else int(edge)
-        for edge, percent in ((start, start_percent), (stop, stop_percent))
-    ]
-    part = slice(*edges)
+    start, stop, unit = edges or (0, count, None)
+    scale = count / 100 if unit == "%" else 1
+    part = slice(round(start * scale), round(min(stop * scale, count)))
     if not range(count)[part]:
-        raise UserError(f"dataset.split: given {split!r}, which takes none of the {count:,} digits")
+        raise UserError(f"dataset.split: given {split!r}, which selects none of the {count:,} digits")
     return part

@@ -13,7 +13,7 @@ from PIL import Image
 from ddpm_hf.checkpoints.download import HubAddress, fetch_file
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.checkpoints.listing import list_repository
-from ddpm_hf.data.images import open_image
+from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.limits import Limits
 from ddpm_hf.hub.card import make_card, split_card
 from ddpm_hf.hub.export import find_pipeline

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.data.images import Transform, open_image
+from ddpm_hf.data.decoding import Transform, open_image
 from ddpm_hf.demo.limits import Limits
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.pipelines.pictures import image_grid

@@ -15,7 +15,7 @@ from ddpm_hf.checkpoints.format import Progress
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
-from ddpm_hf.data.revision import pin_dataset
+from ddpm_hf.data.sources import pin_dataset
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.pictures import learning_rate_curve, schedule_curves

@@ -12,7 +12,7 @@ from ddpm_hf.checkpoints.download import fetch_checkpoint
 from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_checkpoints, step_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
-from ddpm_hf.data.revision import COMMIT
+from ddpm_hf.data.sources import COMMIT
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.sanitize import portable_config
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_sets
-from ddpm_hf.data.loading import held_out_rows
+from ddpm_hf.data.image_loading import held_out_rows
 from ddpm_hf.runtime.errors import UserError
 
 MODEL = ModelConfig(image_size=8, image_channels=1, channel_multipliers=(1,), attention_levels=())

@@ -1,136 +1,250 @@
-"""Datasets by name: the digits, folders, parquet files; and what bad names get."""
+"""Decoded images are found again, shared, complete or not there; their order is a function of seed and position."""
 
-import logging
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
-from ddpm_hf.data import load_image_set
+from ddpm_hf.data import SampleOrder, load_image_set
+from ddpm_hf.data.decoding import Transform
+from ddpm_hf.data.image_loading import _Loader
+from ddpm_hf.data.image_set import Content, ImageSet, ImageStore, read_stored
 from ddpm_hf.runtime.errors import UserError
 
-MODEL = ModelConfig(image_size=8, image_channels=3, channel_multipliers=(1,), attention_levels=())
+SET = ImageSet(torch.arange(5 * 12, dtype=torch.uint8).view(5, 3, 2, 2), torch.arange(5), ["a", "ä"], ("x (broken)",))
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("DDPM_HF_CACHE", str(tmp_path / "decoded"))
+class Opened:
+    """Counts how often the images are opened."""
 
+    def __init__(self) -> None:
+        self.times = 0
 
-def load(name, model: ModelConfig = MODEL, **options):
-    return load_image_set(DatasetConfig(name=str(name), **options), model)
-
-
-def images_of(count: int) -> list[Image.Image]:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 10, 12, 3), np.uint8)
-    return [Image.fromarray(image) for image in pixels]
+    def __call__(self) -> Content:
+        self.times += 1
+        return SET.select(torch.arange(5), SET.skipped)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Two classes of three images each."""
-    for index, image in enumerate(images_of(6)):
-        file = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(file)
-    return tmp_path / "images"
+def opened():
+    return Opened()
 
 
-def test_the_digits_are_scikit_learns():
-    model = MODEL.model_copy(update={"image_channels": 1})
-    digits = load("digits", model)
-    assert digits.images.shape == (1797, 1, 8, 8)
-    assert digits.images.max() == 255
-    assert digits.labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert digits.class_names == list("0123456789")
+def same(one: ImageSet, other: ImageSet) -> bool:
+    torch.testing.assert_close(one.images, other.images)
+    torch.testing.assert_close(one.labels, other.labels)
+    return (one.class_names, one.skipped) == (other.class_names, other.skipped)
 
 
-@pytest.mark.parametrize(("split", "count"), [("train[:80%]", 1438), ("train[80%:]", 359), ("train[10:15]", 5)])
-def test_a_part_of_the_digits(split, count):
-    assert len(load("digits", split=split)) == count
+def entry(root):
+    (folder,) = [path for path in root.iterdir() if path.is_dir()]
+    return folder
 
 
-def test_parts_of_the_digits_fit_together():
-    parts = [load("digits", split=split).images for split in ("train[:80%]", "train[80%:]")]
-    torch.testing.assert_close(torch.cat(parts), load("digits").images)
+def test_what_is_kept_is_found_again(tmp_path, opened):
+    for _ in range(3):
+        assert same(ImageStore(tmp_path).get({"a": 1}, opened), SET)
+    assert opened.times == 1
+    assert {path.name for path in entry(tmp_path).iterdir()} == {"images.u8", "labels.i64", "manifest.json"}
+    ImageStore(tmp_path).get({"a": 2}, opened)
+    assert opened.times == 2
 
 
-def test_a_folder_gives_its_images_and_classes(folder):
-    images = load(folder)
-    assert images.images.shape == (6, 3, 8, 8)
-    assert images.class_names == ["a", "b"]
-    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+def test_writing_to_the_images_changes_no_file(tmp_path, opened):
+    ImageStore(tmp_path).get({}, opened).images.zero_()
+    assert same(ImageStore(tmp_path).get({}, opened), SET)
 
 
-def test_damaged_images_are_named_and_left_out(folder, caplog):
-    (folder / "a" / "broken.png").write_bytes(b"no image")
-    with caplog.at_level(logging.WARNING):
-        images = load(folder)
-    assert len(images) == len(images.labels) == 6
-    assert "1 image of" in caplog.text
-    assert "broken.png" in caplog.text
+@pytest.mark.parametrize("name", ["images.u8", "labels.i64", "manifest.json"])
+def test_a_file_that_is_cut_short_is_written_anew(name, tmp_path, opened, caplog):
+    ImageStore(tmp_path).get({}, opened)
+    file = entry(tmp_path) / name
+    for size in (0, 1, file.stat().st_size - 1):
+        os.truncate(file, size)
+        assert same(ImageStore(tmp_path).get({}, opened), SET)
+    file.unlink()
+    assert same(ImageStore(tmp_path).get({}, opened), SET)
+    assert opened.times == 5
+    assert "damaged" in caplog.text
 
 
-def test_a_parquet_file_is_found_by_its_column(tmp_path):
-    rows = {"img": images_of(4), "kind": [0, 1, 0, 1]}
-    features = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["x", "y"])})
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "some.parquet")
-    for name in (tmp_path / "some.parquet", tmp_path):
-        images = load(name)
-        assert len(images) == 4
-        assert images.class_names == ["x", "y"]
-        torch.testing.assert_close(images.images[0], load(tmp_path, image_column="img").images[0])
+def test_a_flipped_byte_of_the_manifest_is_noticed(tmp_path, opened):
+    ImageStore(tmp_path).get({}, opened)
+    file = entry(tmp_path) / "manifest.json"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        found = read_stored(entry(tmp_path))
+        assert found is None or same(found, SET)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "digit"}, "did you mean digits"),
-        ({"name": "/no/such/folder"}, "the folder '/no/such/folder' does not exist"),
-        ({"name": "./no/such/folder"}, "does not exist"),
-        ({"name": "user/nothing"}, "neither built in"),
-        ({"name": "digits", "split": "test"}, "dataset.split: given 'test'; allowed: train"),
-        ({"name": "digits", "split": "train[5:5]"}, "takes none of the 1,797 digits"),
-        ({"name": "digits", "image_column": "img"}, "dataset.image_column"),
-    ],
-)
-def test_a_dataset_that_is_not_there_is_one_clear_line(options, message):
-    with pytest.raises(UserError, match=message) as caught:
-        load_image_set(DatasetConfig(**options), MODEL)
-    assert "\n" not in str(caught.value)
+def failing(error: Exception) -> Content:
+    """Two images and then an error."""
+
+    def images():
+        yield from SET.images[:2].numpy()
+        raise error
+
+    return Content(images(), (3, 2, 2), None)
 
 
-def test_what_a_folder_lacks_is_told(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no image"):
-        load(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"columns of .*image \(Image\), label \(ClassLabel\)"):
-        load(folder, image_column="picture")
-    with pytest.raises(UserError, match="'label' holds no images"):
-        load(folder, image_column="label")
-    with pytest.raises(UserError, match="Unknown split"):
-        load(folder, split="tests")
-    (folder / "list.txt").touch()
-    with pytest.raises(UserError, match="given the file"):
-        load(folder / "list.txt")
+def test_a_broken_source_leaves_nothing(tmp_path, opened):
+    with pytest.raises(ConnectionError, match="gone"):
+        ImageStore(tmp_path).get({}, lambda: failing(ConnectionError("gone")))
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert same(ImageStore(tmp_path).get({}, opened), SET)
 
 
-def test_only_damaged_images_are_a_clear_stop(tmp_path):
-    for index in range(7):
-        (tmp_path / f"{index}.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of the 7 images"):
-        load(tmp_path)
+def endless(num_images: int | None = None) -> Content:
+    """More than any disk holds."""
+    return Content(itertools.repeat(np.zeros((3, 64, 64), np.uint8)), (3, 64, 64), num_images)
 
 
-def test_a_class_conditional_model_needs_fitting_labels(folder, tmp_path):
-    with pytest.raises(UserError, match="at least 2 classes"):
-        load(folder, MODEL.model_copy(update={"num_classes": 1}))
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    images_of(1)[0].save(flat / "0.png")
-    with pytest.raises(UserError, match="has no column of class labels"):
-        load(flat, MODEL.model_copy(update={"num_classes": 1}))
+def test_a_full_disk_is_told_with_the_folder(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=f"dataset.cache_dir: '{tmp_path}' cannot hold decoded images.*are free"):
+            ImageStore(tmp_path).get({}, endless)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_set_that_will_not_fit_is_told_before_it_is_decoded(tmp_path):
+    num_bytes = 3 * 64 * 64 * 10**15
+    with pytest.raises(UserError, match=f"dataset.cache_dir.* {num_bytes:,} bytes"):
+        ImageStore(tmp_path).get({}, lambda: endless(10**15))
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"dataset.cache_dir: .*(Not a directory|File exists)"):
+        ImageStore(tmp_path / "file" / "below").get({}, endless)
+
+
+def test_one_decodes_while_the_others_wait(tmp_path):
+    class Slow(Opened):
+        def __call__(self) -> Content:
+            time.sleep(0.2)
+            return super().__call__()
+
+    opened, found = Slow(), []
+    threads = [threading.Thread(target=lambda: found.append(ImageStore(tmp_path).get({}, opened))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened.times == 1
+    assert all(same(each, SET) for each in found)
+
+
+PROCESS = """
+    import sys, time, torch
+    from pathlib import Path
+    from ddpm_hf.data.image_set import ImageSet, ImageStore
+    seconds = float(sys.argv[2])
+    images = ImageSet(torch.arange(48, dtype=torch.uint8).view(4, 3, 2, 2), None, None)
+    def slow(images):
+        for image in images:
+            time.sleep(seconds)
+            yield image
+            print("decoded", flush=True)
+    content = images.select(torch.arange(4))
+    content.images = slow(content.images)
+    print(int(ImageStore(Path(sys.argv[1])).get({}, lambda: content).images.sum()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_when_the_decoding_process_is_killed_another_takes_over(tmp_path):
+    def start(seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path), str(seconds)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with start(100) as first:
+        while not list(tmp_path.glob(".tmp-*/images.u8")):
+            time.sleep(0.05)
+        with start(0) as second:
+            time.sleep(5)
+            assert second.poll() is None  # it waits
+            first.send_signal(signal.SIGKILL)
+            assert second.communicate()[0].splitlines()[-1] == str(sum(range(48)))
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_the_key_holds_all_that_the_pixels_depend_on(tmp_path, monkeypatch):
+    (tmp_path / "some.png").touch()
+    base = {"name": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    model = ModelConfig(image_size=8, image_channels=3, channel_multipliers=(1,), attention_levels=())
+
+    def key(model=model, **options) -> str:
+        return json.dumps(_Loader(DatasetConfig(**base, **options), model, False).key, sort_keys=True)
+
+    different = [
+        key(),
+        key(split="train[:50%]"),
+        key(image_column="a"),
+        key(label_column="a"),
+        key(resize="pad"),
+        key(background=(0, 0, 0)),
+        key(model.model_copy(update={"image_size": 16})),
+        key(model.model_copy(update={"image_channels": 1})),
+    ]
+    monkeypatch.setattr("ddpm_hf.data.image_loading.DECODER", "2")
+    different.append(key())
+    assert len(set(different)) == len(different)
+    assert key(horizontal_flip=True, strict=True, streaming=True, validation_split="test") == key()
+
+
+def test_a_second_start_needs_only_the_cache(tmp_path, monkeypatch):
+    """Of a dataset of the Hub, too, once it is pinned to its commit: nothing is opened."""
+    dataset = DatasetConfig(name="ada/images", revision="0" * 40, cache_dir=str(tmp_path))
+    model = ModelConfig(image_size=2, image_channels=3, channel_multipliers=(1,), attention_levels=())
+    loader = _Loader(dataset, model, False)
+    assert loader.transform == Transform(2, 3)
+    kept = ImageStore(tmp_path).get(loader.key, lambda: SET.select(torch.arange(5)))
+    monkeypatch.setattr("ddpm_hf.data.image_loading.open_source", lambda _: pytest.fail("opened"))
+    torch.testing.assert_close(load_image_set(dataset, model).images, kept.images)
+    shutil.rmtree(tmp_path)
+    torch.testing.assert_close(kept.images, SET.images)  # what is mapped stays
+
+
+def test_every_epoch_holds_every_image_once():
+    order = SampleOrder(10, seed=0)
+    for epoch in range(5):
+        assert sorted(order.indices(epoch * 10, 10).tolist()) == list(range(10))
+
+
+def test_epochs_differ_and_seeds_differ():
+    assert SampleOrder(100, 0).indices(0, 100).tolist() != SampleOrder(100, 0).indices(100, 100).tolist()
+    assert SampleOrder(100, 0).indices(0, 100).tolist() != SampleOrder(100, 1).indices(0, 100).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 25])
+def test_batches_of_any_size_read_the_same_row(size):
+    whole = SampleOrder(10, 0).indices(0, 50)
+    order = SampleOrder(10, 0)
+    parts = [order.indices(start, min(size, 50 - start)) for start in range(0, 50, size)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_reading_on_from_the_middle_needs_no_history():
+    torch.testing.assert_close(SampleOrder(7, 3).indices(1000, 5), SampleOrder(7, 3).indices(0, 1005)[-5:])
+
+
+def test_no_images_have_no_order():
+    with pytest.raises(ValueError, match="num_images: given 0"):
+        SampleOrder(0, 0)

@@ -7,7 +7,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from ddpm_hf.data.images import open_image
+from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.hub.results import Result
 from ddpm_hf.pipelines.pictures import schedule_curves

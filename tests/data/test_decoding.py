@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_hf.data.images import Transform, open_image
+from ddpm_hf.data.decoding import Transform, open_image
 
 GRAY = 128
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -157,7 +157,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side):
     file = bomb(side)
     assert len(file) < 1_000_000
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as `Decoding` does
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as `decode` does
         began = time.process_time()  # not what other processes take
         with pytest.raises(ValueError, match="pixels"):
             open_image(file)

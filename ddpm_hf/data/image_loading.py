@@ -1,6 +1,7 @@
-"""The images that a configuration names, those to train on and those that are held out."""
+"""Load the images that a configuration names: those to train on, and those that are held out."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
-from ddpm_hf.data.decoding import Decoding
-from ddpm_hf.data.image_set import ImageSet, Rows, in_memory
-from ddpm_hf.data.images import DECODER, Transform
-from ddpm_hf.data.sources import BUILT_IN, Source, fingerprint_of, open_source
-from ddpm_hf.data.store import ImageStore
+from ddpm_hf.data.decoding import DECODER, Source, Transform, decode
+from ddpm_hf.data.image_set import Content, ImageSet, ImageStore
+from ddpm_hf.data.local_files import BUILT_IN
+from ddpm_hf.data.sources import fingerprint_of, open_source
 from ddpm_hf.runtime.cache_folder import cache_folder
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.randomness import generator_at
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_image_set(dataset: DatasetConfig, model: ModelConfig, progress: bool = False) -> ImageSet:
-    """Every image of `dataset.split` in the size and channels of a model, held-out ones included.
+    """Load every image of `dataset.split` in the size and channels of a model, held-out ones included.
 
-    They are decoded once, and found again in `dataset.cache_dir` by later runs and other processes. Images that cannot
-    be read are named in a warning and left out.
+    They are decoded once; later runs and other processes find them in `dataset.cache_dir`. Images that cannot be read
+    are skipped, and named in a warning.
 
     Args:
         dataset: where the images come from.
@@ -35,16 +35,16 @@ def load_image_set(dataset: DatasetConfig, model: ModelConfig, progress: bool = 
         progress: show a bar.
 
     Raises:
-        UserError: if there is no such dataset, no readable image, an unreadable one where `dataset.strict` is set, or
-            no label for a class-conditional model.
+        UserError: if there is no such dataset, no readable image, an unreadable one although `dataset.strict` is set,
+            or no label for a class-conditional model.
     """
-    return _checked(_Loader(dataset, model, progress).whole, dataset, model)
+    return _check(_Loader(dataset, model, progress).all_images, dataset, model)
 
 
 def load_image_sets(
     dataset: DatasetConfig, model: ModelConfig, seed: int, progress: bool = False
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The images to train on, and those that `dataset.validation_split` or `dataset.validation_fraction` hold out.
+    """Load the images to train on, and those that `dataset.validation_split` or `validation_fraction` hold out.
 
     Args:
         dataset: where the images come from.
@@ -64,22 +64,24 @@ def load_image_sets(
         try:
             return training, load_image_set(other, model, progress)
         except UserError as error:
-            message = str(error).replace("dataset.split", "dataset.validation_split", 1)
-            raise UserError(message) from error
+            raise UserError(str(error).replace("dataset.split", "dataset.validation_split", 1)) from error
     if not dataset.validation_fraction:
         return load_image_set(dataset, model, progress), None
     loader = _Loader(dataset, model, progress)
-    training, validation = (loader.part(seed, held_out) for held_out in (False, True))
-    return _checked(training, dataset, model), _checked(validation, dataset, model)
+    training, validation = (loader.load_part(seed, is_held_out) for is_held_out in (False, True))
+    return _check(training, dataset, model), _check(validation, dataset, model)
 
 
 def held_out_rows(num_images: int, fraction: float, seed: int) -> Bool[Tensor, " num_images"]:
-    """Which images a fraction holds out: a function of their number and the seed.
+    """Choose the images that a fraction holds out: a function of their number and the seed.
 
     Args:
         num_images: at least 2.
         fraction: above 0, below 1; at least one image is held out, and one is not.
         seed: of the run.
+
+    Returns:
+        Whether each image is held out.
     """
     count = min(max(1, round(num_images * fraction)), num_images - 1)
     chosen = torch.randperm(num_images, generator=generator_at(seed, "validation"))[:count]
@@ -87,7 +89,7 @@ def held_out_rows(num_images: int, fraction: float, seed: int) -> Bool[Tensor, "
 
 
 class _Loader:
-    """Loads a split or its parts, from memory for the built-in digits, or else as the configuration says."""
+    """Loads a split or a part of it: from the cache, or into memory if the dataset is built in or says so."""
 
     def __init__(self, dataset: DatasetConfig, model: ModelConfig, progress: bool) -> None:
         self.dataset, self.progress = dataset, progress
@@ -97,9 +99,10 @@ class _Loader:
         if dataset.name not in BUILT_IN and not dataset.in_memory:
             folder = dataset.cache_dir
             self.store = ImageStore(Path(folder).expanduser() if folder else cache_folder() / "images")
-            self.key = self._key()
 
-    def _key(self) -> dict[str, Any]:
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """Everything that the decoded images depend on."""
         dataset = self.dataset
         fingerprint = fingerprint_of(dataset)
         if fingerprint is None:
@@ -115,56 +118,53 @@ class _Loader:
             "decoder": DECODER,
         }
 
+    def _load(self, make: Callable[[], Content], **more_key: Any) -> ImageSet:
+        return make().in_memory() if self.store is None else self.store.get({**self.key, **more_key}, make)
+
     @cached_property
-    def whole(self) -> ImageSet:
-        """The split."""
-        return in_memory(self._decoding()) if self.store is None else self.store.get(self.key, self._decoding)
+    def all_images(self) -> ImageSet:
+        """The whole split."""
 
-    def part(self, seed: int, held_out: bool) -> ImageSet:
-        """The images that the fraction holds out, or all others."""
+        def make() -> Content:
+            return decode(self.source or open_source(self.dataset), self.transform, self.dataset.name, self.progress)
+
+        return self._load(make)
+
+    def load_part(self, seed: int, is_held_out: bool) -> ImageSet:
+        """Load the images that the fraction holds out, or all others."""
         fraction = self.dataset.validation_fraction
-        if self.store is None:
-            return in_memory(self._rows(seed, held_out))
-        key = {**self.key, "validation_fraction": fraction, "seed": seed, "held_out": held_out}
-        return self.store.get(key, lambda: self._rows(seed, held_out))
 
-    def _rows(self, seed: int, held_out: bool) -> Rows:
-        images, fraction = self.whole, self.dataset.validation_fraction
-        if len(images) < 2:
-            raise UserError(
-                f"dataset.validation_fraction: given {fraction}; allowed: 0, since {self.dataset.name!r} has one image"
-            )
-        is_held_out = held_out_rows(len(images), fraction, seed)
-        rows = (is_held_out if held_out else ~is_held_out).nonzero().flatten()
-        return Rows(images, rows, () if held_out else images.skipped)
+        def make() -> Content:
+            images, name = self.all_images, self.dataset.name
+            if len(images) < 2:
+                raise UserError(
+                    f"dataset.validation_fraction: given {fraction}; allowed: 0, since {name!r} has one image"
+                )
+            rows = (held_out_rows(len(images), fraction, seed) == is_held_out).nonzero().flatten()
+            return images.select(rows, () if is_held_out else images.skipped)
 
-    def _decoding(self) -> Decoding:
-        source = self.source or open_source(self.dataset)
-        return Decoding(source, self.transform, self.dataset.name, self.progress)
+        return self._load(make, validation_fraction=fraction, seed=seed, held_out=is_held_out)
 
 
-def _checked(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> ImageSet:
+def _check(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> ImageSet:
+    """Report skipped images, and refuse labels that do not fit the model."""
     if images.skipped:
         count = len(images.skipped)
         found = f"{count:,} image{'s' if count > 1 else ''} of {dataset.name!r} cannot be read"
         if dataset.strict:
             raise UserError(f"dataset.strict: {found}: {'; '.join(images.skipped)}")
-        shown = "; ".join(images.skipped[:5]) + ("; …" if len(images.skipped) > 5 else "")
-        logger.warning("%s, left out: %s", found, shown)
-    _check_labels(images.labels, model, dataset)
-    return images
-
-
-def _check_labels(labels: Tensor | None, model: ModelConfig, dataset: DatasetConfig) -> None:
-    if model.num_classes is None:
-        return
+        logger.warning("%s, skipped: %s", found, "; ".join([*images.skipped[:5], *["…"] * (count > 5)]))
+    labels, num_classes = images.labels, model.num_classes
+    if num_classes is None:
+        return images
     if labels is None:
         raise UserError(
-            f"model_config.num_classes: given {model.num_classes}, but {dataset.name!r} has no column of class labels; "
+            f"model_config.num_classes: given {num_classes}, but {dataset.name!r} has no column of class labels; "
             "name one in dataset.label_column, or leave num_classes out"
         )
-    if labels.min() < 0 or labels.max() >= model.num_classes:
+    if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"model_config.num_classes: given {model.num_classes}; the labels of {dataset.name!r} reach from "
-            f"{labels.min()} to {labels.max()}, so at least {labels.max() + 1} classes with labels from 0 are needed"
+            f"model_config.num_classes: given {num_classes}; the labels of {dataset.name!r} reach from {labels.min()} "
+            f"to {labels.max()}; needed: labels from 0, and at least {labels.max() + 1} classes"
         )
+    return images

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from ddpm_hf.config import DatasetConfig
-from ddpm_hf.data.revision import pin_dataset
+from ddpm_hf.data.sources import pin_dataset
 from ddpm_hf.runtime.errors import UserError
 
 LOAD = """
@@ -17,7 +17,7 @@ LOAD = """
     import datasets
     from ddpm_hf.config import DatasetConfig, ModelConfig
     from ddpm_hf.data import load_image_set
-    from ddpm_hf.data.revision import pin_dataset
+    from ddpm_hf.data.sources import pin_dataset
     datasets.disable_progress_bars()
     for name in sys.argv[1:]:
         pinned = pin_dataset(DatasetConfig(name=name))
@@ -106,7 +106,7 @@ def test_faults_are_sat_out_or_leave_the_choice_to_the_cache(hub, client, shared
     hub.fault("info", status=503, times=99)
     assert pin_dataset(DatasetConfig(name="ada/folder"), client).revision == shared["ada/folder"]
     assert pin_dataset(DatasetConfig(name="ada/folder", revision="more"), client).revision == "more"
-    assert "the cache decides" in caplog.text
+    assert "from the cache" in caplog.text
 
 
 def test_offline_the_cache_names_the_commit(hub, client, tmp_path, monkeypatch):
