@@ -12,7 +12,7 @@ from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.digits_classifier import train_classifier
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.runtime.cache_folder import cache_folder
-from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.files import atomic_write
 
 SIDE, NUM_FEATURES = 16, 64
 EPOCHS, BATCH_SIZE = 6, 128
@@ -58,7 +58,7 @@ def load_cifar10_classifier(images: ImageSet) -> Cifar10Classifier:
         classifier.load_state_dict(load_file(file))
         return classifier
     classifier = train_cifar10_classifier(images)
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         save_file(classifier.state_dict(), aside)
     return classifier
 

@@ -93,9 +93,9 @@ def main(arguments: argparse.Namespace) -> None:
 
     with cli.waiting("loading PyTorch and diffusers"):
         from ddpm_hf.pipelines.generation import Extras, Settings, generate
-        from ddpm_hf.runtime.distributed import meet
+        from ddpm_hf.runtime.distributed import init_distributed
 
-    meet(timedelta(days=1))  # for the others, which may have other batches to draw
+    init_distributed(timedelta(days=1))  # for the others, which may have other batches to draw
     pipeline = load_pipeline(model_folder or model)
     T = pipeline.scheduler.config.num_train_timesteps
     steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps

@@ -60,7 +60,6 @@ KNOWN_SAME_NAME = {
     "ddpm",
     "download",
     "likelihood",
-    "memory",
     "model",
     "pictures",
     "reconstruction",

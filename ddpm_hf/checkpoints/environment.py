@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ddpm_hf.checkpoints.run_folder import RunFolder
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 PACKAGES = ("ddpm-hf", "torch", "diffusers", "accelerate")
 
@@ -31,7 +31,7 @@ def record_environment(run: Path, num_processes: int = 1, mixed_precision: str =
         "system": platform.system(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
-    write_whole(RunFolder(run).environment, json.dumps(environment, indent=2) + "\n")
+    write_text_atomic(RunFolder(run).environment, json.dumps(environment, indent=2) + "\n")
 
 
 def read_environment(run: Path) -> dict[str, Any]:

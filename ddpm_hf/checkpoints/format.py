@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import sync
+from ddpm_hf.runtime.files import fsync
 from ddpm_hf.runtime.hashes import sha256
 
 logger = logging.getLogger(__name__)
@@ -112,15 +112,15 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
     write(staged)
     for file in _files_in(staged):
         file.chmod(0o644)  # safetensors leaves mode 0600, which other users of a shared folder cannot read
-        sync(file)
+        fsync(file)
     manifest = staged / MANIFEST
     manifest.write_text(make_manifest({file.relative_to(staged).as_posix(): file for file in _files_in(staged)}))
     for path in (manifest, *(folder for folder in staged.rglob("*") if folder.is_dir()), staged):
-        sync(path)
+        fsync(path)
     if final.exists():  # a damaged checkpoint of the same step, which was skipped when the run was resumed
         _remove(final)
     staged.rename(final)
-    sync(root)
+    fsync(root)
     checkpoints = list_checkpoints(root)
     own = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= step]
     kept = {*own[:keep], find_best(own)}

@@ -10,7 +10,7 @@ from typing import IO
 
 from ddpm_hf.checkpoints.format import INDEX
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import visible
+from ddpm_hf.runtime.files import visible_files
 
 
 class RunFolder:
@@ -69,12 +69,12 @@ class RunFolder:
                 f"output_dir: {self.path} holds a run already; go on with it by --resume latest, or choose another "
                 "folder with output_dir=FOLDER"
             )
-        if self.path.exists() and set(visible(self.path)) - {self.dry_run}:
+        if self.path.exists() and set(visible_files(self.path)) - {self.dry_run}:
             raise UserError(f"output_dir: {self.path} is not empty; choose another with output_dir=FOLDER")
 
     def found(self) -> tuple[str, ...]:
         """The names of the configuration and the checkpoints, by which `check_unchanged` detects another run."""
-        checkpoints = sorted(file.name for file in visible(self.checkpoints)) if self.checkpoints.exists() else []
+        checkpoints = sorted(file.name for file in visible_files(self.checkpoints)) if self.checkpoints.exists() else []
         return (self.config.name, *checkpoints) if self.holds_a_run else tuple(checkpoints)
 
     def check_unchanged(self, found: tuple[str, ...]) -> None:
@@ -115,7 +115,6 @@ class RunFolder:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
-            self.stop_notice.unlink(missing_ok=True)  # from an earlier run
             yield
 
     def check_unlocked(self) -> None:

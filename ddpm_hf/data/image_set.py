@@ -20,7 +20,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import sync
+from ddpm_hf.runtime.files import fsync
 from ddpm_hf.runtime.randomness import generator_at
 
 logger = logging.getLogger(__name__)
@@ -199,10 +199,10 @@ class ImageStore:
             }
             (staged / MANIFEST).write_text(json.dumps({"sha256": _hash(body), "body": body}, indent=2))
             for file in (*staged.iterdir(), staged):
-                sync(file)
+                fsync(file)
             shutil.rmtree(folder, ignore_errors=True)
             staged.rename(folder)
-            sync(self.root)
+            fsync(self.root)
         except OSError as error:
             if error.errno in DISK_ERRORS:
                 raise self._cannot_hold(error, num_bytes) from error

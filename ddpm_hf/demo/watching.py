@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
+from ddpm_hf.runtime.signals import Stopped, StopRequest
 
 T = TypeVar("T")
 
@@ -36,10 +37,6 @@ class Result(Generic[T]):
     """What a run came to."""
 
     value: T
-
-
-class Stopped(Exception):  # noqa: N818  (a decision, not an error)
-    """Raised inside a run that nobody watches any more."""
 
 
 Tell = Callable[[Progress], None]
@@ -85,11 +82,10 @@ def watch(run: Callable[[Tell], T]) -> Iterator[Progress | Result[T]]:
     news: list[Progress] = []  # the newest alone
     outcome: list[Result[T]] = []
     failure: list[BaseException] = []
-    stop = threading.Event()
+    stop = StopRequest()
 
     def tell(progress: Progress) -> None:
-        if stop.is_set():
-            raise Stopped
+        stop.check()
         news[:] = [progress]
 
     def work() -> None:
@@ -113,5 +109,5 @@ def watch(run: Callable[[Tell], T]) -> Iterator[Progress | Result[T]]:
             raise failure[0]
         yield outcome[0]
     finally:
-        stop.set()
+        stop.request()
         thread.join()

@@ -9,7 +9,7 @@ from typing import Any
 from ddpm_hf.evaluation.rendering import pair_values
 from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import write_whole, written_whole
+from ddpm_hf.runtime.files import atomic_write, write_text_atomic
 from ddpm_hf.runtime.markdown import markdown_table
 
 Reports = dict[str, Report]
@@ -59,9 +59,9 @@ def compare(folders: Sequence[Path], output: Path) -> str:
         text += f"\n\nReconstructions of held-out images:\n\n{markdown_table(*_pair_rows(reports))}"
     output.mkdir(parents=True, exist_ok=True)
     warning = "".join(f"> **{note}**\n\n" for note in notes)
-    write_whole(output / "comparison.md", f"# Comparison\n\n{warning}{text}\n\n![metrics](comparison.png)\n")
+    write_text_atomic(output / "comparison.md", f"# Comparison\n\n{warning}{text}\n\n![metrics](comparison.png)\n")
     content = {"notes": notes, "reports": {name: asdict(report) for name, report in reports.items()}}
-    write_whole(output / "comparison.json", json.dumps(content, indent=2) + "\n")
+    write_text_atomic(output / "comparison.json", json.dumps(content, indent=2) + "\n")
     _plot(reports, output / "comparison.png")
     return "\n".join([*(f"note: {note}" for note in notes), text, f"\nIn {output}/: comparison.md, .json, .png"])
 
@@ -161,7 +161,7 @@ def _plot(reports: Reports, file: Path) -> None:
         axes.set_title(title, fontsize=8)
     for axes in panels[len(shown) :]:
         axes.remove()
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         figure.savefig(aside, dpi=110, format="png")
 
 

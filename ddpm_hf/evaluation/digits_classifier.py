@@ -18,7 +18,7 @@ from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.runtime.cache_folder import cache_folder
-from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.files import atomic_write
 from ddpm_hf.runtime.randomness import generator_at
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _load(file: Path) -> DigitsClassifier | None:
 
 def _save(classifier: DigitsClassifier, file: Path) -> None:
     try:
-        with written_whole(file) as aside:
+        with atomic_write(file) as aside:
             save_file(classifier.state_dict(), aside, {"accuracy": repr(classifier.accuracy)})
     except (OSError, SafetensorError) as error:
         logger.warning("the digits classifier cannot be kept in %s (%s); it is trained each time", file.parent, error)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ from ddpm_hf.evaluation.rendering import write_report
 from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, combine, kept_metrics, score_set
-from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.runtime.distributed import check_alike
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.distributed import assert_same_across_ranks
+from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.signals import StopRequest
 
 
 def evaluate(
@@ -48,7 +47,7 @@ def evaluate(
     extractor: FeatureExtractor | None = None,
     label: str | None = None,
     pictures: bool = True,
-    should_stop: Callable[[], bool] | None = None,
+    stop: StopRequest | None = None,
     renew: bool = False,
 ) -> Report | None:
     """Measure a model as `config.benchmark` says, and write the report.
@@ -63,8 +62,8 @@ def evaluate(
         extractor: what looks at the images, instead of `benchmark.features`.
         label: what the report is, if not a full evaluation; it becomes a warning.
         pictures: whether the report has pictures.
-        should_stop: asked at every denoising step and every batch whether to give up; what is finished by then is not
-            done again when the same evaluation is asked for.
+        stop: polled at every denoising step and every batch; work that is finished when a stop is requested is not done
+            again when the same evaluation is asked for.
         renew: for a model in training: what the folder holds is replaced, where it is not of this evaluation.
 
     Returns:
@@ -73,31 +72,30 @@ def evaluate(
 
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
-        Abandoned: in all processes, soon after should_stop has said so in one of them.
+        Stopped: in all processes, soon after a stop was requested in one of them.
     """
-    return carry_out(make_plan(model, config, output, pipeline, extractor, renew), label, pictures, should_stop)
+    return carry_out(make_plan(model, config, output, pipeline, extractor, renew), label, pictures, stop)
 
 
 def carry_out(
-    plan: Plan, label: str | None = None, pictures: bool = True, should_stop: Callable[[], bool] | None = None
+    plan: Plan, label: str | None = None, pictures: bool = True, stop: StopRequest | None = None
 ) -> Report | None:
     """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
     # which waits for all: until then, others look whether the folder is free; what trains may differ by rounding
     weights = None if plan.renew else plan.settings["weights"]
-    check_alike({**plan.settings, "weights": weights, "the folder": str(plan.folder)})
+    assert_same_across_ranks({**plan.settings, "weights": weights, "the folder": str(plan.folder)})
     if state.is_main_process:
         if plan.is_stale:
             shutil.rmtree(plan.folder)
-        write_whole(plan.folder / SETTINGS, json.dumps(plan.settings, indent=2) + "\n")
+        write_text_atomic(plan.folder / SETTINGS, json.dumps(plan.settings, indent=2) + "\n")
     state.wait_for_everyone()
-    stop = Stop(should_stop, plan.folder)
-    stop.begin()
+    check = (stop or StopRequest()).check
     references = _references(plan, stop)
     seeds = [plan.drawing.seed + repeat for repeat in range(benchmark.num_seeds)]
     num_drawn, sampling_started = 0, time.perf_counter()
     folders = {seed: plan.folder / "features" / f"seed-{seed}" for seed in seeds}
-    stores = {seed: FeatureStore(folder, _layout(plan), stop.check) for seed, folder in folders.items()}
+    stores = {seed: FeatureStore(folder, _layout(plan), check) for seed, folder in folders.items()}
     for seed, store in stores.items():
         num_drawn += draw_samples(
             plan.pipeline,
@@ -110,7 +108,7 @@ def carry_out(
             stop,
         )
     report = None
-    with stop.together():
+    with (stop or StopRequest()).together():
         if state.is_main_process:
             seconds = {"samples": time.perf_counter() - sampling_started, "drawn_by_main_process": num_drawn}
             report = _report(plan, references, stores, label, pictures)
@@ -181,7 +179,7 @@ def _compare(plan: Plan, references: dict[str, Reference], drawn: dict[int, Feat
     return Scores(combine(figures), of_real, matched, real.text, len(real.candidates))
 
 
-def _references(plan: Plan, stop: Stop) -> dict[str, Reference]:
+def _references(plan: Plan, stop: StopRequest | None) -> dict[str, Reference]:
     """The real images that samples are scores with, in this or that way."""
     device, dataset = plan.pipeline.device, plan.config.dataset
     return {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.runtime.distributed import main_process_first
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.memory import Chunks
 
 Images = UInt8[Tensor, "batch channels height width"]
 
@@ -87,7 +87,7 @@ class Extraction:
     """
 
     def __init__(self, extractor: FeatureExtractor, device: torch.device | str) -> None:
-        self.extractor, self.device, self._parts = extractor, device, Parts("looking at")
+        self.extractor, self.device, self._chunks = extractor, device, Chunks("looking at")
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> Features:
@@ -96,7 +96,7 @@ class Extraction:
         def look(part: range) -> Features:
             return self.extractor(images[part.start : part.stop].to(self.device))
 
-        found = self._parts(range(len(images)), look)
+        found = self._chunks(range(len(images)), look)
         if len(found) == 1:
             return found[0]
         logits = [each.logits for each in found if each.logits is not None]

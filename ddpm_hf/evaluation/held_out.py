@@ -18,7 +18,7 @@ from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import MIN_SSIM_SIDE, Reconstructions, noised, psnr, reconstruct_all, ssim
 from ddpm_hf.evaluation.report import Baseline, MetricValue, Reconstruction
 from ddpm_hf.evaluation.scoring import kept
-from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.files import atomic_write
 from ddpm_hf.runtime.randomness import generator_at
 
 Images = UInt8[Tensor, "batch channels height width"]
@@ -73,7 +73,7 @@ def reconstructions_of(plan: Plan, held_out: HeldOut) -> list[Reconstructions]:
         benchmark.batch_size,
     )
     ways = [{name: value for name, value in vars(each).items() if name != "images"} for each in found]
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"methods": json.dumps(ways)})
     return found
 

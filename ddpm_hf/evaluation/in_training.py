@@ -1,6 +1,5 @@
 """Evaluations of a model in training, on fewer samples than a full evaluation."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from ddpm_hf.evaluation.evaluate import evaluate
 from ddpm_hf.evaluation.features import FeatureExtractor, load_extractor
 from ddpm_hf.evaluation.splits import load_splits
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.runtime.signals import StopRequest
 from ddpm_hf.schedulers import build_scheduler
 
 
@@ -43,7 +43,7 @@ def evaluate_in_training(
     step: int,
     num_samples: int,
     extractor: FeatureExtractor | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, float] | None:
     """Measure a model in training by the metrics that need samples only: no reconstructions, likelihood or pictures.
 
@@ -56,13 +56,13 @@ def evaluate_in_training(
         step: updates done.
         num_samples: to draw, at least 2.
         extractor: of features, kept from `prepare_in_training_evaluation`; None loads it.
-        should_stop: as in `evaluate`.
+        stop: as in `evaluate`.
 
     Returns:
         The values of the metrics by key, in the main process; None in the others.
 
     Raises:
-        Abandoned: as in `evaluate`.
+        Stopped: as in `evaluate`.
     """
     report = evaluate(
         _run(config),
@@ -72,7 +72,7 @@ def evaluate_in_training(
         extractor=extractor,
         label=f"in-training evaluation at step {step:,}",
         pictures=False,
-        should_stop=should_stop,
+        stop=stop,
         renew=True,  # a run that resumed from an earlier checkpoint reaches the step again, with other weights
     )
     if report is None:

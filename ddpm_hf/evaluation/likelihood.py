@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import from_uint8
-from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import variational_bound
@@ -48,10 +48,10 @@ def bits_per_dim(
         seeds = [derive_seed(seed, "bits per dim", index) for index in part]
         return variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu()
 
-    parts = Parts("measuring the likelihood of")
+    chunks = Chunks("measuring the likelihood of")
     with pipeline.sampling(), bar(len(images), "likelihood", delay=0) as progress:
         for start in range(0, len(images), batch_size):
             batch = range(start, min(start + batch_size, len(images)))
-            bits += parts(batch, bound)
+            bits += chunks(batch, bound)
             progress.update(len(batch))
     return torch.cat(bits)

@@ -17,7 +17,7 @@ from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.evaluation.splits import held_out_split, load_splits
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import visible
+from ddpm_hf.runtime.files import visible_files
 
 SETTINGS = "settings.json"
 
@@ -194,7 +194,7 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     if not folder.exists():
         return
     file = folder / SETTINGS
-    if not folder.is_dir() or (not file.exists() and visible(folder)):
+    if not folder.is_dir() or (not file.exists() and visible_files(folder)):
         raise UserError(f"--output: {folder} exists and holds no evaluation; choose another folder")
     if not file.exists():
         return

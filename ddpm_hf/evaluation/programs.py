@@ -18,9 +18,9 @@ from ddpm_hf.evaluation.features import load_extractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
 from ddpm_hf.evaluation.rendering import metric_table, pair_values
 from ddpm_hf.evaluation.report import Report
-from ddpm_hf.runtime.distributed import meet
+from ddpm_hf.runtime.distributed import init_distributed
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 
 def evaluate_once(model: str | Path, config: Config, output: Path | None = None) -> None:
@@ -34,7 +34,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
     """
-    meet(timedelta(minutes=config.training.timeout_minutes))
+    init_distributed(timedelta(minutes=config.training.timeout_minutes))
     plan = make_plan(model, config, output)
     report = carry_out(plan)
     if report is None:
@@ -45,7 +45,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     print(", metrics.json" if config.benchmark.save_metrics else "")
     if output is None and config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
         # a run's newest evaluation lies at its top as well, where the model card looks for it
-        write_whole(Path(model) / "metrics.json", (plan.folder / "metrics.json").read_text(encoding="utf-8"))
+        write_text_atomic(Path(model) / "metrics.json", (plan.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def summary(report: Report) -> str:
@@ -71,7 +71,7 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
     Raises:
         UserError: naming every combination that does not fit, before a sample is drawn.
     """
-    meet(timedelta(minutes=config.training.timeout_minutes))
+    init_distributed(timedelta(minutes=config.training.timeout_minutes))
     combinations = _combinations(options, config)
     pipeline = load_pipeline(model)
     folder = output or evaluations_of(model) / f"sweep-{weights_hash(pipeline.unet)[:8]}"

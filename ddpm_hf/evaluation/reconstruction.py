@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_hf.evaluation.progress import bar
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import from_uint8, to_uint8
-from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.randomness import derive_seed
 
 Images = UInt8[Tensor, "batch channels height width"]
@@ -87,13 +87,13 @@ def reconstruct_all(
     T = pipeline.scheduler.config.num_train_timesteps
     pipeline.set_progress_bar_config(disable=True)
     batches = [range(at, min(at + batch_size, len(originals))) for at in range(0, len(originals), batch_size)]
-    parts = Parts("reconstructing")
+    chunks = Chunks("reconstructing")
     seeds = [derive_seed(seed, "reconstruction", index) for index in range(len(originals))]
     found = []
     top, ddim_steps = ddim_range(pipeline, num_inference_steps)
     with bar(len(batches) * (len(levels) + 1), "reconstructions", "batch", delay=0) as progress:
 
-        def over_parts(one: Callable[[range, Tensor, list[int] | None], Tensor]) -> Images:
+        def over_chunks(one: Callable[[range, Tensor, list[int] | None], Tensor]) -> Images:
             def work(part: range) -> Images:
                 labels = None if class_labels is None else list(class_labels[part.start : part.stop])
                 pixels = originals[part.start : part.stop].float() / 255
@@ -101,7 +101,7 @@ def reconstruct_all(
 
             made: list[Images] = []
             for batch in batches:
-                made += parts(batch, work)
+                made += chunks(batch, work)
                 progress.update()
             return torch.cat(made)
 
@@ -114,14 +114,14 @@ def reconstruct_all(
                     pixels, t, None, steps, "pt", seeds=seeds[part.start : part.stop], class_labels=labels
                 )
 
-            found.append(Reconstructions(f"noised to t = {t} and denoised", t, steps, over_parts(denoise)))
+            found.append(Reconstructions(f"noised to t = {t} and denoised", t, steps, over_chunks(denoise)))
 
         def there_and_back(part: range, pixels: Tensor, labels: Any) -> Tensor:
             latents = pipeline.encode(pixels, ddim_steps, top, labels)
             return pipeline.decode(latents, ddim_steps, top, labels, "pt")
 
         method = f"encoded by DDIM to t = {top} and decoded"
-        found.append(Reconstructions(method, top, ddim_steps, over_parts(there_and_back), True))
+        found.append(Reconstructions(method, top, ddim_steps, over_chunks(there_and_back), True))
     return found
 
 

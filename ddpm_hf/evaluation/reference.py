@@ -19,10 +19,10 @@ from ddpm_hf.evaluation.distances import Moments, moments
 from ddpm_hf.evaluation.features import Extraction, FeatureExtractor
 from ddpm_hf.evaluation.neighbors import radii
 from ddpm_hf.evaluation.progress import bar
-from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
 from ddpm_hf.runtime.cache_folder import cache_folder
-from ddpm_hf.runtime.files import write_whole, written_whole
+from ddpm_hf.runtime.files import atomic_write, write_text_atomic
+from ddpm_hf.runtime.signals import StopRequest
 
 BATCH_SIZE = 128
 
@@ -109,7 +109,7 @@ def load_reference(
     images: ImageSet,
     extractor: FeatureExtractor,
     device: torch.device | str,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> Reference:
     """Take the features of real images, or find them where an earlier evaluation left them.
 
@@ -120,13 +120,13 @@ def load_reference(
         images: all of them.
         extractor: what looks at them.
         device: where it is.
-        stop: asked at every batch; None for nobody who would ask.
+        stop: polled at every batch; None for a run that is never asked to stop.
 
     Raises:
-        Abandoned: in all processes, if one is to stop; the batches that are finished stay.
+        Stopped: in all processes, if one is asked to stop; the batches that are finished stay.
         UserError: if processes do not see the same cache.
     """
-    state, stop = PartialState(), stop or Stop()
+    state, stop = PartialState(), stop or StopRequest()
     key = reference_key(dataset, images, extractor)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "references" / name
@@ -134,7 +134,7 @@ def load_reference(
     with state.local_main_process_first():
         store = FeatureStore(folder, layout, stop.check)
         if state.is_local_main_process:
-            write_whole(folder / "key.json", json.dumps(key, indent=2) + "\n")
+            write_text_atomic(folder / "key.json", json.dumps(key, indent=2) + "\n")
     missing = store.missing(len(images))
     state.wait_for_everyone()  # before anyone writes, so that all divide the same work
     own = missing[state.process_index :: state.num_processes]
@@ -155,5 +155,5 @@ def _transform(dataset: DatasetConfig) -> str:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         save_file(tensors, aside)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_hf.evaluation.report import MetricValue, Report
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.markdown import markdown_table
 
 STYLE = """
@@ -47,8 +47,8 @@ def write_report(folder: Path, report: Report, save_metrics: bool) -> None:
     """
     if save_metrics:
         report.write(folder / "metrics.json")
-    write_whole(folder / "report.md", to_markdown(report))
-    write_whole(folder / "report.html", to_html(report, folder))
+    write_text_atomic(folder / "report.md", to_markdown(report))
+    write_text_atomic(folder / "report.html", to_html(report, folder))
 
 
 def to_markdown(report: Report) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 FORMAT = 3
 """Of metrics.json. Format 2, of ddpm_hf 0.1, has other names for a few keys, and is still read."""
@@ -277,7 +277,7 @@ class Report:
 
     def write(self, file: Path) -> None:
         """Write the report as JSON, atomically."""
-        write_whole(file, json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text_atomic(file, json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> "Report":

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ddpm_hf.evaluation.features import Extraction, FeatureExtractor, Features
 from ddpm_hf.evaluation.progress import bar
-from ddpm_hf.evaluation.stopping import Stop
 from ddpm_hf.evaluation.store import FeatureStore
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_uint8
 from ddpm_hf.pipelines.pictures import save_png
-from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.randomness import image_seeds
+from ddpm_hf.runtime.signals import StopRequest
 
 NUM_SHOWN = 64
 """First samples that are kept as images in any case, for the pictures of the report."""
@@ -55,7 +55,7 @@ def draw_samples(
     folder: Path,
     num_samples: int,
     keep_images: bool,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> int:
     """Draw samples 0 to num_samples - 1 and take their features, of which one batch is in memory at a time.
 
@@ -71,16 +71,16 @@ def draw_samples(
         folder: where the images go.
         num_samples: at least 1.
         keep_images: keep all of them, not only the first.
-        stop: asked at every denoising step; None for nobody who would ask.
+        stop: polled at every denoising step; None for a run that is never asked to stop.
 
     Returns:
         The number of samples drawn by this process.
 
     Raises:
-        Abandoned: in all processes, if one is to stop; the batches that are finished stay.
+        Stopped: in all processes, if one is asked to stop; the batches that are finished stay.
         UserError: if processes do not see the same folder.
     """
-    state, stop = PartialState(), stop or Stop()
+    state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
     kept = num_samples if keep_images else min(NUM_SHOWN, num_samples)
     work = _work(store, folder, num_samples, kept)
@@ -88,10 +88,10 @@ def draw_samples(
     own = work[state.process_index :: state.num_processes]
     pipeline.set_progress_bar_config(disable=True)
     num_drawn, total = 0, sum(map(len, own))
-    parts, extraction = Parts("drawing"), Extraction(extractor, pipeline.device)
-    with stop.together(), bar(total, "samples", quiet=not own, delay=0) as progress:
+    chunks, extraction = Chunks("drawing"), Extraction(extractor, pipeline.device)
+    with (stop or StopRequest()).together(), bar(total, "samples", quiet=not own, delay=0) as progress:
         for batch in own:
-            drawn = parts(batch, lambda part: _draw(pipeline, drawing, part, stop))
+            drawn = chunks(batch, lambda chunk: _draw(pipeline, drawing, chunk, stop))
             images, is_finite = (torch.cat(each) for each in zip(*drawn, strict=True))
             num_drawn += len(batch)
             for index, image in zip(batch, images, strict=True):
@@ -139,7 +139,7 @@ def _work(store: FeatureStore, folder: Path, num_samples: int, kept: int) -> lis
 
 
 def _draw(
-    pipeline: DDPMPipeline, drawing: Drawing, batch: range, stop: Stop
+    pipeline: DDPMPipeline, drawing: Drawing, batch: range, stop: StopRequest | None
 ) -> tuple[UInt8[Tensor, "batch channels height width"], Bool[Tensor, " batch"]]:
     """The images of a batch, and which of them hold numbers only."""
     output: Any = pipeline(
@@ -148,7 +148,7 @@ def _draw(
         sampler=drawing.sampler,
         class_labels=drawing.labels(batch),
         output_type="pt",
-        callback_on_step_end=None if stop.asked is None else lambda *_: stop.check(),
+        callback_on_step_end=None if stop is None else lambda *_: stop.check(),
     )
     pixels: Float[Tensor, "batch channels height width"] = output.images
     is_finite = pixels.isfinite().flatten(1).all(1)

@@ -17,9 +17,9 @@ from ddpm_hf.evaluation.distances import Moments, classifier_score, frechet_dist
 from ddpm_hf.evaluation.features import FeatureExtractor
 from ddpm_hf.evaluation.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
 from ddpm_hf.evaluation.report import Better, MetricValue
-from ddpm_hf.evaluation.stopping import patiently
 from ddpm_hf.evaluation.store import FeatureTable
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.signals import run_in_thread
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def score_set(
         add(
             "frechet_distance",
             # the roots of a product of matrices: many seconds for 2,048 features
-            lambda: patiently(partial(frechet_distance, real.moments(), candidates.moments()), candidates.table.check),
+            lambda: run_in_thread(
+                partial(frechet_distance, real.moments(), candidates.moments()), candidates.table.check
+            ),
             least,
             f"a covariance of {dimension:,} features needs {dimension + 1:,}",
         )
@@ -196,7 +198,7 @@ def kept(file: Path, key: Any, compute: Callable[[], dict[str, Any]]) -> dict[st
     except (OSError, ValueError, KeyError, TypeError):
         pass
     values = compute()
-    write_whole(file, json.dumps({"key": key, "values": values}, indent=2) + "\n")
+    write_text_atomic(file, json.dumps({"key": key, "values": values}, indent=2) + "\n")
     return values
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_hf.evaluation.features import Features
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 BLOCK_BYTES = 16_000_000
 """Of float64 features that are in memory at a time."""
@@ -57,7 +57,7 @@ class FeatureStore:
         description = folder / "layout.json"
         if description.exists() and json.loads(description.read_text()) != asdict(layout):
             raise ValueError(f"{folder} holds features of another layout: {description.read_text()}")
-        write_whole(description, json.dumps(asdict(layout)))
+        write_text_atomic(description, json.dumps(asdict(layout)))
         self._values, self._logits, self._done = folder / "features.f32", folder / "logits.f32", folder / "done.u32"
         for file in (self._values, self._logits, self._done):
             file.touch()

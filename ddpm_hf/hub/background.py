@@ -5,7 +5,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,8 @@ from ddpm_hf.hub.check import check_access
 from ddpm_hf.hub.export import checkpoint_package, pipeline_package
 from ddpm_hf.hub.share import checkpoint_destination, pipeline_destination, push_command
 from ddpm_hf.hub.upload import prepare, push
-from ddpm_hf.runtime.hub_client import GivenUp, HubClient, HubUnreachableError
+from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError
+from ddpm_hf.runtime.signals import Stopped, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +124,12 @@ class HubUploader:
         if self._thread is not None:
             self._put(_Job("pipeline", self.run, None, is_staged=False))
 
-    def drain(self, limit: float | None = None, should_stop: Callable[[], bool] = lambda: False) -> bool:
+    def drain(self, limit: float | None = None, stop: StopRequest | None = None) -> bool:
         """Wait for what is still to be uploaded, with a bar, and say what came of it.
 
         Args:
             limit: seconds; None is `hub.wait_at_end`.
-            should_stop: asked several times a second whether to give up.
+            stop: polled several times a second; a request ends the wait.
 
         Returns:
             Whether everything that was handed over last is on the Hub. If not, the command that pushes it is printed.
@@ -138,7 +138,7 @@ class HubUploader:
             return True
         deadline = time.monotonic() + (self.settings.wait_at_end if limit is None else limit)
         with tqdm(desc="uploading", unit="B", unit_scale=True, dynamic_ncols=True, delay=0.5) as bar:
-            while self._is_busy() and time.monotonic() < deadline and not should_stop():
+            while self._is_busy() and time.monotonic() < deadline and not (stop and stop.requested()):
                 bar.total, bar.n = self._all_bytes or None, self._done_bytes
                 bar.refresh()
                 with self._changed:
@@ -197,7 +197,7 @@ class HubUploader:
         while (job := self._next()) is not None:
             try:
                 self._upload(job)
-            except GivenUp:
+            except Stopped:
                 pass  # a newer one waits, or nobody does any more
             except Exception as error:
                 self._note_failure(job, str(error) or type(error).__name__)
@@ -244,7 +244,7 @@ class HubUploader:
         with self._changed:
             job = self._in_flight
             if self._changed.wait_for(lambda: self._closed or (job is not None and job.kind in self._waiting), seconds):
-                raise GivenUp
+                raise Stopped
 
 
 def _throw_away(job: _Job) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.files import atomic_write
 
 Archive = Literal["npz", "parquet"]
 ARCHIVES: tuple[str, ...] = get_args(Archive)
@@ -26,7 +26,7 @@ def write_archive(kind: Archive, pngs: Sequence[Path], labels: Sequence[int] | N
         file: to write.
         rows: images held in memory at a time.
     """
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         if kind == "npz":
             _write_npz(pngs, labels, aside)
         else:

@@ -14,7 +14,7 @@ from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.manifest import check_folder, write_manifest
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
-from ddpm_hf.runtime.distributed import check_alike
+from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.randomness import image_seeds
 
 MAX_GRID_IMAGES = 64
@@ -94,7 +94,7 @@ def generate(
     """
     state, extras = PartialState(), extras or Extras()
     check_folder(folder, asdict(settings))
-    check_alike({"the folder": str(folder), **asdict(settings)})
+    assert_same_across_ranks({"the folder": str(folder), **asdict(settings)})
     files = [folder / f"{index:06}.png" for index in range(num_samples)]
     batches = [range(start, min(start + batch_size, num_samples)) for start in range(0, num_samples, batch_size)]
     missing = {index for index in range(num_samples) if not files[index].exists()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import visible, write_whole
+from ddpm_hf.runtime.files import visible_files, write_text_atomic
 
 MANIFEST = "manifest.json"
 
@@ -23,7 +23,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     manifest = folder / MANIFEST
     if not manifest.exists():
-        if folder.exists() and (not folder.is_dir() or visible(folder)):
+        if folder.exists() and (not folder.is_dir() or visible_files(folder)):
             raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
         return
     try:
@@ -42,4 +42,4 @@ def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
     """Keep the settings in the folder, which is made if need be; any number of processes may do so at a time."""
     if (folder / MANIFEST).exists():
         return
-    write_whole(folder / MANIFEST, json.dumps(dict(settings), indent=2) + "\n")
+    write_text_atomic(folder / MANIFEST, json.dumps(dict(settings), indent=2) + "\n")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ddpm_hf.runtime.files import written_whole
+from ddpm_hf.runtime.files import atomic_write
 
 GAP = 6
 """Pixels between two images of a grid."""
@@ -53,7 +53,7 @@ def denoising_strips(stages: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 def save_png(image: Image.Image, file: Path) -> None:
     """Write a PNG so that a reader finds all of it or none; its folder is made if need be."""
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         image.save(aside, format="PNG")
 
 
@@ -69,7 +69,7 @@ def save_gif(images: Sequence[Image.Image], file: Path, min_side: int = 128) -> 
     frames = [*large, *large[-2:0:-1]]
     milliseconds = [100] * len(frames)
     milliseconds[0] = milliseconds[len(large) - 1] = 600
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         frames[0].save(aside, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
 
 
@@ -95,7 +95,7 @@ def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:
     rate.set_ylabel("learning rate", color="tab:orange")
     rate.set_ylim(bottom=0)
     axes.legend(loc="upper right")
-    with written_whole(file) as aside:
+    with atomic_write(file) as aside:
         figure.savefig(aside, dpi=120, format="png")
 
 

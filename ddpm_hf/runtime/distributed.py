@@ -1,47 +1,48 @@
-"""The processes of a launch: how they meet, take turns and see to it that they work on the same."""
+"""Distributed set-up and cross-rank consistency checks."""
 
 import atexit
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.nested import flatten
 
-Thing = TypeVar("Thing")
+Loaded = TypeVar("Loaded")
 
-_kept: list[Any] = []
-"""The groups that processes have met in. Where DistributedDataParallel is the last to hold one, which accelerate has
-taken leave of by then, it ends it with Python's lock in hand; the group's own thread may be waiting for that lock, and
-then neither goes on: one in some hundred runs never left. Python's own handle lets go of the lock first."""
-atexit.register(_kept.clear)
+_process_groups: list[Any] = []
+"""Process groups that are held until exit. Otherwise DistributedDataParallel is the last to hold one once accelerate
+has destroyed it, and destroys it while holding the GIL; the group's own thread may be waiting for the GIL, which
+deadlocks about one run in a hundred. Clearing this list releases the GIL first."""
+atexit.register(_process_groups.clear)
 
 
-def meet(timeout: timedelta) -> PartialState:
-    """Join the other processes of a launch, if there are any; each has its device, or its cores, from here on.
+def init_distributed(timeout: timedelta) -> PartialState:
+    """Join the other processes of a launch, if there are any, and choose this process's device or cores.
 
-    accelerate by itself would have them alone on processors: it asks for no backend there.
+    accelerate alone leaves CPU processes without each other: it asks for no backend there.
 
     Args:
-        timeout: how long they wait for each other.
+        timeout: longest time that processes wait for each other.
     """
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if on_cpu:
         use_all_cores()
-    _meet_again("gloo" if on_cpu else "nccl", timeout)
+    _init_after_restart("gloo" if on_cpu else "nccl", timeout)
     state = PartialState(cpu=on_cpu, timeout=timeout)
     if state.num_processes > 1:
-        _kept.append(torch.distributed.group.WORLD)
+        _process_groups.append(torch.distributed.group.WORLD)
     return state
 
 
 def use_all_cores() -> None:
-    """Share the cores between the processes of this machine, where a launcher gave each process a single thread.
+    """Share the cores between the processes of this machine, if a launcher gave each process a single thread.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless it is set, which leaves all other cores idle. A
     number of threads above 1 is left alone.
@@ -51,10 +52,20 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def main_process_first(load: Callable[[], Thing]) -> Thing:
-    """Load something, one process of each machine before the others, so that they find what it has fetched or made.
+def max_over_processes(number: int) -> int:
+    """The largest of all processes' numbers; every process calls this together."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return number
+    own = torch.zeros(state.num_processes, dtype=torch.int64, device=state.device)
+    own[state.process_index] = number
+    return int(reduce(own, "sum").max())
 
-    All processes call this together. An error is raised when all have had their turn.
+
+def main_process_first(load: Callable[[], Loaded]) -> Loaded:
+    """Load something in one process of each machine before the others, so that they find what it fetched or made.
+
+    Every process calls this together. An error is raised after every process has had its turn.
     """
     with PartialState().local_main_process_first():
         try:
@@ -66,10 +77,10 @@ def main_process_first(load: Callable[[], Thing]) -> Thing:
     return loaded
 
 
-def from_main_process(load: Callable[[], Thing]) -> Thing:
-    """Have the main process find something out, for all of them.
+def from_main_process(load: Callable[[], Loaded]) -> Loaded:
+    """Load something in the main process and send it to the others.
 
-    All processes call this together. What it raises is raised in all.
+    Every process calls this together. An error of the main process is raised in all of them.
     """
     state = PartialState()
     found: list[Any] = [None, None]
@@ -85,44 +96,36 @@ def from_main_process(load: Callable[[], Thing]) -> Thing:
     return loaded
 
 
-def check_alike(what: Mapping[str, Any]) -> None:
-    """Refuse to work together on different things; all processes call this together, before any of them writes.
+def assert_same_across_ranks(settings: Mapping[str, Any]) -> None:
+    """Check that all processes use the same settings; every process calls this together, before any of them writes.
 
     Args:
-        what: this process goes by, as JSON can hold it.
+        settings: of this process, as values that JSON can hold.
 
     Raises:
-        UserError: in all processes, naming what differs.
+        UserError: in every process, naming the settings that differ.
     """
     if PartialState().num_processes == 1:
         return
-    everyone = [dict(_leaves(each)) for each in gather_object([dict(what)])]
-    names = dict.fromkeys(name for each in everyone for name in each)
-    found = {name: {json.dumps(each.get(name)): None for each in everyone} for name in names}
+    all_settings = [flatten(each) for each in gather_object([dict(settings)])]
+    names = dict.fromkeys(name for each in all_settings for name in each)
+    found = {name: {json.dumps(each.get(name)): None for each in all_settings} for name in names}
     if different := [f"{name} is {' or '.join(values)}" for name, values in found.items() if len(values) > 1]:
         raise UserError(
-            f"the processes of this launch do not work on the same: {'; '.join(different)}; allowed: one "
+            f"the processes of this launch have different settings: {'; '.join(different)}; allowed: one "
             "configuration, and files that all machines see"
         )
 
 
-def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
+def _init_after_restart(backend: str, timeout: timedelta) -> None:
+    """Join the other processes of this attempt, if it is not the first.
 
-
-def _meet_again(backend: str, timeout: timedelta) -> None:
-    """Join the other processes of this attempt, where it is not the first.
-
-    torchrun's store outlives a restart with all keys of the attempt before, and PyTorch looks under the same keys
-    again: processes would call at the addresses of dead ones. Keys of this attempt's own are beyond mistake.
+    torchrun's store outlives a restart with all keys of the attempt before, and PyTorch uses the same keys again:
+    processes would connect to the addresses of dead ones. So each attempt gets a prefix of its own.
 
     Args:
-        backend: what processes speak by.
-        timeout: how long they wait for each other.
+        backend: of torch.distributed.
+        timeout: longest time that processes wait for each other.
     """
     attempt, num_processes = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), int(os.environ.get("WORLD_SIZE", "1"))
     if attempt == "0" or num_processes == 1 or torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Files that a reader finds whole or not at all."""
+"""Atomic file writes."""
 
 import os
 import secrets
@@ -11,37 +11,37 @@ from ddpm_hf.runtime.errors import UserError
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """Give a path to write to; what was written there takes the file's place when the block ends.
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it replaces the file when the block ends.
 
     The folder is made if need be. Any number of processes may write at a time: the last one wins. A block that fails
     leaves the file as it was.
 
     Args:
-        file: to write.
+        file: the file to write.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")  # no *.png, should a crash leave it
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")  # no *.png, should a crash leave it
     try:
-        yield aside
-        aside.replace(file)
+        yield temporary
+        temporary.replace(file)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text, in UTF-8, so that a reader finds all of it or none."""
-    with written_whole(file) as aside:
-        aside.write_text(text, encoding="utf-8")
+def write_text_atomic(file: Path, text: str) -> None:
+    """Write a text in UTF-8, so that a reader finds all of it or the file as it was before."""
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def visible(folder: Path) -> list[Path]:
-    """What lies in a folder but for names with a dot: locks, notices, and what a crash has left of a file."""
+def visible_files(folder: Path) -> list[Path]:
+    """List a folder without names that begin with a dot: locks, notices, and temporary files left by a crash."""
     return [file for file in folder.iterdir() if not file.name.startswith(".")]
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk and outlast a loss of power."""
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,14 +50,14 @@ def sync(path: Path) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make sure that a folder can be made and written to, by a file that is gone at once; no folder is made.
+    """Check that a folder can be made and written to, by a file that is removed at once; no folder is made.
 
     Args:
         folder: where something will be written.
-        option: that named it, for the message.
+        option: the option that named it, for the message.
 
     Raises:
-        UserError: if it cannot.
+        UserError: if the folder cannot be written to.
     """
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())

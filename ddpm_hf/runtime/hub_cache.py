@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 
 def remember_commit(kind: str, repo_id: str, revision: str | None, commit: str) -> None:
@@ -18,7 +18,7 @@ def remember_commit(kind: str, repo_id: str, revision: str | None, commit: str) 
     """
     name = revision or "main"
     if name != commit:
-        write_whole(_file(kind, repo_id, name), commit)
+        write_text_atomic(_file(kind, repo_id, name), commit)
 
 
 def remembered_commit(kind: str, repo_id: str, revision: str | None) -> str | None:

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 
 from ddpm_hf._version import __version__
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.signals import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,6 @@ class HubUnreachableError(RuntimeError):
     """The Hub did not do what was asked, however often, for reasons that may pass."""
 
 
-class GivenUp(Exception):  # noqa: N818  (a decision, not an error)
-    """Raised by a pause that shall be the last."""
-
-
 @dataclass(frozen=True)
 class Patience:
     """How long a call goes on in the face of faults that may pass.
@@ -58,7 +55,7 @@ class Patience:
         base: seconds before the second attempt, twice as many before the third and so on.
         longest: seconds of the longest pause, of one that the Hub asks for too.
         answer: seconds without a byte after which an attempt is given up.
-        sleep: makes a pause; may raise GivenUp to end the call.
+        sleep: makes a pause; may raise Stopped to end the call.
     """
 
     attempts: int = 7
@@ -115,7 +112,7 @@ class HubClient:
             self._limit_waiting()
             try:
                 return act()
-            except (UserError, HubUnreachableError, GivenUp):
+            except (UserError, HubUnreachableError, Stopped):
                 raise
             except Exception as error:
                 cause = root_cause(error)

@@ -1,7 +1,7 @@
-"""Out of memory is no reason to stop where less at a time will do."""
+"""Smaller chunks of work where the device runs out of memory."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -13,54 +13,71 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class Parts:
-    """Does something with batches of images, and with half as many at a time from where memory was too small on.
+class Chunks:
+    """Runs work on batches of images, and halves the chunk size after running out of memory.
 
-    What becomes of an image must not depend on those beside it.
+    The result for an image must not depend on the other images of its chunk.
 
     Args:
-        what: is done, for the warning.
+        name: what the work does, for the warning, such as "sampling".
+
+    Attributes:
+        size: largest chunk that is known to fit; None before memory has run out.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.size: int | None = None
 
     def __call__(self, batch: range, work: Callable[[range], Result]) -> list[Result]:
-        """Do it with a batch.
+        """Run the work on a batch.
 
         Args:
-            batch: numbers of images.
-            work: does it with some of them.
+            batch: indices of images.
+            work: is given some of the indices, in order.
 
         Returns:
-            What came of each part, in their order; of one part, where memory suffices.
+            The result of each chunk, in order; a single one where memory suffices.
 
         Raises:
-            RuntimeError: the device's own error, where not even one image fits.
+            RuntimeError: the device's own error, if not even one image fits.
         """
-        done: list[Result] = []
-        start, too_many = batch.start, 0
+        results: list[Result] = []
+        start, failed_size = batch.start, 0
         while start < batch.stop:
-            part = range(start, min(start + (self.size or len(batch)), batch.stop))
-            if not fits(partial(_append, done, work, part), is_last=len(part) == 1):
-                too_many = too_many or len(part)
-                self.size = len(part) // 2
+            chunk = range(start, min(start + (self.size or len(batch)), batch.stop))
+            if not fits(partial(_append, results, work, chunk), is_last=len(chunk) == 1):
+                failed_size = failed_size or len(chunk)
+                self.size = len(chunk) // 2
                 continue
-            start = part.stop
-            if too_many:
+            start = chunk.stop
+            if failed_size:
                 logger.warning(
-                    "out of memory, %s %d images at a time; from here on %d, with the same results",
-                    self.what,
-                    too_many,
+                    "Out of memory while %s %d images at a time: using chunks of %d from now on. The results are the "
+                    "same.",
+                    self.name,
+                    failed_size,
                     self.size,
                 )
-                too_many = 0
-        return done
+                failed_size = 0
+        return results
+
+
+def first_that_fits(candidates: Sequence[int], attempt: Callable[[int], object]) -> int:
+    """Find the first of several settings that fits in memory.
+
+    Args:
+        candidates: settings to try, the least memory last.
+        attempt: uses as much memory as the setting needs.
+
+    Raises:
+        RuntimeError: the device's own error, if not even the last one fits.
+    """
+    return next(each for each in candidates if fits(partial(attempt, each), is_last=each == candidates[-1]))
 
 
 def fits(work: Callable[[], object], is_last: bool) -> bool:
-    """Whether some work finds enough memory; where it is the last resort, its error goes on."""
+    """Whether some work finds enough memory; if it is the last resort, its error is raised."""
     try:
         work()
     except Exception as error:
@@ -68,14 +85,15 @@ def fits(work: Callable[[], object], is_last: bool) -> bool:
             raise
     else:
         return True
-    clear_device_cache(garbage_collection=True)  # only here, when the error and its frames are gone, is there any
+    # Only here, where the error and the frames that it holds are gone, can the memory be freed.
+    clear_device_cache(garbage_collection=True)
     return False
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether less at a time may do, on whatever device."""
+    """Whether an error says that the device, of whatever kind, has run out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-def _append(results: list[Result], work: Callable[[range], Result], part: range) -> None:
-    results.append(work(part))
+def _append(results: list[Result], work: Callable[[range], Result], chunk: range) -> None:
+    results.append(work(chunk))

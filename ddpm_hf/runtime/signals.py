@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop that the training loop honours at its next step."""
+"""Graceful stop on SIGTERM and SIGINT: one request, which every process of a run sees and honours."""
 
 import contextlib
 import os
@@ -6,88 +6,175 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 SECONDS_TO_END = 1.0
-"""For the second signal to end a process the usual way."""
+"""Time that a second signal has to end the process through its usual handler."""
+
+SECONDS_BETWEEN_CHECKS = 0.1
+
+Result = TypeVar("Result")
 
 
-class Interrupted(Exception):  # noqa: N818  (an order, not an error)
-    """A run has stopped as asked, with a checkpoint; exit code 128 + signal, as shells expect.
+class Stopped(Exception):  # noqa: N818  (a request that was honoured, not an error)
+    """Raised when work ends early because a stop was requested; work that is finished by then is kept.
 
     Args:
-        signal_number: what asked for it.
-        message: how to go on.
+        message: what was stopped, and how to go on.
+        signal_number: the signal that requested it.
+
+    Attributes:
+        exit_code: 128 + signal_number, as shells expect.
     """
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    def __init__(self, message: str = "stopped on request", signal_number: int = signal.SIGTERM) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
-class StopSignals:
-    """Within its block the first SIGTERM or SIGINT is only noted; a second one ends the process at once.
-
-    A process that waits for others does so outside of Python, whose handlers then have to wait as well. So a thread
-    listens too, which leaves a notice for the others and sees to it that a second signal does end the process.
+class StopRequest:
+    """A request to stop, shared by all processes of a run.
 
     Args:
-        notice: a file that all processes of the run see, and that does not exist when the block begins.
+        notice: a file that all processes see, by which they learn of each other's requests between two collective
+            operations; None for a request within one process.
 
     Attributes:
-        received: the signal's number, or 0.
+        signal_number: the signal that requested the stop; 0 if none did.
     """
 
-    def __init__(self, notice: Path) -> None:
-        self.received = 0
+    def __init__(self, notice: Path | None = None) -> None:
+        self.signal_number = 0
         self._notice = notice
-        self._before: dict[int, Any] = {}
-        self._left = threading.Event()
 
-    def asked(self) -> bool:
-        """Whether this process, or another one of the run, has been asked to stop."""
-        if not self.received:
+    def clear(self) -> None:
+        """Remove the notice of an earlier run; called by the main process before any process works."""
+        if self._notice is not None:
+            self._notice.unlink(missing_ok=True)
+
+    def request(self, signal_number: int = signal.SIGTERM) -> None:
+        """Ask every process of the run to stop."""
+        self.signal_number = signal_number
+        self._write_notice(signal_number)
+
+    def requested(self) -> bool:
+        """Whether this process has been asked to stop, or has found the notice of another one."""
+        if not self.signal_number and self._notice is not None:
             with contextlib.suppress(OSError, ValueError):
-                self.received = int(self._notice.read_text())
-        return bool(self.received)
+                self.signal_number = int(self._notice.read_text())
+        return bool(self.signal_number)
 
-    def _note(self, signal_number: int, frame: FrameType | None) -> None:
-        self.received = signal_number
-        for number, handler in self._before.items():
-            # what a shell runs in the background ignores SIGINT: not the second one
-            signal.signal(number, signal.SIG_DFL if handler is signal.SIG_IGN else handler)
+    def check(self) -> None:
+        """Raise if a stop was requested; called between two pieces of work, such as denoising steps.
 
-    def _listen(self, ear: socket.socket) -> None:
-        heard = 0
-        with ear:
-            while number := int.from_bytes(ear.recv(1), sys.byteorder):  # 0 once the other end is closed
-                if number not in self._before:
-                    continue
-                heard += 1
-                if heard == 1:
-                    with contextlib.suppress(OSError):
-                        write_whole(self._notice, f"{number}\n")
-                elif not self._left.wait(SECONDS_TO_END):
-                    os._exit(128 + number)
+        Raises:
+            Stopped: if this process or another one has been asked to stop.
+        """
+        if self.requested():
+            raise Stopped(signal_number=self.signal_number)
 
-    def __enter__(self) -> "StopSignals":
-        ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        threading.Thread(target=self._listen, args=(ear,), daemon=True).start()
-        return self
+    def agreed(self) -> bool:
+        """Whether any process has been asked to stop; every process calls this together and gets the same answer."""
+        from ddpm_hf.runtime.distributed import max_over_processes  # accelerate loads only where it is needed
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._left.set()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        self._mouth.close()
+        number = max_over_processes(self.signal_number)
+        # A signal that arrives during the exchange is kept for the next call, so that all processes answer alike.
+        self.signal_number = self.signal_number or number
+        return bool(number)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Leave a piece of work together: if it stops in one process, `Stopped` is raised in all of them.
+
+        Every process enters the block; within it they may do different amounts of work.
+
+        Raises:
+            Stopped: in every process, if the block raised it in any.
+        """
+        from ddpm_hf.runtime.distributed import max_over_processes  # accelerate loads only where it is needed
+
+        stopped = False
+        try:
+            yield
+        except Stopped:
+            stopped = True
+        if max_over_processes(int(stopped)):
+            raise Stopped(signal_number=self.signal_number or signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Within the block the first SIGTERM or SIGINT requests a stop, and a second one ends the process at once.
+
+        A process blocked in a collective operation cannot run Python's signal handlers. So a thread listens too: it
+        writes the notice for the other processes, and ends this one if the second signal's handler does not run.
+        """
+        previous_handlers: dict[int, Any] = {}
+        left = threading.Event()
+
+        def on_first(number: int, frame: FrameType | None) -> None:
+            self.signal_number = number
+            for each, handler in previous_handlers.items():
+                # A shell lets its background processes ignore SIGINT; the second one must end them all the same.
+                signal.signal(each, signal.SIG_DFL if handler is signal.SIG_IGN else handler)
+
+        def listen(receiver: socket.socket) -> None:
+            is_first = True
+            with receiver:
+                while number := int.from_bytes(receiver.recv(1), sys.byteorder):  # 0 once the sender is closed
+                    if number not in previous_handlers:
+                        continue
+                    if is_first:
+                        self._write_notice(number)
+                        is_first = False
+                    elif not left.wait(SECONDS_TO_END):
+                        os._exit(128 + number)
+
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        previous_wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        for caught in (signal.SIGTERM, signal.SIGINT):
+            previous_handlers[caught] = signal.signal(caught, on_first)
+        threading.Thread(target=listen, args=(receiver,), daemon=True).start()
+        try:
+            yield
+        finally:
+            left.set()
+            for each, handler in previous_handlers.items():
+                signal.signal(each, handler)
+            signal.set_wakeup_fd(previous_wakeup)
+            sender.close()
+
+    def _write_notice(self, number: int) -> None:
+        if self._notice is not None:
+            with contextlib.suppress(OSError):
+                write_text_atomic(self._notice, f"{number}\n")
+
+
+def run_in_thread(work: Callable[[], Result], check: Callable[[], object]) -> Result:
+    """Run one long piece of work in a thread while polling `check`, so that a stop need not wait for its end.
+
+    Args:
+        work: cannot be interrupted; after a stop it goes on in its thread and its result is dropped.
+        check: called every tenth of a second, such as `StopRequest.check`; what it raises ends the waiting.
+
+    Returns:
+        What the work returns.
+    """
+    found: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not wait([found], SECONDS_BETWEEN_CHECKS).done:
+        check()
+    return found.result()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.pipelines.pictures import loss_curve
+from ddpm_hf.runtime.nested import flatten
 from ddpm_hf.training.metrics import Meter, MetricsFile
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,9 @@ class Journal:
         try:
             if self.accelerator.is_main_process:
                 self.metrics.append({"step": step, **figures})
-            self.accelerator.log(_flat(figures), step=step)
+            flat = flatten(figures, "/", lists=True)
+            numbers = {name: value for name, value in flat.items() if isinstance(value, (int, float))}
+            self.accelerator.log(numbers, step=step)
         except OSError as error:
             logger.warning("no line of metrics.jsonl at step %d: %s; training goes on", step, error)
 
@@ -91,18 +94,6 @@ class Journal:
             records = [record for record in self.metrics.read() if "loss" in record]
             if records:
                 loss_curve(records, self.run.loss)
-
-
-def _flat(figures: dict[Any, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers by their path, as trackers want them."""
-    flat: dict[str, float] = {}
-    for name, value in figures.items():
-        if isinstance(value, (dict, list)):
-            items = value if isinstance(value, dict) else dict(enumerate(value))
-            flat |= _flat(items, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)):
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _memory_bytes(device: torch.device) -> int:

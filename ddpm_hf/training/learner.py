@@ -17,12 +17,13 @@ from ddpm_hf.data import ImageSet
 from ddpm_hf.losses import DiffusionLoss, LossOutput, make_timestep_sampler
 from ddpm_hf.models import DDPMUNet, build_network
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.runtime.distributed import max_over_processes
+from ddpm_hf.runtime.memory import first_that_fits
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import build_scheduler
 from ddpm_hf.training.batches import Batch, Batches
 from ddpm_hf.training.ema import ExponentialMovingAverage
 from ddpm_hf.training.learning_rate import learning_rate
-from ddpm_hf.training.memory import fewest_parts
 from ddpm_hf.training.metrics import Update
 from ddpm_hf.training.objective import Objective
 from ddpm_hf.training.sharding import gather, whole
@@ -182,7 +183,8 @@ class Learner:
     def fit_memory(self) -> None:
         """Cut the batch into as many parts as memory asks for; trying changes no weight and no moment."""
         share = self.config.training.batch_size // self.accelerator.num_processes
-        needed = fewest_parts(self.num_parts, share, self._try_parts, self.accelerator)
+        counts = [count for count in range(self.num_parts, share + 1) if share % count == 0]
+        needed = max_over_processes(first_that_fits(counts, self._try_parts))
         if needed != self.num_parts:
             logger.warning(
                 "not enough memory for training.gradient_accumulation_steps=%d: going on with %d, and %d images per "

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.files import write_text_atomic
 
 NUM_BINS = 10
 """Equal parts of the timesteps, whose losses differ by orders of magnitude."""
@@ -134,4 +134,4 @@ class MetricsFile:
     def cut_after(self, step: int, owed: Collection[str] = ()) -> None:
         """Drop the lines that a resumed run will write again: those of later steps, and what is owed of this one."""
         kept = [record for record in self.read() if (record["step"], bool(record.keys() & owed)) <= (step, False)]
-        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept))

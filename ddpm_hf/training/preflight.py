@@ -20,7 +20,7 @@ from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.pictures import learning_rate_curve, schedule_curves
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
-from ddpm_hf.runtime.distributed import check_alike, from_main_process
+from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_process
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.sanitize import portable_config
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
@@ -105,7 +105,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
         )
     if accelerator.is_main_process:
         _check_disk(config, run)
-    check_alike(_identity(config, images, accelerator))
+    assert_same_across_ranks(_identity(config, images, accelerator))
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
     held_out = held_out if training.validate_every else None
     return Plan(config, run, found, start, images, held_out, num_steps, load_perceptual(config))

@@ -1,7 +1,6 @@
 """Pictures of what a network draws, while it is trained and at the end."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from ddpm_hf.evaluation.colours import Colours
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
-from ddpm_hf.runtime.errors import Abandoned
-from ddpm_hf.runtime.memory import Parts
+from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.randomness import image_seeds
+from ddpm_hf.runtime.signals import StopRequest
 
 NUM_STAGES = 10
 """Pictures in a row of the denoising strip."""
@@ -39,7 +38,7 @@ class Previews:
         num_images: images in a grid.
         num_inference_steps: denoising steps; None takes all.
         sampler: one of `samplers.SAMPLERS`; None takes the pipeline's own scheduler.
-        should_stop: asked at every denoising step whether to give up.
+        stop: polled at every denoising step.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Previews:
         num_images: int,
         num_inference_steps: int | None,
         sampler: str | None,
-        should_stop: Callable[[], bool],
+        stop: StopRequest,
     ) -> None:
         self.pipeline = pipeline
         pipeline.set_progress_bar_config(desc="drawing", leave=False, dynamic_ncols=True)
@@ -59,8 +58,8 @@ class Previews:
         # every class in turn; the last one stands for no class
         self.class_labels = None if num_classes is None else [index % (num_classes - 1) for index in range(num_images)]
         self.num_inference_steps, self.sampler = num_inference_steps, sampler
-        self.should_stop = should_stop
-        self.parts = Parts("drawing")
+        self.stop = stop
+        self.chunks = Chunks("sampling")
         every = math.ceil(len(images) / NUM_COMPARED)
         self.real = Colours.of(images.images[::every])
 
@@ -73,10 +72,10 @@ class Previews:
             The colours of the samples.
 
         Raises:
-            Abandoned: if should_stop said so; nothing is written then.
+            Stopped: if a stop was requested; nothing is written then.
         """
         indices = range(len(self.seeds))
-        parts = self.parts(indices, lambda some: self._sample(some).images)
+        parts = self.chunks(indices, lambda some: self._sample(some).images)
         drawn: list[Image.Image] = [image for part in parts for image in part]
         save_png(image_grid(drawn), samples)
         if denoising:
@@ -97,12 +96,11 @@ class Previews:
 
     def _strips(self, indices: range) -> Image.Image:
         stages: list[list[Image.Image]] = [[] for _ in range(NUM_STAGES + 1)]
-        for output in self.parts(indices, lambda some: self._sample(some, NUM_STAGES)):
+        for output in self.chunks(indices, lambda some: self._sample(some, NUM_STAGES)):
             pictures = [to_output(each.x_t, "pil") for each in output.intermediates]
             for stage, images in zip(stages, [*pictures, output.images], strict=False):
                 stage.extend(images)
         return denoising_strips([stage for stage in stages if stage])
 
     def _keep_on(self, pipeline: Any, step: int, timestep: Tensor, state: dict[str, Tensor]) -> None:
-        if self.should_stop():
-            raise Abandoned
+        self.stop.check()

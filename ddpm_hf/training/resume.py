@@ -1,7 +1,6 @@
 """Where a run begins: at the beginning, or at one of its checkpoints."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data.sources import COMMIT
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.nested import diff, merge
 from ddpm_hf.runtime.sanitize import portable_config
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def go_on_with(config: Config, checkpoint: Path) -> Config:
     Raises:
         UserError: if the configuration has changed so that the run cannot go on.
     """
-    before = _with_defaults(Progress.read(checkpoint).config, Config().to_dict())
+    before = merge(Config().to_dict(), Progress.read(checkpoint).config)
     commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
     if same_name and _is_commit(commit) and not _is_commit(config.dataset.revision):
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"revision": commit})})
@@ -133,8 +133,8 @@ def go_on_with(config: Config, checkpoint: Path) -> Config:
 def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
     """List what has changed since a checkpoint; refuse what may not."""
     fixed = (*FIXED, *FIXED_IN_GAME) if before["loss_config"]["adversarial"]["weight"] else FIXED
-    differences = _differences(portable_config(before), portable_config(config.to_dict()))
-    changes = {name: f"{name}: {old!r} → {new!r}" for name, old, new in differences}
+    differences = diff(portable_config(before), portable_config(config.to_dict()))
+    changes = {name: f"{name}: {old!r} → {new!r}" for name, (old, new) in differences.items()}
     free = {f"dataset.{name}" for name in FREE}
     refused = [text for name, text in changes.items() if name.startswith(fixed) and name not in free]
     if refused:
@@ -145,18 +145,3 @@ def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
 
 def _is_commit(revision: str | None) -> bool:
     return COMMIT.fullmatch(revision or "") is not None
-
-
-def _with_defaults(given: Any, defaults: Any) -> Any:
-    """A configuration with the options that it is too old to know, at their defaults."""
-    if not isinstance(given, dict) or not isinstance(defaults, dict):
-        return given
-    return {**defaults, **{key: _with_defaults(value, defaults.get(key)) for key, value in given.items()}}
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**before, **now}:
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield path, before, now

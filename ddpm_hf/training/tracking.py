@@ -1,14 +1,13 @@
 """Where figures go besides metrics.jsonl: accelerate's trackers."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from ddpm_hf.config import Config
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.nested import flatten
 
 PROJECT = "ddpm-hf"
 
@@ -39,15 +38,6 @@ def start_tracker(accelerator: Accelerator, config: Config, folder: Path) -> Non
     if config.logging.tracker == "wandb" and accelerator.is_main_process:
         logs.mkdir(parents=True, exist_ok=True)  # wandb takes another folder if this one is missing
     options = {"wandb": {"dir": str(logs), "name": folder.name}}
-    accelerator.init_trackers(PROJECT, plain(config.to_dict()), options)
-
-
-def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
-    """Values by their path in a nested mapping, numbers as they are and all else as text."""
-    flat: dict[str, float | str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= plain(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, (int, float)) else str(value)
-    return flat
+    settings = flatten(config.to_dict())
+    plain = {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()}
+    accelerator.init_trackers(PROJECT, plain, options)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
@@ -15,11 +14,11 @@ from ddpm_hf.checkpoints.format import Progress, write_checkpoint
 from ddpm_hf.config import Config
 from ddpm_hf.hub import HubUploader
 from ddpm_hf.runtime.cli import launcher
-from ddpm_hf.runtime.distributed import meet
-from ddpm_hf.runtime.errors import Abandoned, UserError
-from ddpm_hf.runtime.files import write_whole
+from ddpm_hf.runtime.distributed import init_distributed, max_over_processes
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.memory import is_out_of_memory
-from ddpm_hf.runtime.signals import Interrupted, StopSignals
+from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.training.journal import Journal
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import Meter, Update
@@ -60,7 +59,7 @@ class Trainer:
         self.accelerator = _make_accelerator(config)
         self.plan = make_plan(config, resume, self.accelerator)
         self.config, self.run_folder, self.num_steps = self.plan.config, self.plan.run, self.plan.num_steps
-        self.signals = StopSignals(self.run_folder.stop_notice)
+        self.stop = StopRequest(self.run_folder.stop_notice)
         self.uploader = HubUploader(config.hub, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.check()
@@ -74,15 +73,16 @@ class Trainer:
         """Train to the last step and leave the finished pipeline, pictures and figures in the run folder.
 
         Raises:
-            Interrupted: after a checkpoint, when SIGTERM or SIGINT asks for an end.
+            Stopped: after a checkpoint, when SIGTERM or SIGINT asks for an end.
             FloatingPointError: when a gradient is no longer finite; the weights are as they were before it.
         """
         lock = self.run_folder.locked() if self.accelerator.is_main_process else contextlib.nullcontext()
         with lock:
             if self.accelerator.is_main_process:
                 self.run_folder.check_unchanged(self.plan.found)
+                self.stop.clear()
             self.accelerator.wait_for_everyone()  # none listens in a folder that another run holds
-            with self.signals:
+            with self.stop.on_signals():
                 self._set_up()
                 with self.journal.bar:
                     self._catch_up()
@@ -121,7 +121,7 @@ class Trainer:
             training.num_preview_images,
             training.preview_inference_steps,
             training.preview_sampler,
-            should_stop=self.signals.asked,
+            self.stop,
         )
         self.validation = None
         if self.plan.held_out is not None:
@@ -130,7 +130,7 @@ class Trainer:
                 self.plan.held_out, config, pipeline.unet, pipeline.scheduler, loss, self.accelerator
             )
         if self.accelerator.is_main_process:  # first of all, since a folder with anything else is refused
-            write_whole(self.run_folder.config, config.to_yaml())
+            write_text_atomic(self.run_folder.config, config.to_yaml())
         start_tracker(self.accelerator, config, self.run_folder.path)
         if self.accelerator.is_main_process:
             self.uploader.start()
@@ -138,7 +138,7 @@ class Trainer:
                 self.run_folder.path, self.accelerator.num_processes, str(self.accelerator.mixed_precision)
             )
             if self.plan.images.skipped:
-                write_whole(self.run_folder.skipped, "\n".join(self.plan.images.skipped) + "\n")
+                write_text_atomic(self.run_folder.skipped, "\n".join(self.plan.images.skipped) + "\n")
             self.journal.metrics.cut_after(self.step, self.owed)
 
     def _advance(self) -> None:
@@ -178,7 +178,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left
         is_kept = self.kept_step == self.step
         kept = " with a checkpoint" if is_kept else f"; the last checkpoint is of step {self.kept_step:,}"
-        raise Interrupted(self.signals.received, f"stopped at step {self.step:,}{kept}; {self._go_on}")
+        raise Stopped(f"stopped at step {self.step:,}{kept}; {self._go_on}", self.stop.signal_number)
 
     def _catch_up(self) -> None:
         """Do what the checkpoint that the run goes on from was still owed."""
@@ -198,15 +198,7 @@ class Trainer:
 
     def _shall_stop(self) -> bool:
         """Whether any process has been asked to stop; all of them learn it at the same step."""
-        if self.accelerator.num_processes == 1:
-            return bool(self.signals.received)
-        agreed = self._max(self.signals.received)
-        self.signals.received = self.signals.received or agreed  # one that came meanwhile is for the next time
-        return bool(agreed)
-
-    def _max(self, number: int) -> int:
-        """The largest of all processes' numbers."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+        return self.stop.agreed()
 
     def _save_checkpoint(self) -> None:
         """Write a complete checkpoint, unless this step has one; a disk that is full does not end the run."""
@@ -236,12 +228,12 @@ class Trainer:
                     self.config.training.checkpoints_to_keep,
                 )
                 self.kept_step = self.step
-                last = self.step == self.num_steps or bool(self.signals.received)
+                last = self.step == self.num_steps or bool(self.stop.signal_number)
                 self.uploader.submit(checkpoint, self.step, last)
             with self._room_for("plot of the loss"):
                 self.journal.draw()
         self.saved_step = self.step
-        self.kept_step = self._max(self.kept_step)
+        self.kept_step = max_over_processes(self.kept_step)
 
     @contextlib.contextmanager
     def _room_for(self, what: str) -> Iterator[None]:
@@ -257,7 +249,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 self._draw_preview()
-            except Abandoned:
+            except Stopped:
                 done = False
         self.accelerator.wait_for_everyone()
         return done
@@ -280,8 +272,10 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Measure the loss of the averaged weights on held-out images; whether that came to its end."""
-        figures = self.validation.measure(self._shall_stop) if self.validation is not None else None
-        if figures is None:
+        assert self.validation is not None
+        try:
+            figures = self.validation.measure(self.stop)
+        except Stopped:
             return False
         self.journal.write(self.step, {"validation": figures})
         if self.config.training.keep_best_by == "validation_loss":
@@ -309,9 +303,9 @@ class Trainer:
                     self.step,
                     self.config.training.num_evaluation_samples,
                     self.extractor,
-                    should_stop=self.signals.asked,
+                    self.stop,
                 )
-        except Abandoned:
+        except Stopped:
             return False
         if figures is not None:
             self.journal.write(self.step, {"evaluation": figures})
@@ -331,15 +325,15 @@ class Trainer:
             try:
                 self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
                 print(self._closing_words())
-            except Abandoned:
+            except Stopped:
                 drawn = False
         self._shall_stop()  # and so all processes know of a signal that one has received
-        if self._max(int(not drawn)):
-            raise Interrupted(self.signals.received, f"trained, but not all pictures drawn; {self._go_on}")
+        if max_over_processes(int(not drawn)):
+            raise Stopped(f"trained, but not all pictures drawn; {self._go_on}", self.stop.signal_number)
         self.accelerator.end_training()
         if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
             self.uploader.submit_finished()
-            self.uploader.drain(should_stop=self.signals.asked)
+            self.uploader.drain(stop=self.stop)
 
     @property
     def _go_on(self) -> str:
@@ -364,7 +358,7 @@ class Trainer:
 def _make_accelerator(config: Config) -> Accelerator:
     plugin = make_plugin(config)
     check_tracker(config.logging.tracker)
-    state = meet(timedelta(minutes=config.training.timeout_minutes))
+    state = init_distributed(timedelta(minutes=config.training.timeout_minutes))
     tracker, folder = config.logging.tracker, config.output_dir
     accelerator = Accelerator(
         cpu=state.device.type == "cpu",

@@ -1,7 +1,5 @@
 """The loss on held-out images, always at the same timesteps and with the same noise."""
 
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float32, Int64
@@ -13,6 +11,7 @@ from ddpm_hf.losses import DiffusionLoss
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.runtime.randomness import generator_at
+from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import bound_terms, prior_term
 from ddpm_hf.training.metrics import NUM_BINS, bin_names
@@ -54,21 +53,24 @@ class Validation:
         self.batches = [rows[rows < count] for rows in (each * stride + first for each in shares)]
 
     @torch.no_grad()
-    def measure(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+    def measure(self, stop: StopRequest) -> dict[str, float]:
         """Measure; to be called on every process.
 
         Args:
-            should_stop: asked before every batch; all processes must get the same answer.
+            stop: polled before every batch.
 
         Returns:
             The `loss`, that of each tenth of the timesteps and, where the configuration asks for it, `bits_per_dim`:
-            the variational bound, estimated from one timestep of each image. None if should_stop said so.
+            the variational bound, estimated from one timestep of each image.
+
+        Raises:
+            Stopped: in all processes, if a stop was requested in any.
         """
         losses = torch.zeros(len(self.timesteps), device=self.accelerator.device)
         bits = torch.zeros_like(losses)
         for rows in self.batches:
-            if should_stop():
-                return None
+            if stop.agreed():
+                raise Stopped
             if len(rows):
                 losses[rows], bits[rows] = self._look_at(rows)
         losses, bits = (self.accelerator.reduce(each).double().cpu() for each in (losses, bits))

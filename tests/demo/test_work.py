@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from ddpm_hf.demo.limits import Limits, whole
-from ddpm_hf.demo.watching import Progress, Result, Stopped, watch
+from ddpm_hf.demo.watching import Progress, Result, watch
 from ddpm_hf.demo.work import draw, inpaint, interpolate_images, interpolate_seeds
 from ddpm_hf.pipelines.generation import Settings, generate
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.signals import Stopped
 
 
 def silent(_):

@@ -294,7 +294,9 @@ def test_nothing_is_written_until_all_processes_have_looked(model_folder, make_c
     """One that is late would find a folder with half of its settings, and refuse it."""
     plan, there = make_plan(model_folder, make_config(), tmp_path / "evaluation"), []
     module = sys.modules[carry_out.__module__]  # in its package, a function has its name
-    monkeypatch.setattr(module, "check_alike", lambda what: there.append((plan.folder.exists(), what["weights"])))
+    monkeypatch.setattr(
+        module, "assert_same_across_ranks", lambda what: there.append((plan.folder.exists(), what["weights"]))
+    )
     carry_out(plan, pictures=False)
     assert there == [(False, plan.settings["weights"])]
 

@@ -7,8 +7,7 @@ from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.features import UserExtractor
 from ddpm_hf.evaluation.reference import load_reference, reference_key
-from ddpm_hf.evaluation.stopping import Stop
-from ddpm_hf.runtime.errors import Abandoned
+from ddpm_hf.runtime.signals import Stopped, StopRequest
 
 
 class Counting(torch.nn.Module):
@@ -86,10 +85,17 @@ def test_an_interrupted_reference_goes_on():
     assert second.module.seen == 300 - 128
 
 
-def test_a_reference_stops_between_two_batches_and_goes_on(tmp_path):
-    first, asked = extractor(), []
-    stop = Stop(lambda: bool(asked.append(1)) or len(asked) == 2, tmp_path)
-    with pytest.raises(Abandoned):
+def test_a_reference_stops_between_two_batches_and_goes_on(monkeypatch):
+    first, checks = extractor(), []
+    stop = StopRequest()
+
+    def check():
+        checks.append(1)
+        if len(checks) == 2:
+            raise Stopped
+
+    monkeypatch.setattr(stop, "check", check)
+    with pytest.raises(Stopped):
         load_reference(DatasetConfig(), images(), first, "cpu", stop)
     assert first.module.seen == 256
     second = extractor()

@@ -15,6 +15,7 @@ from loopback.server import TOKEN
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.background import STAGING, HubUploader
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.signals import StopRequest
 
 SETTINGS = {"repo_id": "ada/digits", "license": "apache-2.0", "push_every": 2}
 
@@ -183,7 +184,9 @@ def test_a_stop_is_heeded_while_draining(hub, uploader, run):
     up.start()
     hub.fault("commit", status=503, times=9999)
     up.submit_finished()
-    assert not up.drain(10**6, should_stop=lambda: True)
+    stop = StopRequest()
+    stop.request()
+    assert not up.drain(10**6, stop)
 
 
 def test_checkpoints_go_to_their_branch_or_repository(hub, uploader, run):

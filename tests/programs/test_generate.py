@@ -17,7 +17,7 @@ from processes import TORCHRUN, free_port
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.pictures import GAP
-from ddpm_hf.runtime.files import visible
+from ddpm_hf.runtime.files import visible_files
 from ddpm_hf.schedulers import build_scheduler
 
 GENERATE = "pipelines/generate.py"
@@ -200,7 +200,7 @@ def test_a_killed_generation_leaves_whole_images_and_goes_on_from_them(model, tm
     assert all(pixels(file).shape == (8, 8) for file in kept)
     subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert sorted(file.name for file in visible(folder)) == [
+    assert sorted(file.name for file in visible_files(folder)) == [
         *(f"{index:06}.png" for index in range(120)),
         "grid.png",
         "manifest.json",

@@ -9,7 +9,7 @@ from processes import run
 
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.signals import Interrupted
+from ddpm_hf.runtime.signals import Stopped
 
 
 class Terminal(io.StringIO):
@@ -79,7 +79,7 @@ def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
 
 def test_that_all_were_stopped_is_said_once(monkeypatch, capsys, left_at_once):
     def work(arguments):
-        raise Interrupted(15, "stopped at step 4")
+        raise Stopped("stopped at step 4", 15)
 
     monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
     for rank, said in (("1", ""), ("0", "do.py: stopped at step 4\n")):
@@ -93,7 +93,7 @@ STOPPED = """
 import threading, time
 import torch
 from ddpm_hf.runtime import cli
-from ddpm_hf.runtime.signals import Interrupted
+from ddpm_hf.runtime.signals import Stopped
 
 def upload():
     while True:
@@ -102,7 +102,7 @@ def upload():
 def main(arguments):
     threading.Thread(target=upload, daemon=True).start()
     time.sleep(0.2)
-    raise Interrupted(15, "stopped at step 4")
+    raise Stopped("stopped at step 4", 15)
 
 cli.run(cli.Parser("Train."), main)
 """

@@ -6,7 +6,7 @@ from accelerate import PartialState
 from processes import TORCHRUN, free_port, run
 
 from ddpm_hf.runtime import distributed as processes
-from ddpm_hf.runtime.distributed import check_alike, main_process_first, use_all_cores
+from ddpm_hf.runtime.distributed import assert_same_across_ranks, main_process_first, use_all_cores
 from ddpm_hf.runtime.errors import UserError
 
 
@@ -40,15 +40,15 @@ def gather_with(monkeypatch, other):
 
 def test_processes_that_go_by_the_same_are_left_alone(monkeypatch):
     what = {"seed": 3, "dataset": {"name": "cats", "revision": None}, "levels": [1, 2]}
-    check_alike(what)
+    assert_same_across_ranks(what)
     gather_with(monkeypatch, {**what, "dataset": dict(what["dataset"])})
-    check_alike(what)
+    assert_same_across_ranks(what)
 
 
 def test_what_processes_differ_in_is_named(monkeypatch):
     gather_with(monkeypatch, {"seed": 3, "dataset": {"name": "cats", "revision": "b"}, "bits": 8})
     with pytest.raises(UserError) as caught:
-        check_alike({"seed": 3, "dataset": {"name": "cats", "revision": "a"}})
+        assert_same_across_ranks({"seed": 3, "dataset": {"name": "cats", "revision": "a"}})
     for part in ('dataset.revision is "a" or "b"', "bits is null or 8", "allowed: one configuration"):
         assert part in str(caught.value)
     assert "seed" not in str(caught.value)
@@ -80,7 +80,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from torch import distributed
-from ddpm_hf.runtime.distributed import meet
+from ddpm_hf.runtime.distributed import init_distributed
 
 distributed.init_process_group("gloo")
 store = distributed.distributed_c10d._get_default_store()
@@ -88,7 +88,7 @@ rank = distributed.get_rank()
 distributed.destroy_process_group()
 for round in range(200):
     distributed.init_process_group("gloo", store=distributed.PrefixStore(str(round), store), rank=rank, world_size=2)
-    meet(timedelta(minutes=1))
+    init_distributed(timedelta(minutes=1))
     network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
     network(torch.ones(2, 4)).sum().backward()
     distributed.all_gather([torch.ones(1) for _ in range(2)], torch.ones(1))
@@ -114,10 +114,10 @@ import torch
 from torch import distributed
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.distributed import from_main_process, meet
+from ddpm_hf.runtime.distributed import from_main_process, init_distributed
 
 def main(arguments):
-    state = meet(timedelta(minutes=5))
+    state = init_distributed(timedelta(minutes=5))
     assert from_main_process(lambda: state.process_index) == 0
     try:
         from_main_process(lambda: 1 // state.process_index)

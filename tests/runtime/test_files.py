@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import check_writable, write_whole, written_whole
+from ddpm_hf.runtime.files import atomic_write, check_writable, write_text_atomic
 
 
 def test_a_file_and_its_folder_are_made(tmp_path):
-    write_whole(tmp_path / "new" / "file.txt", "größer")
+    write_text_atomic(tmp_path / "new" / "file.txt", "größer")
     assert (tmp_path / "new" / "file.txt").read_bytes() == "größer".encode()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.txt"]
 
 
 def test_a_failure_leaves_the_file_as_it_was(tmp_path):
     file = tmp_path / "file.txt"
-    write_whole(file, "before")
-    with pytest.raises(RuntimeError), written_whole(file) as aside:
+    write_text_atomic(file, "before")
+    with pytest.raises(RuntimeError), atomic_write(file) as aside:
         aside.write_text("half")
         raise RuntimeError
     assert file.read_text() == "before"
@@ -26,7 +26,7 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path):
 
 
 def test_processes_of_one_number_on_two_machines_do_not_share_what_they_write_aside(tmp_path):
-    with written_whole(tmp_path / "file.txt") as one, written_whole(tmp_path / "file.txt") as other:
+    with atomic_write(tmp_path / "file.txt") as one, atomic_write(tmp_path / "file.txt") as other:
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "file.txt").read_text() == "one"
@@ -52,7 +52,7 @@ def test_whether_a_folder_can_be_written_to_is_found_without_a_trace(tmp_path):
 
 def test_a_reader_finds_one_version_or_the_other(tmp_path):
     file = tmp_path / "file.txt"
-    write_whole(file, "a" * 100_000)
+    write_text_atomic(file, "a" * 100_000)
     with multiprocessing.get_context("spawn").Pool(2) as writers:
         done = writers.starmap_async(write_many, [(file, letter) for letter in "ab"])
         while not done.ready():
@@ -64,4 +64,4 @@ def test_a_reader_finds_one_version_or_the_other(tmp_path):
 
 def write_many(file, letter):
     for _ in range(100):
-        write_whole(file, letter * 100_000)
+        write_text_atomic(file, letter * 100_000)

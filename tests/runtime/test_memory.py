@@ -1,4 +1,4 @@
-"""Work that finds too little memory is done in smaller parts."""
+"""Work that runs out of memory goes on in smaller chunks."""
 
 import itertools
 import logging
@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from ddpm_hf.runtime.memory import Parts, is_out_of_memory
+from ddpm_hf.runtime.memory import Chunks, first_that_fits, is_out_of_memory
 
 
 def cpu_out_of_memory() -> RuntimeError:
@@ -21,34 +21,48 @@ def test_a_batch_is_halved_until_it_fits_and_stays_so(error, caplog):
     assert is_out_of_memory(error)
     tried = []
 
-    def work(part: range) -> list[int]:
-        tried.append(len(part))
-        if len(part) > 4:
+    def work(chunk: range) -> list[int]:
+        tried.append(len(chunk))
+        if len(chunk) > 4:
             raise error
-        return list(part)
+        return list(chunk)
 
-    parts = Parts("drawing")
+    chunks = Chunks("sampling")
     with caplog.at_level(logging.WARNING):
-        assert list(itertools.chain(*parts(range(100, 116), work))) == list(range(100, 116))
+        assert list(itertools.chain(*chunks(range(100, 116), work))) == list(range(100, 116))
         assert tried == [16, 8, 4, 4, 4, 4]
-        assert list(itertools.chain(*parts(range(116, 122), work))) == list(range(116, 122))
+        assert list(itertools.chain(*chunks(range(116, 122), work))) == list(range(116, 122))
     assert tried[6:] == [4, 2]
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory, drawing 16 images at a time; from here on 4, with the same results"
+        "Out of memory while sampling 16 images at a time: using chunks of 4 from now on. The results are the same."
     ]
 
 
 def test_one_image_that_does_not_fit_is_an_error():
-    def work(part: range) -> None:
+    def work(chunk: range) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Parts("drawing")(range(3), work)
+        Chunks("sampling")(range(3), work)
 
 
 def test_other_errors_are_not_hidden():
-    def work(part: range) -> None:
+    def work(chunk: range) -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Parts("drawing")(range(8), work)
+        Chunks("sampling")(range(8), work)
+
+
+def test_the_first_setting_that_fits_is_found():
+    tried = []
+
+    def attempt(count: int) -> None:
+        tried.append(count)
+        if count < 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    assert first_that_fits([2, 3, 4, 6, 12], attempt) == 6
+    assert tried == [2, 3, 4, 6]
+    with pytest.raises(torch.OutOfMemoryError):
+        first_that_fits([2, 3], attempt)

@@ -53,8 +53,3 @@ def test_a_tracker_that_is_not_installed_is_refused(tiny, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"logging.tracker: given .wandb., .*allowed here: none, tensorboard"):
         Trainer(tiny("logging.tracker=wandb"))
     assert not (tmp_path / "run").exists()
-
-
-def test_options_are_plain_values_by_their_path():
-    nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": 0.5, "g": True}
-    assert tracking.plain(nested) == {"a.b": 1, "a.c.d": "[1, 2]", "e": "None", "f": 0.5, "g": True}

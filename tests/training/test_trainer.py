@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import ddpm_hf.training.trainer
 from ddpm_hf.config import load_config
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.signals import Interrupted
+from ddpm_hf.runtime.signals import Stopped
 from ddpm_hf.training.batches import Batches
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import MetricsFile
@@ -137,7 +137,7 @@ def test_a_crash_and_a_resume_change_nothing(tiny, tmp_path, whole_run, monkeypa
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(tiny, tmp_path, whole_run, monkeypatch, number):
     break_before(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted, match="stopped at step 3 with a checkpoint; go on with") as caught:
+    with pytest.raises(Stopped, match="stopped at step 3 with a checkpoint; go on with") as caught:
         Trainer(tiny()).train()
     assert caught.value.exit_code == 128 + number
     Trainer(tiny(), resume="latest").train()
@@ -282,32 +282,18 @@ def test_what_a_signal_cuts_off_is_made_up_for(tiny, tmp_path, monkeypatch, work
     original = getattr(Trainer, method)
 
     def stopped(self):
-        self.signals.received = signal.SIGTERM
+        self.stop.request()
         return original(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, method, stopped)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Stopped):
             trainer.train()
     assert not any(work in line for line in figures(tmp_path / "run"))
     Trainer(tiny(*options), "latest").train()
     kinds = ["preview", "validation", "evaluation"]
     told = [(line["step"], kind) for line in figures(tmp_path / "run") for kind in kinds if kind in line]
     assert sorted(told) == sorted([(3, kind) for kind in kinds] + [(6, "validation"), (6, "evaluation")])
-
-
-@pytest.mark.parametrize("meanwhile", [0, signal.SIGTERM])
-def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(tiny, monkeypatch, meanwhile):
-    trainer = Trainer(tiny())
-
-    def gather(numbers):
-        trainer.signals.received = trainer.signals.received or meanwhile
-        return numbers
-
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    monkeypatch.setattr(trainer.accelerator, "gather", gather)
-    assert not trainer._shall_stop()
-    assert trainer._shall_stop() == bool(meanwhile)
 
 
 def test_a_run_that_fails_in_its_set_up_can_be_begun_again(tiny, tmp_path, monkeypatch):

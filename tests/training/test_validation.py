@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from ddpm_hf.data import load_image_sets
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import Meter, Update, bin_names
 from ddpm_hf.training.trainer import Trainer
@@ -25,10 +26,6 @@ def validation(config) -> Validation:
     return Validation(held_out, config, unet, learner.scheduler, loss, accelerator)
 
 
-def go_on() -> bool:
-    return False
-
-
 def written(run: Path, name: str) -> dict[int, dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
@@ -36,7 +33,7 @@ def written(run: Path, name: str) -> dict[int, dict]:
 
 def test_a_network_that_predicts_nothing_has_the_loss_of_the_noise(tiny):
     options = ("training.validation_bits_per_dim=true", "loss_config.use_time_weighting=false")
-    figures = validation(tiny(*HELD_OUT, *options)).measure(go_on)
+    figures = validation(tiny(*HELD_OUT, *options)).measure(StopRequest())
     assert figures["loss"] == pytest.approx(1, abs=0.05)  # the paper's initialisation: eps is predicted as 0
     assert [name for name in figures if name.startswith("loss/")] == bin_names(20)
     assert figures["bits_per_dim"] > 1
@@ -45,10 +42,10 @@ def test_a_network_that_predicts_nothing_has_the_loss_of_the_noise(tiny):
 def test_it_is_the_same_in_any_batches_and_twice(tiny):
     config = tiny(*HELD_OUT)
     subject = validation(config)
-    figures = subject.measure(go_on)
-    assert subject.measure(go_on) == figures
+    figures = subject.measure(StopRequest())
+    assert subject.measure(StopRequest()) == figures
     other = validation(tiny(*HELD_OUT, "training.batch_size=64", "seed=0"))
-    assert other.measure(go_on) == pytest.approx(figures, rel=1e-5)
+    assert other.measure(StopRequest()) == pytest.approx(figures, rel=1e-5)
 
 
 def test_timesteps_cover_the_schedule_evenly(tiny):
@@ -57,12 +54,15 @@ def test_timesteps_cover_the_schedule_evenly(tiny):
 
 
 def test_it_is_given_up_when_the_run_is_to_stop(tiny):
-    assert validation(tiny(*HELD_OUT)).measure(lambda: True) is None
+    stop = StopRequest()
+    stop.request()
+    with pytest.raises(Stopped):
+        validation(tiny(*HELD_OUT)).measure(stop)
 
 
 def test_a_run_writes_it_down_and_keeps_the_best(tiny, tmp_path, monkeypatch):
     scores = iter([0.3, 0.1, 0.2])
-    monkeypatch.setattr(Validation, "measure", lambda self, should_stop: {"loss": next(scores)})
+    monkeypatch.setattr(Validation, "measure", lambda self, stop: {"loss": next(scores)})
     options = ("training.keep_best_by=validation_loss", "training.checkpoints_to_keep=1")
     Trainer(tiny(*HELD_OUT, *options)).train()
     assert written(tmp_path / "run", "validation") == {2: {"loss": 0.3}, 4: {"loss": 0.1}, 6: {"loss": 0.2}}
