@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(QUIET) --constraint constraints.txt
 RUN := runs/digits
+# Processes that share the tests, one per core; each uses one thread. make test WORKERS=0 runs them in this process.
+WORKERS ?= $(shell nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 .PHONY: demo test test-slow style quality schema docs pictures cuda clean
 
@@ -16,10 +19,10 @@ demo: $(VENV)/.installed  ## train on the digits and sample them, in about four 
 	@echo "The commands above, and those of the README, want: source $(VENV)/bin/activate"
 
 test: $(VENV)/.installed-test  ## every fast test, offline
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test  ## the end-to-end tests
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 style: $(VENV)/.installed-test  ## mend formatting and what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -33,6 +33,8 @@ sys.meta_path.insert(0, Hide())
 """
 """What a program begins with for which ddpm_hf is not installed."""
 
+_given_out: set[int] = set()
+
 
 def run(*command: object, check: bool = False, **options) -> subprocess.CompletedProcess:
     """Run a command to its end; one thread each, since the tests share two cores.
@@ -78,11 +80,15 @@ def free_port() -> str:
     """A port of this machine that nobody listens on.
 
     It lies below those that the system hands out (32768 and more on Linux), so that no connection made until somebody
-    listens can be given it.
+    listens can be given it. Each process of pytest-xdist has a range of its own, and gives out no port twice.
     """
-    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = [port for port in range(20_000 + worker, 32_768, count) if port not in _given_out]
+    for port in random.SystemRandom().sample(own, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given_out.add(port)
             return str(port)
     raise RuntimeError("a hundred ports were tried and none is free")
 

@@ -17,6 +17,8 @@ from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.xdist_group("packaging")  # which is built once
+
 
 @pytest.fixture(scope="module")
 def setup() -> configparser.ConfigParser:

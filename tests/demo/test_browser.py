@@ -22,7 +22,7 @@ FLAGS = (
 )
 PATIENCE = 30_000
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 
 @pytest.fixture(scope="module")
