@@ -40,11 +40,12 @@ from ddpm_hf.data import ImageSet, load_image_set
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.features import Features, load_extractor
 from ddpm_hf.evaluation.reference import load_reference
-from ddpm_hf.evaluation.sampling import Drawing, draw_samples
+from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, score_set
 from ddpm_hf.evaluation.store import FeatureStore, Layout
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.schedulers import DDPMScheduler
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,8 +77,9 @@ def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dic
         reference = FeatureSet(real.table, real.logits, real.moments, real.radii)
         began = time.process_time()
         store = FeatureStore(Path(folder) / "features", Layout(BATCH_SIZE, classifier.num_features, NUM_CLASSES))
-        drawing = Drawing(0, None, num_steps, None)
-        draw_samples(pipeline, drawing, classifier, store, Path(folder) / "images", num_samples, True)
+        draw_samples(
+            pipeline, SamplingSettings(0, num_steps), classifier, store, Path(folder) / "images", num_samples, True
+        )
         drawn = time.process_time() - began
         samples = FeatureSet.of(store.table(num_samples), store.logits(num_samples))
         figures = score_set(samples, reference, reference, config.benchmark.metrics, classifier, "cpu", False)

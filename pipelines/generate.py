@@ -12,14 +12,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of, weights_hash
+from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of
 from ddpm_hf.config import load_config
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import check_writable
 
 if TYPE_CHECKING:
-    from ddpm_hf.pipelines.generation import Settings
+    from ddpm_hf.pipelines.sampling import SamplingSettings
 
 FORMATS = ("png", "npz", "parquet")
 
@@ -92,7 +92,8 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.pipelines.generation import Extras, Settings, generate
+        from ddpm_hf.pipelines.generation import Extras, generate
+        from ddpm_hf.pipelines.sampling import SamplingSettings
         from ddpm_hf.runtime.distributed import init_distributed
 
     init_distributed(timedelta(days=1))  # for the others, which may have other batches to draw
@@ -103,9 +104,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"--num_inference_steps: given {steps}; allowed: 1 to {T}, the model's time steps")
     if not 0 <= arguments.intermediates <= steps:
         raise UserError(f"--intermediates: given {arguments.intermediates}; allowed: 0 to {steps}, the denoising steps")
-    settings = Settings(
-        model=str(model),
-        weights=weights_hash(pipeline.unet),
+    settings = SamplingSettings(
         seed=arguments.seed,
         num_inference_steps=steps,
         sampler=arguments.sampler,
@@ -115,7 +114,7 @@ def main(arguments: argparse.Namespace) -> None:
     archive = None if arguments.format == "png" else arguments.format
     extras = Extras(grid=grid, num_intermediates=arguments.intermediates, archive=archive)
     folder = Path(arguments.output) if arguments.output else _default_folder(model, settings)
-    drawn = generate(pipeline, settings, arguments.num_samples, folder, arguments.batch_size, extras)
+    drawn = generate(pipeline, str(model), settings, arguments.num_samples, folder, arguments.batch_size, extras)
     if cli.is_main_process():
         there = "" if drawn else " (they were there already)"
         images = "1 image" if arguments.num_samples == 1 else f"{arguments.num_samples:,} images"
@@ -138,7 +137,7 @@ def _grid(given: str | None, num_samples: int) -> tuple[int, int] | None:
     return rows, columns
 
 
-def _default_folder(model: str, settings: "Settings") -> Path:
+def _default_folder(model: str, settings: "SamplingSettings") -> Path:
     base = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "--")
     sampler = f"-{settings.sampler}" if settings.sampler else ""
     return base / "generated" / f"seed-{settings.seed}-steps-{settings.num_inference_steps}{sampler}"

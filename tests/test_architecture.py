@@ -63,6 +63,7 @@ KNOWN_SAME_NAME = {
     "model",
     "pictures",
     "reconstruction",
+    "sampling",
 }
 KNOWN_UNTYPED_SELF = {"ddpm_hf.pipelines.editing", "ddpm_hf.pipelines.inpainting"}
 KNOWN_UNEXPLAINED = {

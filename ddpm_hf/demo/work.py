@@ -12,10 +12,10 @@ from PIL import Image
 from ddpm_hf.demo.limits import MAX_SEED, number, whole
 from ddpm_hf.demo.model import DemoModel
 from ddpm_hf.demo.watching import EVERY, Tell, WatchedPipeline
-from ddpm_hf.pipelines.generation import Settings
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.inpainting import repaint_moves
 from ddpm_hf.pipelines.samplers import make_sampler
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.randomness import image_seeds
 
@@ -86,11 +86,10 @@ def draw(
         ValueError: the settings are not possible, for this model or at all.
     """
     count = whole("Images", count, 1, model.limits.images)
-    settings = Settings(
-        model=model.name,
-        weights=model.weights,
+    num_steps = whole("Steps", steps, 1, model.limits.steps)
+    settings = SamplingSettings(
         seed=whole("Seed", seed, 0, MAX_SEED),
-        num_inference_steps=whole("Steps", steps, 1, model.limits.steps),
+        num_inference_steps=num_steps,
         sampler=sampler,
         class_labels=_labels(model, label),
         guidance_scale=number("Guidance", guidance, 0, 20),
@@ -104,18 +103,10 @@ def draw(
             preview, looked = _pil(state["pred_original_sample"]), time.monotonic()
 
     watched = WatchedPipeline.around(model.pipeline, lambda progress: tell(replace(progress, images=preview)))
-    labels = settings.class_labels
-    output: Any = watched(
-        seeds=image_seeds(settings.seed, range(count)),
-        num_inference_steps=settings.num_inference_steps,
-        sampler=sampler,
-        class_labels=None if labels is None else [labels[index % len(labels)] for index in range(count)],
-        guidance_scale=settings.guidance_scale,
-        callback_on_step_end=look,
-        return_intermediates=_num_stages(model, count, settings.num_inference_steps),
-    )
+    output: Any = settings.draw(watched, range(count), "pil", look, _num_stages(model, count, num_steps))
     stages = [Stage(each.timestep, _pil(each.x_t), _pil(each.x_0)) for each in output.intermediates]
-    return Made(output.images, asdict(settings) | {"num_samples": count}, time.monotonic() - start, stages, notes)
+    made_from = {"model": model.name, "weights": model.weights, **asdict(settings), "num_samples": count}
+    return Made(output.images, made_from, time.monotonic() - start, stages, notes)
 
 
 def interpolate_seeds(

@@ -97,7 +97,7 @@ def build_report(
             num_inference_steps=drawing.num_inference_steps,
             network_evaluations=plan.network_evaluations,
             batch_size=benchmark.batch_size,
-            classes="none" if drawing.num_classes is None else f"each of {drawing.num_classes} in turn",
+            classes="none" if drawing.class_labels is None else f"each of {len(drawing.class_labels)} in turn",
         ),
         features=FeaturesSection(
             name=extractor.name,

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.features import FeatureExtractor, UserExtractor
-from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 
 Thing = TypeVar("Thing")
@@ -67,7 +67,7 @@ def check_shapes(pipeline: DDPMPipeline, config: Config) -> list[str]:
     return problems
 
 
-def find_drawing(own: Any, config: Config) -> tuple[Drawing, str, int]:
+def find_drawing(own: Any, config: Config) -> tuple[SamplingSettings, str, int]:
     """How samples are drawn, the sampler's name and the network evaluations of a sample.
 
     Args:
@@ -88,7 +88,9 @@ def find_drawing(own: Any, config: Config) -> tuple[Drawing, str, int]:
     except ValueError as error:
         raise UserError(f"benchmark.sampler, benchmark.num_inference_steps: {error}") from error
     shown = name or type(scheduler).__name__.removesuffix("Scheduler").lower()
-    return Drawing(config.seed, name, steps, config.model.num_classes), shown, len(scheduler.timesteps)
+    classes = config.model.num_classes
+    settings = SamplingSettings(config.seed, steps, name, None if classes is None else list(range(classes)))
+    return settings, shown, len(scheduler.timesteps)
 
 
 def check_features(

@@ -129,7 +129,7 @@ def _report(
     training = _set(references[plan.training_split])
     drawn = {seed: FeatureSet.of(store.table(count), store.logits(count)) for seed, store in stores.items()}
     scores = _compare(plan, references, drawn)
-    conditional = plan.drawing.num_classes is not None
+    conditional = plan.drawing.class_labels is not None
     held_out = HeldOut.choose(plan.splits[plan.held_out_split], plan.benchmark.num_held_out, conditional)
     reconstructions = reconstructions_of(plan, held_out) if wanted.ssim or wanted.psnr else []
     rows = measure_reconstructions(reconstructions, held_out, plan, wanted)

@@ -1,7 +1,7 @@
 """The pictures of a report, beside its numbers: each drawn once, by the main process."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -11,9 +11,8 @@ from ddpm_hf.evaluation.neighbors import Neighbors, memorized
 from ddpm_hf.evaluation.plan import Plan
 from ddpm_hf.evaluation.reconstruction import Reconstructions, ddim_range
 from ddpm_hf.evaluation.sampling import NUM_SHOWN, read_images, sample_file, to_pil
-from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.pipelines.pictures import image_grid, save_png
-from ddpm_hf.runtime.randomness import image_seeds
+from ddpm_hf.pipelines import DDPMPipelineOutput
+from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 
 FOLDER = "pictures"
 NUM_STRIPS, NUM_STAGES = 6, 10
@@ -48,10 +47,17 @@ def draw_pictures(
             save_png(draw(), file)
 
     picture("samples", f"Samples 0 to {shown - 1}, not chosen.", lambda: image_grid(images), again=True)
-    strips = _Strips(plan)
+    count = min(NUM_STRIPS, plan.benchmark.n_samples)
+    outputs: list[DDPMPipelineOutput] = []
+
+    def strips(form: Literal["x_t", "x_0"]) -> Image.Image:
+        if not outputs:  # drawn at the first use, for both pictures
+            outputs.append(plan.drawing.draw(plan.pipeline, range(count), return_intermediates=NUM_STAGES))
+        return denoising_strips(outputs, form)
+
     how = f"{NUM_STAGES} of the steps from noise to image"
-    picture("denoising", f"x_t of samples 0 to {strips.count - 1} at {how}, then the image.", lambda: strips.x_t)
-    picture("predicted_x0", f"The image that the network predicted at the same {how}.", lambda: strips.x_0)
+    picture("denoising", f"x_t of samples 0 to {count - 1} at {how}, then the image.", lambda: strips("x_t"))
+    picture("predicted_x0", f"The image that the network predicted at the same {how}.", lambda: strips("x_0"))
     if reconstructions:
         methods = "; ".join(each.method for each in reconstructions)
         picture("reconstructions", f"Left to right: original; {methods}.", lambda: _pairs(held_out, reconstructions))
@@ -67,40 +73,6 @@ def draw_pictures(
         caption = f"Samples (left) and their {NUM_NEIGHBORS_SHOWN} nearest training images in feature space. {marked}"
         picture("nearest", caption, lambda: _nearest(plan, images, neighbors), again=True)
     return captions
-
-
-class _Strips:
-    """Denoising strips, drawn at the first use."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.count = min(NUM_STRIPS, plan.benchmark.n_samples)
-        self._grids: list[Image.Image] = []
-
-    @property
-    def x_t(self) -> Image.Image:
-        return self._draw()[0]
-
-    @property
-    def x_0(self) -> Image.Image:
-        return self._draw()[1]
-
-    def _draw(self) -> list[Image.Image]:
-        if not self._grids:
-            drawing, indices = self.plan.drawing, range(self.count)
-            output: Any = self.plan.pipeline(
-                seeds=image_seeds(drawing.seed, indices),
-                num_inference_steps=drawing.num_inference_steps,
-                sampler=drawing.sampler,
-                class_labels=drawing.labels(indices),
-                return_intermediates=min(NUM_STAGES, drawing.num_inference_steps),
-            )
-            for form in ("x_t", "x_0"):
-                stages: list[Any] = [to_output(getattr(stage, form), "pil") for stage in output.intermediates]
-                rows = zip(*stages, output.images, strict=True)
-                grid = image_grid([image for row in rows for image in row], columns=len(stages) + 1)
-                self._grids.append(grid)
-        return self._grids
 
 
 def _pairs(held_out: HeldOut, reconstructions: list[Reconstructions]) -> Image.Image:

@@ -13,9 +13,9 @@ from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.checks import Problems, check_features, check_packages, check_shapes, find_drawing
 from ddpm_hf.evaluation.features import FeatureExtractor, load_extractor
 from ddpm_hf.evaluation.reference import reference_key
-from ddpm_hf.evaluation.sampling import Drawing
 from ddpm_hf.evaluation.splits import held_out_split, load_splits
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import visible_files
 
@@ -46,7 +46,7 @@ class Plan:
     pipeline: DDPMPipeline
     extractor: FeatureExtractor
     splits: dict[str, ImageSet]
-    drawing: Drawing
+    drawing: SamplingSettings
     sampler_name: str
     network_evaluations: int
     settings: dict[str, Any]
@@ -59,7 +59,7 @@ class Plan:
         """The section of the configuration that this is about."""
         return self.config.benchmark
 
-    def drawing_of(self, seed: int) -> Drawing:
+    def drawing_of(self, seed: int) -> SamplingSettings:
         """How the samples of a seed are drawn."""
         return dataclasses.replace(self.drawing, seed=seed)
 
@@ -154,7 +154,7 @@ def _settings(
     pipeline: DDPMPipeline,
     extractor: FeatureExtractor,
     splits: dict[str, ImageSet],
-    drawing: Drawing,
+    drawing: SamplingSettings,
 ) -> dict[str, Any]:
     benchmark = config.benchmark
     keys = {
@@ -169,7 +169,7 @@ def _settings(
         "seed": drawing.seed,
         "sampler": drawing.sampler,
         "num_inference_steps": drawing.num_inference_steps,
-        "num_classes": drawing.num_classes,
+        "num_classes": config.model.num_classes,
         "batch_size": benchmark.batch_size,
         "training": keys[config.dataset.split],
         "reference": keys[benchmark.reference_split or config.dataset.split],
@@ -181,7 +181,7 @@ def _settings(
 
 
 def _default_folder(
-    model: str | Path, sampler: str, settings: dict[str, Any], extractor: FeatureExtractor, drawing: Drawing
+    model: str | Path, sampler: str, settings: dict[str, Any], extractor: FeatureExtractor, drawing: SamplingSettings
 ) -> Path:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     features = re.sub(r"\W+", "-", extractor.label).strip("-").lower()

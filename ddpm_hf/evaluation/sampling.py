@@ -1,14 +1,13 @@
 """Draw the samples of an evaluation: exactly so many, by any number of processes, and none of them twice."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -18,38 +17,17 @@ from ddpm_hf.evaluation.store import FeatureStore
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_uint8
 from ddpm_hf.pipelines.pictures import save_png
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.memory import Chunks
-from ddpm_hf.runtime.randomness import image_seeds
 from ddpm_hf.runtime.signals import StopRequest
 
 NUM_SHOWN = 64
 """First samples that are kept as images in any case, for the pictures of the report."""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How samples are drawn; sample i follows from this and i.
-
-    Attributes:
-        seed: of the sampling run.
-        sampler: a key of `samplers.SAMPLERS`; None for the pipeline's own scheduler.
-        num_inference_steps: denoising steps.
-        num_classes: of a class-conditional model, which draws every class in turn; None for an unconditional one.
-    """
-
-    seed: int
-    sampler: str | None
-    num_inference_steps: int
-    num_classes: int | None
-
-    def labels(self, indices: Sequence[int]) -> list[int] | None:
-        """The classes of samples."""
-        return None if self.num_classes is None else [index % self.num_classes for index in indices]
-
-
 def draw_samples(
     pipeline: DDPMPipeline,
-    drawing: Drawing,
+    settings: SamplingSettings,
     extractor: FeatureExtractor,
     store: FeatureStore,
     folder: Path,
@@ -65,7 +43,7 @@ def draw_samples(
 
     Args:
         pipeline: draws the images.
-        drawing: how.
+        settings: how they are drawn.
         extractor: takes their features.
         store: where the features go.
         folder: where the images go.
@@ -91,7 +69,7 @@ def draw_samples(
     chunks, extraction = Chunks("drawing"), Extraction(extractor, pipeline.device)
     with (stop or StopRequest()).together(), bar(total, "samples", quiet=not own, delay=0) as progress:
         for batch in own:
-            drawn = chunks(batch, lambda chunk: _draw(pipeline, drawing, chunk, stop))
+            drawn = chunks(batch, lambda chunk: _draw(pipeline, settings, chunk, stop))
             images, is_finite = (torch.cat(each) for each in zip(*drawn, strict=True))
             num_drawn += len(batch)
             for index, image in zip(batch, images, strict=True):
@@ -139,18 +117,11 @@ def _work(store: FeatureStore, folder: Path, num_samples: int, kept: int) -> lis
 
 
 def _draw(
-    pipeline: DDPMPipeline, drawing: Drawing, batch: range, stop: StopRequest | None
+    pipeline: DDPMPipeline, settings: SamplingSettings, batch: range, stop: StopRequest | None
 ) -> tuple[UInt8[Tensor, "batch channels height width"], Bool[Tensor, " batch"]]:
     """The images of a batch, and which of them hold numbers only."""
-    output: Any = pipeline(
-        seeds=image_seeds(drawing.seed, batch),
-        num_inference_steps=drawing.num_inference_steps,
-        sampler=drawing.sampler,
-        class_labels=drawing.labels(batch),
-        output_type="pt",
-        callback_on_step_end=None if stop is None else lambda *_: stop.check(),
-    )
-    pixels: Float[Tensor, "batch channels height width"] = output.images
+    callback = None if stop is None else lambda *_: stop.check()
+    pixels: Any = settings.draw(pipeline, batch, "pt", callback).images
     is_finite = pixels.isfinite().flatten(1).all(1)
     return to_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
 

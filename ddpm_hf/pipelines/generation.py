@@ -3,19 +3,17 @@
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
+from ddpm_hf.checkpoints.find import weights_hash
 from ddpm_hf.pipelines.archives import Archive, write_archive
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.pipelines.manifest import check_folder, write_manifest
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
+from ddpm_hf.pipelines.sampling import SamplingSettings, check_folder, write_manifest
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
-from ddpm_hf.runtime.randomness import image_seeds
 
 MAX_GRID_IMAGES = 64
 NUM_STRIPS = 6
@@ -23,35 +21,8 @@ NUM_STRIPS = 6
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What image i follows from, beside i itself.
-
-    Attributes:
-        model: folder or Hub id of the pipeline.
-        weights: a hash of the network's weights.
-        seed: of the sampling run.
-        num_inference_steps: denoising steps.
-        sampler: a name of `pipelines.samplers`; None is the model's own scheduler.
-        class_labels: taken in turn by the images of a class-conditional model.
-        guidance_scale: of classifier-free guidance; 1 is none.
-    """
-
-    model: str
-    weights: str
-    seed: int
-    num_inference_steps: int
-    sampler: str | None = None
-    class_labels: list[int] | None = None
-    guidance_scale: float = 1.0
-
-    def labels(self, indices: list[int]) -> list[int] | None:
-        """The class of each image."""
-        return self.class_labels and [self.class_labels[index % len(self.class_labels)] for index in indices]
-
-
-@dataclass(frozen=True)
 class Extras:
-    """What is made of the images, beside the images.
+    """What is written beside the images.
 
     Attributes:
         grid: rows and columns of the grid; None makes it square, of up to 64 images.
@@ -66,7 +37,8 @@ class Extras:
 
 def generate(
     pipeline: DDPMPipeline,
-    settings: Settings,
+    model: str,
+    settings: SamplingSettings,
     num_samples: int,
     folder: Path,
     batch_size: int,
@@ -74,13 +46,14 @@ def generate(
 ) -> int:
     """Write images 0 to num_samples - 1 of a sampling run as PNG files, a grid of the first ones and a manifest.
 
-    Image i is a function of the settings and i. So a folder with fewer images, or with some of them, is completed; any
-    number of processes may share the work. They share it by whole batches, which are the same batches in any number of
-    processes: what is computed together may differ in the last bits from what is computed alone.
+    Image i is a function of the network, the settings and i. So a folder with fewer images, or with some of them, is
+    completed; any number of processes may share the work. They share it by whole batches, which are the same batches in
+    any number of processes: what is computed together may differ in the last bits from what is computed alone.
 
     Args:
         pipeline: draws the images.
-        settings: of the run; they are kept in the manifest.
+        model: folder or Hub id of the pipeline, for the manifest.
+        settings: of the run.
         num_samples: at least 1.
         folder: made if it does not exist.
         batch_size: images drawn at a time.
@@ -93,8 +66,9 @@ def generate(
         UserError: if the folder holds anything but images of the same settings, or processes differ in them.
     """
     state, extras = PartialState(), extras or Extras()
-    check_folder(folder, asdict(settings))
-    assert_same_across_ranks({"the folder": str(folder), **asdict(settings)})
+    manifest = {"model": model, "weights": weights_hash(pipeline.unet), **asdict(settings)}
+    check_folder(folder, manifest)
+    assert_same_across_ranks({"the folder": str(folder), **manifest})
     files = [folder / f"{index:06}.png" for index in range(num_samples)]
     batches = [range(start, min(start + batch_size, num_samples)) for start in range(0, num_samples, batch_size)]
     missing = {index for index in range(num_samples) if not files[index].exists()}
@@ -109,9 +83,9 @@ def generate(
     )
     with tqdm(total=num_own, desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5) as bar:
         for batch in own:
-            output = _draw(pipeline, settings, list(batch))
+            output = settings.draw(pipeline, batch)
             # only now: settings that the pipeline refuses leave nothing behind
-            write_manifest(folder, asdict(settings))
+            write_manifest(folder, manifest)
             for index, image in zip(batch, output.images, strict=True):
                 if index in missing:
                     save_png(image, files[index])
@@ -122,32 +96,20 @@ def generate(
     return num_own
 
 
-def _draw(pipeline: DDPMPipeline, settings: Settings, indices: list[int], num_intermediates: int = 0) -> Any:
-    return pipeline(
-        seeds=image_seeds(settings.seed, indices),
-        num_inference_steps=settings.num_inference_steps,
-        sampler=settings.sampler,
-        class_labels=settings.labels(indices),
-        guidance_scale=settings.guidance_scale,
-        return_intermediates=num_intermediates,
-    )
-
-
 def _write_extras(
-    pipeline: DDPMPipeline, settings: Settings, files: list[Path], batch_size: int, extras: Extras
+    pipeline: DDPMPipeline, settings: SamplingSettings, files: list[Path], batch_size: int, extras: Extras
 ) -> None:
     folder = files[0].parent
     rows, columns = extras.grid or (0, None)
     shown = files[: rows * columns if columns else MAX_GRID_IMAGES]
     save_png(image_grid([_read(file) for file in shown], columns), folder / "grid.png")
     if extras.num_intermediates:
-        first = list(range(min(NUM_STRIPS, batch_size, len(files))))
-        output = _draw(pipeline, settings, first, extras.num_intermediates)
-        for form, name in (("x_t", "denoising.png"), ("x_0", "predicted.png")):
-            stages: list[Any] = [to_output(getattr(stage, form), "pil") for stage in output.intermediates]
-            save_png(denoising_strips([*stages, output.images]), folder / name)
+        first = range(min(NUM_STRIPS, batch_size, len(files)))
+        output = settings.draw(pipeline, first, return_intermediates=extras.num_intermediates)
+        save_png(denoising_strips([output], "x_t"), folder / "denoising.png")
+        save_png(denoising_strips([output], "x_0"), folder / "predicted.png")
     if extras.archive:
-        labels = settings.labels(list(range(len(files))))
+        labels = settings.labels(range(len(files)))
         write_archive(extras.archive, files, labels, folder / f"samples.{extras.archive}", batch_size)
 
 

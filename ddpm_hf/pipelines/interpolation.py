@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.manifest import check_folder, write_manifest
 from ddpm_hf.pipelines.pictures import image_grid, save_gif, save_png
+from ddpm_hf.pipelines.sampling import check_folder, write_manifest
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
+from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.runtime.files import atomic_write
 
 GAP = 6
@@ -42,13 +44,19 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_si
     return grid
 
 
-def denoising_strips(stages: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Lay out one row for each image, and in it the stages that it went through from left to right.
+def denoising_strips(outputs: Sequence[DDPMPipelineOutput], form: Literal["x_t", "x_0"] = "x_t") -> Image.Image:
+    """Lay out one row per image: what it was at each intermediate step, from noise to image, and then the image.
 
     Args:
-        stages: from noise to image; in each the same images, at least one.
+        outputs: of the pipeline, with PIL images and equally many intermediates; at least one.
+        form: "x_t" shows what the network saw, "x_0" the image that it predicted then.
     """
-    return image_grid([image for row in zip(*stages, strict=True) for image in row], columns=len(stages))
+    columns: list[list[Any]] = [[], *([] for _ in outputs[0].intermediates or ())]
+    for output in outputs:
+        stages = [to_output(getattr(stage, form), "pil") for stage in output.intermediates or ()]
+        for column, images in zip(columns, [*stages, output.images], strict=True):
+            column.extend(images)
+    return image_grid([image for row in zip(*columns, strict=True) for image in row], columns=len(columns))
 
 
 def save_png(image: Image.Image, file: Path) -> None:

@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.colours import Colours
-from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.pipelines.images import to_output
+from ddpm_hf.pipelines import DDPMPipeline, DDPMPipelineOutput
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
+from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.memory import Chunks
-from ddpm_hf.runtime.randomness import image_seeds
 from ddpm_hf.runtime.signals import StopRequest
 
 NUM_STAGES = 10
@@ -53,11 +51,9 @@ class Previews:
     ) -> None:
         self.pipeline = pipeline
         pipeline.set_progress_bar_config(desc="drawing", leave=False, dynamic_ncols=True)
-        self.seeds = image_seeds(seed, range(num_images))
-        num_classes = pipeline.unet.config.num_class_embeds
-        # every class in turn; the last one stands for no class
-        self.class_labels = None if num_classes is None else [index % (num_classes - 1) for index in range(num_images)]
-        self.num_inference_steps, self.sampler = num_inference_steps, sampler
+        self.num_images = num_images
+        num_steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+        self.settings = SamplingSettings(seed, num_steps, sampler, every_class(pipeline))
         self.stop = stop
         self.chunks = Chunks("sampling")
         every = math.ceil(len(images) / NUM_COMPARED)
@@ -74,33 +70,19 @@ class Previews:
         Raises:
             Stopped: if a stop was requested; nothing is written then.
         """
-        indices = range(len(self.seeds))
-        parts = self.chunks(indices, lambda some: self._sample(some).images)
-        drawn: list[Image.Image] = [image for part in parts for image in part]
+        drawn: list[Any] = [image for output in self._outputs(range(self.num_images)) for image in output.images]
         save_png(image_grid(drawn), samples)
         if denoising:
-            save_png(self._strips(indices[:NUM_STRIPS]), denoising)
+            outputs = self._outputs(range(min(NUM_STRIPS, self.num_images)), NUM_STAGES)
+            save_png(denoising_strips(outputs), denoising)
         arrays = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
         return Colours.of(torch.from_numpy(arrays).permute(0, 3, 1, 2))
 
-    def _sample(self, indices: range, num_stages: int = 0) -> Any:
-        return self.pipeline(
-            batch_size=len(indices),
-            seeds=[self.seeds[index] for index in indices],
-            class_labels=None if self.class_labels is None else [self.class_labels[index] for index in indices],
-            num_inference_steps=self.num_inference_steps,
-            sampler=self.sampler,
-            return_intermediates=num_stages,
-            callback_on_step_end=self._keep_on,
-        )
+    def _outputs(self, indices: range, num_stages: int = 0) -> list[DDPMPipelineOutput]:
+        def work(some: range) -> DDPMPipelineOutput:
+            return self.settings.draw(self.pipeline, some, "pil", self._keep_on, num_stages)
 
-    def _strips(self, indices: range) -> Image.Image:
-        stages: list[list[Image.Image]] = [[] for _ in range(NUM_STAGES + 1)]
-        for output in self.chunks(indices, lambda some: self._sample(some, NUM_STAGES)):
-            pictures = [to_output(each.x_t, "pil") for each in output.intermediates]
-            for stage, images in zip(stages, [*pictures, output.images], strict=False):
-                stage.extend(images)
-        return denoising_strips([stage for stage in stages if stage])
+        return self.chunks(indices, work)
 
     def _keep_on(self, pipeline: Any, step: int, timestep: Tensor, state: dict[str, Tensor]) -> None:
         self.stop.check()

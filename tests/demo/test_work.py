@@ -9,7 +9,8 @@ from PIL import Image
 from ddpm_hf.demo.limits import Limits, whole
 from ddpm_hf.demo.watching import Progress, Result, watch
 from ddpm_hf.demo.work import draw, inpaint, interpolate_images, interpolate_seeds
-from ddpm_hf.pipelines.generation import Settings, generate
+from ddpm_hf.pipelines.generation import generate
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.signals import Stopped
 
@@ -20,9 +21,9 @@ def silent(_):
 
 def test_the_images_are_those_of_the_command_line(model, tmp_path):
     made = draw(model, silent, count=3, steps=5, seed=7, sampler="ddim")
-    names = Settings.__dataclass_fields__
-    settings = Settings(**{name: value for name, value in made.settings.items() if name in names})
-    generate(model.pipeline, settings, 3, tmp_path / "out", batch_size=2)
+    names = SamplingSettings.__dataclass_fields__
+    settings = SamplingSettings(**{name: value for name, value in made.settings.items() if name in names})
+    generate(model.pipeline, "model", settings, 3, tmp_path / "out", batch_size=2)
     files = sorted((tmp_path / "out").glob("0*.png"))
     assert [Image.open(file).tobytes() for file in files] == [image.tobytes() for image in made.images]
 

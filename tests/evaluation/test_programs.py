@@ -166,26 +166,24 @@ import resource, sys, torch
 from pathlib import Path
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
-from ddpm_hf.evaluation.sampling import Drawing, draw_samples
+from ddpm_hf.evaluation.sampling import draw_samples
 from ddpm_hf.evaluation.scoring import FeatureSet, score_set
 from ddpm_hf.evaluation.store import FeatureStore, Layout
-
-class Output:
-    def __init__(self, images):
-        self.images = images
+from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
+from ddpm_hf.pipelines.sampling import SamplingSettings
 
 class Noise:
     device = torch.device("cpu")
     def set_progress_bar_config(self, disable):
         pass
     def __call__(self, seeds, **options):
-        return Output(torch.rand(len(seeds), 1, 8, 8))
+        return DDPMPipelineOutput(torch.rand(len(seeds), 1, 8, 8))
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 classifier = load_digits_classifier()
 stores = [FeatureStore(folder / name, Layout(128, 64, 10)) for name in ("samples", "real")]
 for store, number in zip(stores, (count, 500)):
-    draw_samples(Noise(), Drawing(0, None, 1, None), classifier, store, folder / f"images-{number}", number, False)
+    draw_samples(Noise(), SamplingSettings(0, 1), classifier, store, folder / f"images-{number}", number, False)
 samples, real = [FeatureSet.of(s.table(n), s.logits(n)) for s, n in zip(stores, (count, 500))]
 wanted = BenchmarkMetrics(precision_recall=False)
 figures = score_set(samples, real, real, wanted, classifier, "cpu", False)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.pictures import (
     GAP,
     denoising_strips,
@@ -49,13 +50,20 @@ def test_a_loss_curve_is_drawn(tmp_path, num_lines):
         assert picture.width > 500
 
 
-def test_strips_have_a_row_for_each_image_and_its_stages_from_left_to_right():
-    stages = [[Image.new("L", (64, 64), 10 * stage + image) for image in range(2)] for stage in range(3)]
-    pixels = np.asarray(denoising_strips(stages))
-    starts = 64 + GAP
-    assert pixels[::starts, ::starts].tolist() == [[0, 10, 20], [1, 11, 21]]
-    with pytest.raises(ValueError, match="shorter"):
-        denoising_strips([stages[0], stages[1][:1]])
+def test_strips_have_a_row_for_each_image_and_its_steps_from_left_to_right(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    outputs = [pipeline(seeds=seeds, return_intermediates=3) for seeds in ([1, 2], [3])]
+    for form in ("x_t", "x_0"):
+        strips = denoising_strips(outputs, form)
+        side = 64 + GAP
+        assert strips.size == (4 * side - GAP, 3 * side - GAP)
+        cells = [strips.crop((0, row * side, 4 * side - GAP, row * side + 64)) for row in range(3)]
+        rows = [
+            [*(to_output(getattr(stage, form), "pil")[row] for stage in output.intermediates), output.images[row]]
+            for output in outputs
+            for row in range(len(output.images))
+        ]
+        assert [cell.tobytes() for cell in cells] == [image_grid(row, columns=4).tobytes() for row in rows]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
