@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from ddpm_hf.checkpoints.environment import record_environment
 from ddpm_hf.checkpoints.format import write_checkpoint
-from ddpm_hf.runtime.hub_client import HubClient, Patience
+from ddpm_hf.runtime.hub_client import HubClient, RetryPolicy
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -161,4 +161,4 @@ def client(hub: LoopbackHub, request: pytest.FixtureRequest) -> HubClient:
     """The Hub, with little patience; with its silence only where that is the fault, since a busy machine is none."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     answer = 0.2 if "hang" in parameters.get("fault", {}) else 30.0
-    return HubClient(hub.url, patience=Patience(attempts=5, base=0.01, longest=0.05, answer=answer))
+    return HubClient(hub.url, retries=RetryPolicy(attempts=5, base=0.01, longest=0.05, timeout=answer))

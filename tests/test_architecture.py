@@ -58,7 +58,6 @@ KNOWN_CIRCLES = [
 KNOWN_SAME_NAME = {
     "checks",
     "ddpm",
-    "download",
     "likelihood",
     "model",
     "pictures",

@@ -15,7 +15,7 @@ from processes import losses
 from safetensors.torch import load_file
 
 from ddpm_hf import DDPMPipeline, Trainer, load_config, load_pipeline
-from ddpm_hf.checkpoints.download import fetch_checkpoint, fetch_pipeline
+from ddpm_hf.checkpoints.fetch import fetch_checkpoint, fetch_pipeline
 from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub import push_newest_checkpoint, push_run

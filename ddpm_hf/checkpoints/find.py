@@ -77,12 +77,12 @@ def load_pipeline(model: str | Path) -> "DDPMPipeline":
     """
     folder = find_folder(model)
 
-    # here, since programs find a wrong --model before they load torch
+    # these load torch, which takes seconds; programs report a wrong --model before
     import torch
     from diffusers.utils import logging as diffusers_logging
 
-    # these import torch
-    from ddpm_hf.checkpoints.download import fetch_pipeline
+    # they load torch, too
+    from ddpm_hf.checkpoints.fetch import fetch_pipeline
     from ddpm_hf.pipelines.ddpm import DDPMPipeline
 
     folder = folder or fetch_pipeline(str(model))

@@ -10,14 +10,20 @@ from ddpm_hf.config.dataset import DatasetConfig, parse_split
 from ddpm_hf.data.decoding import Example, Source
 from ddpm_hf.data.local_files import BUILT_IN, find_local, looks_local
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hub_cache import remember_commit, remembered_commit
-from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, Patience, is_offline
+from ddpm_hf.runtime.hub_client import (
+    HubClient,
+    HubUnreachableError,
+    RetryPolicy,
+    cached_commit,
+    is_offline,
+    remember_commit,
+)
 
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-LOOKING_UP = Patience(attempts=5)
+LOOKING_UP = RetryPolicy(attempts=5)
 """About ten seconds: somebody waits for the start, and the cache is an alternative."""
 
 
@@ -69,7 +75,7 @@ def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> Data
         return dataset
     commit = None
     if not is_offline():
-        client = client or HubClient(patience=LOOKING_UP)
+        client = client or HubClient(retries=LOOKING_UP)
         try:
             commit = client.call(
                 f"looking up the dataset {name}", lambda: client.api.dataset_info(name, revision=revision).sha, name
@@ -78,9 +84,9 @@ def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> Data
             hint = "the commit is taken from the cache; set HF_HUB_OFFLINE=1 to skip the look-up"
             logger.warning("%s: %s", error, hint)
     if commit is not None:
-        remember_commit("dataset", name, revision, commit)
+        remember_commit(name, "dataset", revision, commit)
     else:
-        commit = remembered_commit("dataset", name, revision)
+        commit = cached_commit(name, "dataset", revision)
     return dataset if commit is None else dataset.model_copy(update={"revision": commit})
 
 

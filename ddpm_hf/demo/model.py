@@ -10,9 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from ddpm_hf.checkpoints.download import HubAddress, fetch_file
+from ddpm_hf.checkpoints.fetch import HubAddress, download, read_head
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
-from ddpm_hf.checkpoints.listing import list_repository
 from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.limits import Limits
 from ddpm_hf.hub.card import make_card, split_card
@@ -148,16 +147,13 @@ def _describe_folder(model: DemoModel, folder: Path) -> None:
 def _describe_repository(model: DemoModel, address: HubAddress) -> None:
     client = HubClient()
     try:
-        listing = client.call(
-            f"listing {address}", lambda: list_repository(client, address.repo_id, address.revision), address.repo_id
+        head = client.call(
+            f"listing {address}", lambda: read_head(client, address.repo_id, address.revision), address.repo_id
         )
-        wanted = [
-            name
-            for name in (CARD, METRICS, PICTURE)
-            if name in listing.files and listing.files[name].size <= MAX_FILE_BYTES
-        ]
+        wanted = [name for name in (CARD, METRICS, PICTURE) if 0 < head.sizes.get(name, 0) <= MAX_FILE_BYTES]
         with TemporaryDirectory() as cache:
-            _describe(model, {name: fetch_file(client, listing, name, Path(cache)) for name in wanted})
+            folder = download(client, head, wanted, cache=Path(cache)) if wanted else Path(cache)
+            _describe(model, {name: folder / name for name in wanted})
     except (UserError, HubUnreachableError) as error:
         model.card = f"*The model's card could not be read: {error}*"
 

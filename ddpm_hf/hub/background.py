@@ -56,8 +56,8 @@ class HubUploader:
         self.settings, self.run = settings, run
         client = client or HubClient()
         self._checking = client
-        patience = replace(client.patience, attempts=max(client.patience.attempts, ATTEMPTS), sleep=self._pause)
-        self._client = client.with_patience(patience)
+        retries = replace(client.retries, attempts=max(client.retries.attempts, ATTEMPTS), sleep=self._pause)
+        self._client = HubClient(client.api.endpoint, client.token, retries)
         self._changed = threading.Condition()
         self._waiting: dict[Kind, _Job] = {}
         self._in_flight: _Job | None = None

@@ -1,19 +1,15 @@
 """A Hugging Face Space around a model: the demo with all that it needs, as a repository of its own."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partialmethod
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, hf_hub_download
 
 from ddpm_hf._version import __version__
-from ddpm_hf.checkpoints.listing import list_repository
+from ddpm_hf.checkpoints.fetch import read_head
 from ddpm_hf.hub.card import split_card
-from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push
+from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push, read_card
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hashes import Content
 from ddpm_hf.runtime.hub_client import HubClient
@@ -47,30 +43,12 @@ If the model is private, give the Space a secret `HF_TOKEN` with the right to re
 """
 
 
-class _SpaceApi(HfApi):
-    """huggingface_hub's client, to which every repository is a Space."""
-
-    repo_info = partialmethod(HfApi.repo_info, repo_type="space")
-    create_repo = partialmethod(HfApi.create_repo, repo_type="space", space_sdk="gradio")
-    preupload_lfs_files = partialmethod(HfApi.preupload_lfs_files, repo_type="space")
-    create_commit = partialmethod(HfApi.create_commit, repo_type="space")  # type: ignore[assignment]  # an overloaded function
-
-
-class SpaceClient(HubClient):
-    """The Hub's Spaces, with the retries of `HubClient`; takes what that takes."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        models = self.api
-        self.api = _SpaceApi(models.endpoint, models.token, DISTRIBUTION, __version__)
-
-
 def push_space(
     space_id: str,
     model_id: str,
     license: str | None = None,
     private: bool = True,
-    client: SpaceClient | None = None,
+    client: HubClient | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Pushed:
     """Publish the demo of a model of the Hub as a Space; what people changed in its README's metadata and text stays.
@@ -87,18 +65,21 @@ def push_space(
         UserError: if a name, the token or the repository cannot be used.
         HubUnreachableError: if the Hub did not answer.
     """
-    client = client or SpaceClient()
+    client = client or HubClient()
     for option, name in (("--space", space_id), ("--repo_id", model_id)):
         if name.count("/") != 1:
             raise UserError(f"{option}: given {name!r}; a Space needs it as USER/NAME")
-    destination = Destination(space_id, private=private)
+    destination = Destination(space_id, private=private, repo_type="space")
     prepare(client, destination)
-    old = _read_readme(client, space_id)
+    old = client.call(
+        f"reading {CARD} of {space_id}",
+        lambda: read_card(client, read_head(client, space_id, repo_type="space")),
+        space_id,
+    )
     files = space_files(model_id, has_gpu=_suggests_gpu(old)) | {CARD: make_readme(model_id, space_id, license, old)}
     refuse_tokens(files.items())
     package = Package(files, f"Publish the demo of {model_id}", is_ours=lambda path: path.startswith("ddpm_hf/"))
-    pushed = push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
-    return replace(pushed, url=f"{client.api.endpoint}/spaces/{space_id}")
+    return push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
 
 
 def space_files(model_id: str, has_gpu: bool = False) -> dict[str, Content]:
@@ -162,21 +143,3 @@ def _requirements(has_gpu: bool) -> str:
         raise UserError("ddpm-hf is not installed, so it is not known what it needs; run: pip install -e .") from None
     lines = [] if has_gpu else [CPU_INDEX]
     return "".join(f"{each}\n" for each in [*lines, *sorted(each for each in needed if "extra ==" not in each)])
-
-
-def _read_readme(client: SpaceClient, space_id: str) -> str | None:
-    def read() -> str | None:
-        head = list_repository(client, space_id)
-        if CARD not in head.files:
-            return None
-        file = hf_hub_download(
-            space_id,
-            CARD,
-            repo_type="space",
-            revision=head.commit,
-            endpoint=client.api.endpoint,
-            token=client.token,
-        )
-        return Path(file).read_text(encoding="utf-8", errors="replace")
-
-    return client.call(f"reading {CARD} of {space_id}", read, space_id)

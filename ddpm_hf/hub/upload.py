@@ -1,8 +1,7 @@
-"""Put a set of files into a repository: all of them in one commit, or no commit where nothing has changed."""
+"""Put files into a repository, in one commit; without a difference there is no commit."""
 
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,43 +10,42 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from ddpm_hf.checkpoints.download import fetch_file
-from ddpm_hf.checkpoints.listing import Listing, list_repository
+from ddpm_hf.checkpoints.fetch import Head, download, read_head
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hashes import Content, size_of
+from ddpm_hf.runtime.hashes import Content, content_hash, size_of
 from ddpm_hf.runtime.hub_client import HubClient
-
-logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 LARGE = (".safetensors", ".png")
-"""Files that are sent before the commit; the others travel in it."""
+"""Files that are uploaded before the commit; the others are part of its request."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where something is pushed.
+    """A branch of a repository.
 
     Attributes:
-        repo_id: user/name of a model repository.
+        repo_id: user/name.
         revision: branch.
-        private: whether it must not be public.
-        starts_empty: whether a branch that has to be made begins at the repository's first commit, not at main.
+        private: whether the repository must not be public.
+        starts_empty: whether a new branch starts at the repository's first commit instead of main.
+        repo_type: "model" or "space".
     """
 
     repo_id: str
     revision: str = "main"
     private: bool = True
     starts_empty: bool = False
+    repo_type: str = "model"
 
     def __str__(self) -> str:
         return self.repo_id if self.revision == "main" else f"{self.repo_id}@{self.revision}"
 
     def check_privacy(self, private: bool) -> None:
-        """Refuse a repository that everybody sees, where nobody shall.
+        """Raise if the repository is public but private=True was requested.
 
         Raises:
-            UserError: saying how to mend it.
+            UserError: saying how to fix it.
         """
         if self.private and not private:
             raise UserError(
@@ -58,34 +56,36 @@ class Destination:
 
 @dataclass(frozen=True)
 class Package:
-    """What is pushed.
+    """The files of a push.
 
     Attributes:
-        files: content by path within the repository.
+        files: content by path in the repository.
         message: of the commit.
-        make_card: the model card, from the one that lies in the repository (None: there is none); None for no card.
-        is_ours: whether a file of the repository may be deleted when it is not among `files`.
+        make_card: makes the card from the one in the repository (None: there is none); None: no card.
+        is_ours: whether a file in the repository may be deleted if it is not in `files`.
+        hashes: SHA-256 of files, by path, where it is known already; weights are not read again to compute it.
     """
 
     files: Mapping[str, Content]
     message: str
     make_card: Callable[[str | None], str] | None = None
     is_ours: Callable[[str], bool] = lambda path: False
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Size of all files."""
         return sum(size_of(content) for content in self.files.values())
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push came to.
+    """The result of a push.
 
     Attributes:
-        commit: hash of the repository's head, which holds all that was pushed.
+        commit: hash of the branch's head, which holds everything that was pushed.
         url: of the repository at that commit.
-        num_changed: files that differed; 0: nothing was sent and no commit was made.
+        num_changed: files that differed; if 0, nothing was uploaded and no commit was made.
     """
 
     commit: str
@@ -94,27 +94,30 @@ class Pushed:
 
 
 def prepare(client: HubClient, destination: Destination) -> None:
-    """Make the repository and the branch, where they do not exist yet.
+    """Make the repository and the branch if they do not exist.
 
     Raises:
-        UserError: if the token may not do that, or the repository is public and must not be.
+        UserError: if the token may not do that, or the repository is public but must not be.
         HubUnreachableError: if the Hub did not answer.
     """
-    repo_id, api = destination.repo_id, client.api
+    repo_id, kind, api = destination.repo_id, destination.repo_type, client.api
 
     def act() -> None:
         try:
-            private = bool(api.repo_info(repo_id).private)
+            private = bool(api.repo_info(repo_id, repo_type=kind).private)
         except RepositoryNotFoundError:
-            api.create_repo(repo_id, private=destination.private, exist_ok=True)
-            private = bool(api.repo_info(repo_id).private)
+            sdk = "gradio" if kind == "space" else None
+            api.create_repo(repo_id, private=destination.private, repo_type=kind, space_sdk=sdk, exist_ok=True)
+            private = bool(api.repo_info(repo_id, repo_type=kind).private)
         destination.check_privacy(private)
         if destination.revision != "main":
             try:
-                api.repo_info(repo_id, revision=destination.revision)
+                api.repo_info(repo_id, repo_type=kind, revision=destination.revision)
             except RevisionNotFoundError:
-                start = api.list_repo_commits(repo_id)[-1].commit_id if destination.starts_empty else None
-                api.create_branch(repo_id, branch=destination.revision, revision=start, exist_ok=True)
+                start = None
+                if destination.starts_empty:
+                    start = api.list_repo_commits(repo_id, repo_type=kind)[-1].commit_id
+                api.create_branch(repo_id, repo_type=kind, branch=destination.revision, revision=start, exist_ok=True)
 
     client.call(f"preparing {destination}", act, repo_id)
 
@@ -125,16 +128,16 @@ def push(
     package: Package,
     on_progress: Callable[[int], object] = lambda num_bytes: None,
 ) -> Pushed:
-    """Bring a branch to hold a package; other people's files stay.
+    """Bring a branch up to date with a package; files of other people stay.
 
-    Every attempt reads the head anew, sends what differs from it and commits onto that head only. So an answer that
-    was lost makes no second commit, and what others commit meanwhile is taken into account.
+    Every attempt reads the head anew, uploads what differs from it and commits onto that head only. A lost answer
+    therefore leads to no second commit, and commits of others in the meantime are respected.
 
     Args:
         client: the Hub.
-        destination: made if need be.
-        package: what to push.
-        on_progress: called with the bytes that are done, out of package.num_bytes.
+        destination: is made if it does not exist.
+        package: the files.
+        on_progress: called with the number of bytes done, out of package.num_bytes.
 
     Raises:
         UserError: if the token, the repository or a file is refused.
@@ -142,62 +145,63 @@ def push(
     """
     disable_progress_bars()  # the caller shows one for all files
     prepare(client, destination)
-    started: dict[str, CommitOperationAdd] = {}  # kept between attempts: what has arrived is not sent again
+    repo_id, kind, branch = destination.repo_id, destination.repo_type, destination.revision
+    additions: dict[str, CommitOperationAdd] = {}  # kept between attempts: uploaded files are not sent again
 
     def act() -> Pushed:
-        head = list_repository(client, destination.repo_id, destination.revision)
-        changed, deleted = _differences(client, head, package)
-        for path, content in changed.items():
-            old = started.get(path)
-            if old is None or old.path_or_fileobj != _as_given(content):
-                started[path] = CommitOperationAdd(path, _as_given(content))
+        head, files = read_head(client, repo_id, branch, kind), dict(package.files)
+        there = head.hashes
+        if package.make_card is not None:
+            files[CARD] = package.make_card(read_card(client, head)).encode()
+        for path, content in files.items():
+            given = content if isinstance(content, bytes) else str(content)
+            if path not in additions or additions[path].path_or_fileobj != given:
+                additions[path] = CommitOperationAdd(path, given)
+                if path in package.hashes:
+                    additions[path].upload_info.sha256 = bytes.fromhex(package.hashes[path])
+        changed = [path for path in files if path not in there or _hash_of(additions[path], there[path]) != there[path]]
+        deleted = [path for path in there if path not in files and package.is_ours(path)]
         large = [path for path in changed if path.endswith(LARGE)]
-        done = package.num_bytes - sum(size_of(changed[path]) for path in large)
-        for path in large:  # one after the other, so that progress is seen and no pool of threads outlives us
+        done = package.num_bytes - sum(size_of(files[path]) for path in large)
+        for path in large:  # one after the other, so that there is progress to show and no thread pool outlives us
             on_progress(done)
             client.api.preupload_lfs_files(
-                destination.repo_id, [started[path]], revision=destination.revision, free_memory=False
+                repo_id, [additions[path]], repo_type=kind, revision=branch, free_memory=False
             )
-            done += size_of(changed[path])
+            done += size_of(files[path])
         on_progress(done)
         commit = head.commit
         if changed or deleted:
             operations: list[Any] = [
-                *(started[path] for path in changed),
+                *(additions[path] for path in changed),
                 *(CommitOperationDelete(path) for path in deleted),
             ]
             commit = client.api.create_commit(
-                destination.repo_id,
+                repo_id,
                 operations,
                 commit_message=package.message,
-                revision=destination.revision,
+                repo_type=kind,
+                revision=branch,
                 parent_commit=head.commit,
             ).oid
-        url = f"{client.api.endpoint}/{destination.repo_id}/tree/{commit}"
-        return Pushed(commit, url, len(changed) + len(deleted))
+        page = f"spaces/{repo_id}" if kind == "space" else f"{repo_id}/tree/{commit}"
+        return Pushed(commit, f"{client.api.endpoint}/{page}", len(changed) + len(deleted))
 
-    return client.call(f"pushing to {destination}", act, destination.repo_id)
-
-
-def _differences(client: HubClient, head: Listing, package: Package) -> tuple[dict[str, Content], list[str]]:
-    """What has to be sent, and what has to go."""
-    files = dict(package.files)
-    if package.make_card is not None:
-        files[CARD] = package.make_card(_read_card(client, head)).encode()
-    changed = {
-        path: content
-        for path, content in files.items()
-        if path not in head.files or not head.files[path].matches(content)
-    }
-    return changed, [path for path in head.files if path not in files and package.is_ours(path)]
+    return client.call(f"pushing to {destination}", act, repo_id)
 
 
-def _read_card(client: HubClient, head: Listing) -> str | None:
-    if CARD not in head.files:
+def read_card(client: HubClient, head: Head) -> str | None:
+    """The card in a repository; None if there is none."""
+    if CARD not in head.hashes:
         return None
-    with TemporaryDirectory() as folder:
-        return fetch_file(client, head, CARD, Path(folder)).read_text(encoding="utf-8", errors="replace")
+    with TemporaryDirectory() as cache:
+        folder = download(client, head, [CARD], Path(cache))
+        return (folder / CARD).read_text(encoding="utf-8", errors="replace")
 
 
-def _as_given(content: Content) -> str | bytes:
-    return content if isinstance(content, bytes) else str(content)
+def _hash_of(addition: CommitOperationAdd, like: str) -> str:
+    """The hash of a file of the same kind as another; a SHA-256 is computed once and reused by the upload."""
+    if len(like) == 64:
+        return addition.upload_info.sha256.hex()
+    given = addition.path_or_fileobj
+    return content_hash(given if isinstance(given, bytes) else Path(str(given)), like)

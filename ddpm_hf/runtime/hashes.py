@@ -1,20 +1,22 @@
-"""The two hashes by which the Hub knows a file: git's for small ones, SHA-256 for large ones."""
+"""The two hashes by which the Hub identifies a file: git's for small files, SHA-256 for large ones."""
 
 import hashlib
 from pathlib import Path
 
 Content = Path | bytes
-"""A file on disk, or what is to be in it."""
+"""A file on disk, or the bytes of one."""
 
 
 def sha256(content: Content) -> str:
     """SHA-256 in hex."""
-    return _digest(hashlib.sha256(), content)
+    return _hexdigest(hashlib.sha256(), content)
 
 
-def git_blob_id(content: Content) -> str:
-    """SHA-1 in hex of git's blob: a header with the size, then the bytes."""
-    return _digest(hashlib.sha1(b"blob %d\0" % size_of(content), usedforsecurity=False), content)
+def content_hash(content: Content, like: str) -> str:
+    """SHA-256, or git's SHA-1 of a blob (a header with the size, then the bytes), whichever has the length of like."""
+    if len(like) == 64:
+        return sha256(content)
+    return _hexdigest(hashlib.sha1(b"blob %d\0" % size_of(content), usedforsecurity=False), content)
 
 
 def size_of(content: Content) -> int:
@@ -22,7 +24,7 @@ def size_of(content: Content) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _digest(digest: "hashlib._Hash", content: Content) -> str:
+def _hexdigest(digest: "hashlib._Hash", content: Content) -> str:
     if isinstance(content, bytes):
         digest.update(content)
     else:

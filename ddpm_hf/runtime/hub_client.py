@@ -1,4 +1,4 @@
-"""huggingface_hub with what it leaves out: a limit on waiting, retries around every call, errors in words."""
+"""huggingface_hub with what it lacks: a time limit on every answer, retries around every call, clear errors."""
 
 import logging
 import random
@@ -6,9 +6,10 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants, get_session, get_token
+from huggingface_hub import HfApi, constants, get_session, get_token, resolve_revision
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -19,10 +20,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 
 from ddpm_hf._version import __version__
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.signals import Stopped
 
 logger = logging.getLogger(__name__)
@@ -30,81 +33,80 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRANSPORT_ERROR = HfHubHTTPError.__bases__[0]
-"""What the client's HTTP library raises; which library that is depends on the client's version."""
+"""The base class of the errors of huggingface_hub's HTTP library, which depends on its version."""
 
 STALE = 412
-"""Somebody else has committed since the head was read."""
+"""The branch has changed since its head was read."""
 
 REFUSALS = (HfHubHTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
-"""What only the person can mend, unless it may pass."""
+"""Errors that the user has to fix, unless they are transient."""
 
-PASSING = {408, 409, 412, 423, 425, 429}
-"""Answers below 500 that another attempt may change."""
+TRANSIENT_STATUS = {408, 409, STALE, 423, 425, 429}
+"""Status codes below 500 that are retried."""
 
 
 class HubUnreachableError(RuntimeError):
-    """The Hub did not do what was asked, however often, for reasons that may pass."""
+    """Every attempt failed with an error that may be transient."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a call goes on in the face of faults that may pass.
+class RetryPolicy:
+    """Retries of transient errors, with exponential back-off and jitter.
 
     Attributes:
         attempts: calls in all, at least 1.
-        base: seconds before the second attempt, twice as many before the third and so on.
-        longest: seconds of the longest pause, of one that the Hub asks for too.
-        answer: seconds without a byte after which an attempt is given up.
-        sleep: makes a pause; may raise Stopped to end the call.
+        base: seconds before the second attempt; the pause doubles with every further attempt.
+        longest: limit of a pause in seconds, also of one that the Hub asks for.
+        timeout: seconds to wait for an answer.
+        sleep: waits for a number of seconds; may raise Stopped.
     """
 
     attempts: int = 7
     base: float = 1.0
     longest: float = 60.0
-    answer: float = 120.0
+    timeout: float = 120.0
     sleep: Callable[[float], object] = time.sleep
 
     def pause(self, attempt: int, error: BaseException) -> float:
-        """Seconds to wait after an attempt, counted from 1: at random, in the upper half of the doubled base."""
-        asked = _retry_after(error)
-        backoff = self.base * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-        return min(backoff if asked is None else asked + random.uniform(0, self.base), self.longest)
+        """Seconds to wait after an attempt, counted from 1: random, in the upper half of the back-off."""
+        asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+        if asked.isdigit():
+            return min(float(asked) + random.uniform(0, self.base), self.longest)
+        return min(self.base * 2 ** (attempt - 1) * random.uniform(0.5, 1.0), self.longest)
 
 
 class HubClient:
-    """The Hub, for one token.
+    """The Hub, with one token.
 
     Args:
-        endpoint: address of the Hub; None is the one that huggingface_hub knows (HF_ENDPOINT).
-        token: None is the one that huggingface_hub knows (HF_TOKEN, or that of `hf auth login`).
-        patience: with faults that may pass.
+        endpoint: address of the Hub; None: that of huggingface_hub (HF_ENDPOINT).
+        token: None: that of huggingface_hub (HF_TOKEN, or that of `hf auth login`).
+        retries: of transient errors.
     """
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, patience: Patience | None = None) -> None:
+    def __init__(
+        self, endpoint: str | None = None, token: str | None = None, retries: RetryPolicy | None = None
+    ) -> None:
         self.api = HfApi(endpoint=endpoint, token=token, library_name="ddpm-hf", library_version=__version__)
         self.token = token
-        self.patience = patience or Patience()
-
-    def with_patience(self, patience: Patience) -> "HubClient":
-        """The same Hub and token with another patience."""
-        return HubClient(self.api.endpoint, self.token, patience)
+        self.retries = retries or RetryPolicy()
 
     @property
     def has_token(self) -> bool:
         """Whether there is a token at all."""
         return bool(self.token or get_token())
 
-    def call(self, doing: str, act: Callable[[], T], repo_id: str = "") -> T:
-        """Do something on the Hub, again and again while what goes wrong may pass.
+    def call(self, task: str, act: Callable[[], T], repo_id: str = "") -> T:
+        """Make a call to the Hub, and retry it while it fails with transient errors.
 
         Args:
-            doing: what is done, for messages, such as "uploading".
-            act: does it; called again after a fault, so it must be safe to repeat.
+            task: for messages, such as "uploading".
+            act: makes the call; it is called again after a failure, so it must be safe to repeat.
             repo_id: for messages.
 
         Raises:
-            UserError: the token, the repository or what was sent is refused; asked once.
-            HubUnreachableError: every attempt failed.
+            UserError: if the token, the repository or the content is refused, which is not retried.
+            HubUnreachableError: if every attempt failed.
         """
         attempt = 0
         while True:
@@ -117,27 +119,29 @@ class HubClient:
             except Exception as error:
                 cause = root_cause(error)
                 text = explain(cause, repo_id)
-                if not may_pass(cause):
+                if not is_transient(cause):
                     if isinstance(cause, REFUSALS):
                         raise UserError(text) from None
                     raise
-                if attempt >= self.patience.attempts:
-                    raise HubUnreachableError(f"{doing} failed {attempt} times, at last because {text}") from None
-                seconds = self.patience.pause(attempt, cause)
-                # the first pause is short; what goes on for longer is told once
+                if attempt >= self.retries.attempts:
+                    raise HubUnreachableError(
+                        f"could not reach {self.api.endpoint} after {attempt} attempts ({task}): {text}"
+                    ) from None
+                seconds = self.retries.pause(attempt, cause)
+                # the first pause is short; a longer failure is reported once
                 level = logging.WARNING if attempt == 2 else logging.INFO
-                logger.log(level, "%s: %s; attempt %d follows in %.1f s", doing, text, attempt + 1, seconds)
-                self.patience.sleep(seconds)
+                logger.log(level, "%s: %s; attempt %d follows in %.1f s", task, text, attempt + 1, seconds)
+                self.retries.sleep(seconds)
 
     def _limit_waiting(self) -> None:
-        """Give the client's session a limit, where it has none: by default it waits for an answer for ever."""
+        """Set a time limit in huggingface_hub's session, which waits for an answer forever by default."""
         session = get_session()
         if session.timeout.read is None:
-            session.timeout = self.patience.answer
+            session.timeout = self.retries.timeout
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of the HTTP library or the Hub behind those that were raised from it, if there is one."""
+    """The error of the Hub or the HTTP library that an error was raised from, or else the error itself."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, (HfHubHTTPError, TRANSPORT_ERROR, OfflineModeIsEnabled)):
@@ -146,19 +150,19 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return status >= 500 or status in PASSING
+        return status >= 500 or status in TRANSIENT_STATUS
     if isinstance(error, (OfflineModeIsEnabled, LocalTokenNotFoundError, FileNotFoundError, PermissionError)):
         return False
-    # hf_xet, which moves large files, raises plain RuntimeErrors
+    # hf_xet, which transfers large files, raises plain RuntimeErrors
     return isinstance(error, (TRANSPORT_ERROR, ConnectionError, TimeoutError)) or type(error) is RuntimeError
 
 
 def explain(error: BaseException, repo_id: str = "") -> str:
-    """Say what a fault means and how to mend it, without the token."""
+    """Say what an error means and how to fix it, without the token."""
     where = f"the repository {repo_id}" if repo_id else "that"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, OfflineModeIsEnabled):
@@ -166,7 +170,7 @@ def explain(error: BaseException, repo_id: str = "") -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token for the Hub; make one (huggingface.co/settings/tokens) and run: hf auth login"
     if isinstance(error, GatedRepoError):
-        return f"access to {where} has to be asked for on its page on the Hub"
+        return f"access to {where} has to be requested on its page on the Hub"
     if isinstance(error, RevisionNotFoundError):
         return f"{where} has no such branch, tag or commit"
     if isinstance(error, EntryNotFoundError):
@@ -174,15 +178,15 @@ def explain(error: BaseException, repo_id: str = "") -> str:
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repo_id} on the Hub, or the token may not see it (hf auth whoami says whose)"
     if status == 401:
-        return "the Hub does not know the token, or it has run out; run: hf auth login (HF_TOKEN goes before it)"
+        return "the Hub does not know the token, or it has expired; run: hf auth login (HF_TOKEN takes precedence)"
     if status == 403:
         return f"the token may not write to {where}; use one with the role write, or a namespace that is yours"
     if status == STALE:
         return f"{where} was changed by somebody else meanwhile"
     if status == 429:
-        return "the Hub is asked too often (429)"
+        return "too many requests to the Hub (429)"
     if status is not None and status >= 500:
-        return f"the Hub has trouble of its own ({status})"
+        return f"the Hub has a problem of its own ({status})"
     if isinstance(error, BadRequestError):
         return f"the Hub refuses what was sent: {redact(error.server_message or str(error))}"
     if isinstance(error, HfHubHTTPError):
@@ -193,7 +197,7 @@ def explain(error: BaseException, repo_id: str = "") -> str:
 
 
 def redact(text: str) -> str:
-    """Blot out everything that is, or looks like, a token."""
+    """Replace everything that is, or looks like, a token."""
     token = get_token()
     if token:
         text = text.replace(token, "hf_***")
@@ -205,6 +209,28 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _retry_after(error: BaseException) -> float | None:
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return float(asked) if asked.isdigit() else None
+def remember_commit(repo_id: str, repo_type: str, revision: str | None, commit: str) -> None:
+    """Store the commit of a branch in huggingface_hub's cache, which offline work then uses.
+
+    huggingface_hub itself stores it before a download; we do after it, so that an interrupted download leaves the
+    commit that is cached completely.
+
+    Args:
+        repo_id: user/name.
+        repo_type: "model" or "dataset".
+        revision: branch or tag; None: main.
+        commit: hash.
+    """
+    if revision != commit:
+        folder = f"{repo_type}s--{repo_id.replace('/', '--')}"
+        write_text_atomic(
+            Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or constants.DEFAULT_REVISION), commit
+        )
+
+
+def cached_commit(repo_id: str, repo_type: str, revision: str | None) -> str | None:
+    """The commit that a branch was last known to be at; None if the cache does not know it."""
+    try:
+        return resolve_revision(repo_id, repo_type=repo_type, revision=revision, local_files_only=True).resolved
+    except RevisionResolutionError:
+        return None

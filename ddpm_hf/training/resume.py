@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.checkpoints.download import fetch_checkpoint
+from ddpm_hf.checkpoints.fetch import fetch_checkpoint
 from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_checkpoints, step_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config

@@ -147,7 +147,7 @@ def test_no_fault_stops_a_training(hub, uploader, run, route, fault, monkeypatch
     made = titles(hub)
     assert made[0] == "Upload the pipeline"
     assert len(made) == len(set(made))
-    assert len(hub.repo("ada/digits").find("main").files) == 11
+    assert len(hub.repo("ada/digits").find("main").files) == 10
     said = caplog.text + "".join(capsys.readouterr())
     assert TOKEN not in said
     assert {request.token for request in hub.log if request.host.startswith("localhost")} <= {""}

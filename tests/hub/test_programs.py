@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from ddpm_hf.checkpoints.download import fetch_checkpoint
+from ddpm_hf.checkpoints.fetch import fetch_checkpoint
 from ddpm_hf.config import load_config
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub import push_newest_checkpoint

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from processes import free_port, page_of
 
-from ddpm_hf.hub.space import CPU_INDEX, GRADIO_VERSION, SpaceClient, make_readme, push_space
+from ddpm_hf.hub.space import CPU_INDEX, GRADIO_VERSION, make_readme, push_space
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hub_client import Patience
+from ddpm_hf.runtime.hub_client import HubClient, RetryPolicy
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = REPOSITORY / "pipelines" / "push_to_hub.py"
@@ -19,7 +19,7 @@ PROGRAM = REPOSITORY / "pipelines" / "push_to_hub.py"
 @pytest.fixture
 def spaces(hub):
     """The loopback Hub's Spaces, with little patience."""
-    return SpaceClient(hub.url, patience=Patience(attempts=5, base=0.01, longest=0.05))
+    return HubClient(hub.url, retries=RetryPolicy(attempts=5, base=0.01, longest=0.05))
 
 
 def files_of(hub, name="ada/demo"):

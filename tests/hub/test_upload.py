@@ -8,7 +8,7 @@ from loopback.server import TOKEN
 
 from ddpm_hf.hub.upload import Destination, Package, prepare, push
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hub_client import HubUnreachableError, Patience
+from ddpm_hf.runtime.hub_client import HubUnreachableError, RetryPolicy
 
 TO = Destination("ada/digits")
 FILES = {"unet/w.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "model_index.json": b"{}"}
@@ -153,7 +153,7 @@ def test_refusals_are_told_once_in_words_without_the_token(hub, client, route, s
 
 def test_a_hub_that_stays_away_is_given_up(hub, client, monkeypatch):
     hub.fault("commit", status=503, times=99)
-    with pytest.raises(HubUnreachableError, match=r"pushing to ada/digits failed 5 times, at last because .*\(503\)"):
+    with pytest.raises(HubUnreachableError, match=r"after 5 attempts \(pushing to ada/digits\): .*\(503\)"):
         push(client, TO, package())
     assert len(hub.requests("commit")) == 5
     assert commits(hub) == ["initial commit"]
@@ -167,8 +167,8 @@ def test_a_token_is_blotted_out_of_what_the_hub_says(hub, client):
 
 
 def test_pauses_double_with_jitter_and_obey_the_hub():
-    patience = Patience(base=1, longest=60)
+    policy = RetryPolicy(base=1, longest=60)
     for attempt in range(1, 6):
-        pauses = [patience.pause(attempt, RuntimeError()) for _ in range(200)]
+        pauses = [policy.pause(attempt, RuntimeError()) for _ in range(200)]
         assert 2 ** (attempt - 1) / 2 <= min(pauses) < max(pauses) <= 2 ** (attempt - 1)
-    assert patience.pause(20, RuntimeError()) == 60
+    assert policy.pause(20, RuntimeError()) == 60

@@ -1,6 +1,7 @@
 """What can go wrong on the way to the Hub and back, at a named route, a given number of times."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,7 @@ class Fault:
         over: once it is set, silence ends; the hub's end sets it.
         flip: change one byte of the answer's body.
         cut: close the connection after this many bytes of the answer's body.
+        then: called when the work is done and its answer not yet sent.
         times: how often.
     """
 
@@ -29,6 +31,7 @@ class Fault:
     over: threading.Event = field(default_factory=threading.Event)
     flip: bool = False
     cut: int | None = None
+    then: Callable[[], object] | None = None
     times: float = 1
 
 

@@ -149,13 +149,18 @@ class _Handler(BaseHTTPRequestHandler):
             refusal = Refusal(fault.status, "injected")
             refusal.headers = fault.headers
             raise refusal
-        if fault.drop == "after":
+        if fault.drop == "after" or fault.then:
             connection, self.wfile = self.wfile, io.BytesIO()
             try:
                 act(self, **parts)
+                answer = self.wfile.getvalue()
             finally:
                 self.wfile = connection
-            raise Dropped
+            if fault.drop:
+                raise Dropped
+            fault.then()
+            self.wfile.write(answer)
+            return None
         return act(self, **parts)
 
     def _read_body(self) -> bytes:

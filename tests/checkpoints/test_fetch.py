@@ -10,9 +10,8 @@ import pytest
 from huggingface_hub import constants
 from loopback.server import TOKEN
 
-from ddpm_hf.checkpoints.download import HubAddress, fetch_checkpoint, fetch_pipeline
+from ddpm_hf.checkpoints.fetch import HubAddress, fetch_checkpoint, fetch_pipeline
 from ddpm_hf.checkpoints.format import find_damage
-from ddpm_hf.checkpoints.listing import check_names
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import pipeline_package
 from ddpm_hf.hub.share import push_newest_checkpoint, push_run
@@ -46,21 +45,26 @@ def test_a_pipeline_comes_whole_and_without_code(hub, client, pushed, transfer):
 
 
 def test_all_of_it_is_of_one_commit(hub, client, pushed, monkeypatch):
-    """Somebody pushes while it is downloaded."""
+    """Somebody pushes while it is downloaded; offline, what was downloaded then is found."""
     before = hub.repo("ada/digits").branches["main"]
-    from ddpm_hf.checkpoints import download
-
-    fetch = download.fetch_file
-
-    def fetch_while_others_push(client, listing, path, cache=None):
-        hub.put("ada/digits", {"unet/config.json": b"{}", WEIGHTS: b"other"})
-        return fetch(client, listing, path, cache)
-
-    monkeypatch.setattr(download, "fetch_file", fetch_while_others_push)
+    hub.fault("info", then=lambda: hub.put("ada/digits", {"unet/config.json": b"{}", WEIGHTS: b"other"}))
     folder = fetch_pipeline("ada/digits", client)
+    assert hub.repo("ada/digits").branches["main"] != before
     assert folder.name == before
     assert json.loads((folder / "unet/config.json").read_text())["_class_name"] == "UNet2DModel"
     assert (folder / WEIGHTS).read_bytes() == (pushed / WEIGHTS).read_bytes()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_pipeline("ada/digits", client) == folder
+
+
+def test_a_download_that_broke_off_leaves_the_older_one_for_offline_use(hub, client, pushed, monkeypatch):
+    folder = fetch_pipeline("ada/digits", client)
+    hub.put("ada/digits", {WEIGHTS: (pushed / WEIGHTS).read_bytes()[:-1] + b"x"})
+    hub.fault("cdn", status=503, times=9999)
+    with pytest.raises(HubUnreachableError):
+        fetch_pipeline("ada/digits", client)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_pipeline("ada/digits", client) == folder
 
 
 def test_a_revision_can_be_named(hub, client, pushed):
@@ -116,7 +120,7 @@ def test_a_byte_flipped_in_the_store_of_xet_is_found(hub, client, pushed, tmp_pa
         fetch_pipeline("ada/digits", client)
 
 
-@pytest.mark.parametrize("route", ["info", "resolve", "cdn"])
+@pytest.mark.parametrize("route", ["info", "tree", "resolve", "cdn"])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -135,7 +139,7 @@ def test_faults_that_pass_are_sat_out(hub, client, pushed, route, fault):
     assert (folder / WEIGHTS).read_bytes() == (pushed / WEIGHTS).read_bytes()
 
 
-@pytest.mark.parametrize("route", ["info", "resolve", "cdn"])
+@pytest.mark.parametrize("route", ["info", "tree", "resolve", "cdn"])
 @pytest.mark.parametrize(("status", "words"), [(401, "token"), (403, "ada/digits"), (404, "ada/digits")])
 def test_refusals_are_told_in_words(hub, client, pushed, route, status, words, caplog):
     caplog.set_level(logging.DEBUG, "ddpm_hf")
@@ -162,7 +166,7 @@ def test_offline_it_is_said_what_is_missing(hub, client, pushed, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and ada/other is not in the cache"):
         fetch_pipeline("ada/other", client)
-    with pytest.raises(UserError, match="the cache does not hold all of it: scheduler/ is missing"):
+    with pytest.raises(UserError, match=r"the cache does not hold all of .*scheduler/scheduler_config\.json"):
         fetch_pipeline("ada/digits", client)
 
 
@@ -177,7 +181,7 @@ def test_a_hub_that_is_away_is_replaced_by_the_cache(hub, client, pushed, caplog
 
 def test_a_download_that_breaks_off_for_good_is_an_error(hub, client, pushed):
     hub.fault("cdn", status=503, times=9999)
-    with pytest.raises(HubUnreachableError, match=f"downloading {WEIGHTS} of ada/digits failed"):
+    with pytest.raises(HubUnreachableError, match="could not reach"):
         fetch_pipeline("ada/digits", client)
 
 
@@ -213,14 +217,12 @@ def test_an_address_that_is_none_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    "name", ["../up", "a/../../up", "/etc/passwd", "unet/\0x", "a\\..\\b", "C:/x", "a//b", "./a", "", "unet/.."]
+    "name",
+    [
+        *("../../up.json", "/tmp/up.json", "unet/../../../up.safetensors", "unet/..", "./up", "a/../../up"),
+        *("unet/\0.json", "a\\..\\b", "C:/up", "a//up", ""),
+    ],
 )
-def test_names_that_lead_out_are_refused(name):
-    with pytest.raises(UserError, match="would not stay inside its folder"):
-        check_names("ada/digits", ["good.json", name])
-
-
-@pytest.mark.parametrize("name", ["../../up.json", "/tmp/up.json", "unet/../../../up.safetensors", "unet/\0.json"])
 def test_a_repository_that_lists_such_names_gives_nothing(hub, client, pushed, name, tmp_path):
     hub.put("ada/digits", {name: b"{}"})
     with pytest.raises(UserError, match="would not stay inside"):
@@ -262,7 +264,7 @@ def test_a_repository_without_a_pipeline_is_refused(hub, client):
 
 
 def test_a_json_file_without_end_is_refused_before_it_is_downloaded(hub, client, pushed, monkeypatch):
-    monkeypatch.setattr("ddpm_hf.checkpoints.download.MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr("ddpm_hf.checkpoints.fetch.MAX_TEXT_BYTES", 1000)
     hub.put("ada/digits", {"unet/config.json": b" " * 1001})
     with pytest.raises(UserError, match="1,001 bytes"):
         fetch_pipeline("ada/digits", client)

@@ -1,0 +1,277 @@
+"""Fetch from the Hub with huggingface_hub, plus checks: names stay in their folder, hashes match, nothing can run."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
+
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET
+from ddpm_hf.checkpoints.safetensors_header import check_weights
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hashes import content_hash
+from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline, remember_commit
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 16 * 2**20
+"""Longest JSON file that is downloaded; those of a model have a few kB."""
+
+PIPELINE_PATTERNS = (INDEX, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json")
+CHECKPOINT_PATTERNS = (*PIPELINE_PATTERNS, MANIFEST, f"{STATE}/*.json", f"{STATE}/*.safetensors")
+"""The files that are downloaded; none of them can hold code."""
+
+PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".npz", ".joblib")
+
+CHECKPOINT_BRANCH = "checkpoints"
+"""Where a checkpoint is looked for if main has none and no branch is given."""
+
+Check = Callable[["HubAddress", Iterable[str]], None]
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A model repository at a revision.
+
+    Attributes:
+        repo_id: user/name.
+        revision: branch, tag or commit; None: main.
+    """
+
+    repo_id: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubAddress":
+        """Read USER/REPO or USER/REPO@REV, with or without "hub:" before it.
+
+        Raises:
+            UserError: if it is neither.
+        """
+        repo_id, _, revision = text.removeprefix("hub:").partition("@")
+        if repo_id.count("/") != 1 or not all(repo_id.split("/")) or ("@" in text and not revision):
+            raise UserError(
+                f"given {text!r}; a repository on the Hub is written hub:USER/REPO or hub:USER/REPO@REVISION"
+            )
+        return cls(repo_id, revision or None)
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+
+
+def fetch_pipeline(model: str, client: HubClient | None = None) -> Path:
+    """Download a pipeline (model_index.json, unet, scheduler); offline, find it in the cache.
+
+    Args:
+        model: USER/REPO or USER/REPO@REV.
+        client: None: the usual Hub.
+
+    Returns:
+        A folder for `from_pretrained`, in huggingface_hub's cache. No file in it is pickled or code.
+
+    Raises:
+        UserError: if there is no such repository, or its content cannot be used.
+        HubUnreachableError: if the Hub did not answer and the cache does not hold the pipeline.
+    """
+    return _fetch(HubAddress.parse(model), client or HubClient(), PIPELINE_PATTERNS, _check_pipeline)
+
+
+def fetch_checkpoint(address: str, client: HubClient | None = None) -> Path:
+    """Download a checkpoint with its training state; offline, find it in the cache.
+
+    Args:
+        address: hub:USER/REPO or hub:USER/REPO@REV; without REV main, or else the branch "checkpoints".
+        client: None: the usual Hub.
+
+    Returns:
+        A checkpoint folder, in huggingface_hub's cache.
+
+    Raises:
+        UserError: if there is no such repository, or no checkpoint in it.
+        HubUnreachableError: if the Hub did not answer and the cache does not hold the checkpoint.
+    """
+    client, parsed = client or HubClient(), HubAddress.parse(address)
+    revisions = [parsed.revision] if parsed.revision else ["main", CHECKPOINT_BRANCH]
+    for revision in revisions:
+        try:
+            return _fetch(HubAddress(parsed.repo_id, revision), client, CHECKPOINT_PATTERNS, _check_checkpoint)
+        except UserError as error:
+            if revision == revisions[-1]:
+                raise UserError(f"--resume {address}: {error}") from None
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest commit of a branch.
+
+    Attributes:
+        repo_id: user/name.
+        repo_type: "model" or "space".
+        commit: hash.
+        sizes: bytes of each file by path.
+        hashes: SHA-256 of each large file and git's hash of each small one, by path.
+    """
+
+    repo_id: str
+    repo_type: str
+    commit: str
+    sizes: dict[str, int]
+    hashes: dict[str, str]
+
+
+def read_head(client: HubClient, repo_id: str, revision: str | None = None, repo_type: str = "model") -> Head:
+    """Ask the Hub for the head of a branch; the caller retries.
+
+    Raises:
+        UserError: if the name of a file leads out of the repository.
+    """
+    info: Any = client.api.repo_info(repo_id, revision=revision, repo_type=repo_type, files_metadata=True)
+    for name in (file.rfilename for file in info.siblings):
+        parts = name.replace("\\", "/").split("/")
+        if "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts) or name[1:2] == ":":
+            raise UserError(
+                f"{repo_id} lists a file named {name!r}, which would not stay inside its folder; nothing of it is "
+                "downloaded, since no honest upload makes such a name"
+            )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings}
+    return Head(info.id, repo_type, info.sha, sizes, hashes)
+
+
+def download(client: HubClient, head: Head, patterns: Iterable[str], cache: Path | None = None) -> Path:
+    """Download files of a commit; files whose hash differs from the Hub's are deleted and downloaded once more.
+
+    Args:
+        client: the Hub.
+        head: the commit.
+        patterns: of the files' paths.
+        cache: None: huggingface_hub's cache.
+
+    Returns:
+        The folder of the commit.
+
+    Raises:
+        UserError: if a file is wrong the second time, too.
+        HubUnreachableError: if the Hub did not answer.
+    """
+    wanted = {name: head.hashes[name] for name in filter_repo_objects(head.hashes, allow_patterns=list(patterns))}
+
+    def fetch() -> Path:
+        folder = snapshot_download(
+            head.repo_id,
+            repo_type=head.repo_type,
+            revision=head.commit,
+            allow_patterns=list(wanted),
+            cache_dir=cache,
+            endpoint=client.api.endpoint,
+            token=client.token,
+        )
+        return Path(folder)
+
+    for is_last in (False, True):
+        folder = client.call(f"downloading {', '.join(sorted(wanted))} of {head.repo_id}", fetch, head.repo_id)
+        damaged = _find_damaged(folder, wanted)
+        for name in damaged:
+            (folder / name).resolve().unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
+            if not is_last:
+                logger.warning("%s of %s is damaged on this machine: downloading it again", name, head.repo_id)
+        if not damaged:
+            return folder
+    raise UserError(
+        f"{damaged[0]} of {head.repo_id} arrived damaged twice: its hash is not the Hub's ({wanted[damaged[0]]}); "
+        "try again, or over another network"
+    )
+
+
+def _fetch(address: HubAddress, client: HubClient, patterns: tuple[str, ...], check: Check) -> Path:
+    if is_offline():
+        return _find_cached(address, patterns, check, "HF_HUB_OFFLINE is set")
+    try:
+        head = client.call(
+            f"listing {address}", lambda: read_head(client, address.repo_id, address.revision), address.repo_id
+        )
+    except HubUnreachableError as error:
+        logger.warning("%s: looking for %s in the cache", error, address)
+        return _find_cached(address, patterns, check, "the Hub cannot be reached")
+    check(address, head.sizes)
+    for path in filter_repo_objects(head.sizes, allow_patterns=list(patterns)):
+        if not path.endswith(".safetensors") and head.sizes[path] > MAX_TEXT_BYTES:
+            raise UserError(f"{path} of {address} has {head.sizes[path]:,} bytes; at most {MAX_TEXT_BYTES:,} are read")
+    folder = download(client, head, patterns)
+    _check_all_weights(folder, patterns)
+    remember_commit(head.repo_id, "model", address.revision, head.commit)
+    return folder
+
+
+def _find_cached(address: HubAddress, patterns: tuple[str, ...], check: Check, reason: str) -> Path:
+    """The folder of a revision in the cache, checked against the hashes by which the cache names its files."""
+    try:
+        folder = Path(
+            snapshot_download(
+                address.repo_id, revision=address.revision, allow_patterns=list(patterns), local_files_only=True
+            )
+        )
+        names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        check(address, names)
+    except (IncompleteSnapshotError, UserError) as error:
+        raise UserError(
+            f"{reason}, and the cache does not hold all of {address} ({error}); fetch it once while online"
+        ) from None
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise UserError(f"{reason}, and {address} is not in the cache; fetch it once while online") from None
+    blobs = {name: (folder / name).resolve().name for name in filter_repo_objects(names, allow_patterns=list(patterns))}
+    # where there are no symbolic links, the files have their own names
+    for name in _find_damaged(folder, {name: blob for name, blob in blobs.items() if len(blob) in (40, 64)}):
+        raise UserError(
+            f"{name} of {address} is damaged in the cache ({(folder / name).resolve()}); delete that file and fetch it "
+            "again online"
+        )
+    _check_all_weights(folder, patterns)
+    return folder
+
+
+def _find_damaged(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """The files that are missing or do not have the hash that is given by their path."""
+    return [
+        name
+        for name, expected in sorted(hashes.items())
+        if not (folder / name).is_file() or content_hash(folder / name, expected) != expected
+    ]
+
+
+def _check_all_weights(folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        if pattern.endswith(".safetensors"):
+            for file in folder.glob(pattern):
+                check_weights(file)
+
+
+def _check_pipeline(address: HubAddress, names: Iterable[str]) -> None:
+    """Refuse a repository without a pipeline, or with pickled weights only."""
+    if INDEX not in names:
+        raise UserError(f"{address} holds no pipeline: there is no {INDEX}")
+    in_unet = sorted(name for name in names if name.startswith(f"{UNET}/"))
+    if any(name.endswith(".safetensors") for name in in_unet):
+        return
+    if pickles := [name for name in in_unet if name.endswith(PICKLES)]:
+        raise UserError(
+            f"{address} holds pickled weights only ({', '.join(pickles)}), and a pickle can run code: nothing of it is "
+            "loaded; ask its owner for safetensors (the Hub has a converter)"
+        )
+    raise UserError(f"{address} holds no weights: {UNET}/ has no .safetensors file")
+
+
+def _check_checkpoint(address: HubAddress, names: Iterable[str]) -> None:
+    _check_pipeline(address, names)
+    missing = [name for name in (f"{STATE}/{PROGRESS}", MANIFEST) if name not in names]
+    if missing:
+        raise UserError(
+            f"{address} holds a pipeline but no training state ({', '.join(missing)} missing); name the branch or "
+            "repository of the run's hub.checkpoint_branch or hub.checkpoint_repo_id"
+        )
