@@ -93,7 +93,7 @@ def photograph(run: Path, output: Path, browser: str) -> None:
     """Use the demo as a person would, and keep what it looks like."""
     from playwright.sync_api import sync_playwright
 
-    from ddpm_hf.demo.model import load_model
+    from ddpm_hf.demo.demo_model import load_model
     from ddpm_hf.demo.page import serve
 
     served = serve(load_model(str(run)))
@@ -128,7 +128,7 @@ def look_back(page: Any) -> None:
     """Go back to the middle of the run, and look at what the network was given."""
     steps = slide(page, "step")
     page.get_by_label("the noisy image that it is given").check()
-    page.get_by_text(f"look {steps + 1} of ").and_(page.get_by_text("the noisy image that")).first.wait_for()
+    page.get_by_text(f"stage {steps + 1} of ").and_(page.get_by_text("the noisy image that")).first.wait_for()
 
 
 def interpolate(page: Any) -> None:

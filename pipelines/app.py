@@ -49,9 +49,9 @@ def main(arguments: argparse.Namespace) -> None:
     find_folder(arguments.model)
 
     with cli.waiting("loading PyTorch, diffusers and gradio"):
-        from ddpm_hf.demo.limits import Limits
-        from ddpm_hf.demo.model import load_model
+        from ddpm_hf.demo.demo_model import load_model
         from ddpm_hf.demo.page import serve, wait
+        from ddpm_hf.demo.visitor_input import Limits
 
     model = load_model(arguments.model, Limits(images=arguments.max_images, steps=arguments.max_steps))
     wait(serve(model, arguments.host, arguments.port, inbrowser=arguments.open))

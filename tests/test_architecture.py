@@ -59,7 +59,6 @@ KNOWN_SAME_NAME = {
     "checks",
     "ddpm",
     "likelihood",
-    "model",
     "pictures",
     "reconstruction",
     "sampling",

@@ -1,27 +1,27 @@
-"""The page as a whole, and how it is served."""
+"""The page: its tabs, among them those that describe the model, and how it is served."""
 
 import logging
 import os
 import threading
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would tell its makers
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which would report its use
 
 import gradio as gr
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from ddpm_hf.demo.model import DemoModel
-from ddpm_hf.demo.tabs.about import model_tab, schedule_tab
-from ddpm_hf.demo.tabs.generate import generate_tab
-from ddpm_hf.demo.tabs.inpaint import inpaint_tab
-from ddpm_hf.demo.tabs.interpolate import interpolate_tab
+from ddpm_hf.data.decoding import open_image
+from ddpm_hf.demo.demo_model import DemoModel
+from ddpm_hf.demo.tabs import HOUR, generate_tab, inpaint_tab, interpolate_tab
+from ddpm_hf.hub.results import Result as Metric
+from ddpm_hf.pipelines.pictures import schedule_curves
+from ddpm_hf.runtime.markdown import markdown_table
 
 LOOPBACK = "127.0.0.1"
-SESSIONS = 50
+MAX_SESSIONS = 50
 """Visitors whose last results are kept in memory."""
-
-HOUR = 3600
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1160px !important; margin: 0 auto !important; }
@@ -41,11 +41,7 @@ footer { opacity: 0.6; }
 
 
 def build_page(model: DemoModel) -> gr.Blocks:
-    """Put the page together.
-
-    Args:
-        model: that it shows.
-    """
+    """Build the page of a model."""
     height, width = model.size
     with gr.Blocks(
         title=f"{model.title} · ddpm-hf", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, HOUR)
@@ -54,29 +50,81 @@ def build_page(model: DemoModel) -> gr.Blocks:
             f"# {model.title}\n\nA denoising diffusion model of {width}x{height} images: it makes them out of noise, "
             f"step by step."
         )
+        tabs = {
+            "Generate": generate_tab,
+            "Interpolate": interpolate_tab,
+            "Inpaint": inpaint_tab,
+            "Schedule": _schedule_tab,
+            "Model": _model_tab,
+        }
         with gr.Tabs():
-            with gr.Tab("Generate"):
-                generate_tab(model)
-            with gr.Tab("Interpolate"):
-                interpolate_tab(model)
-            with gr.Tab("Inpaint"):
-                inpaint_tab(model)
-            with gr.Tab("Schedule"):
-                schedule_tab(model)
-            with gr.Tab("Model"):
-                model_tab(model)
+            for name, tab in tabs.items():
+                with gr.Tab(name):
+                    tab(model)
     return page.queue(max_size=model.limits.waiting, api_open=False)
 
 
-def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None, **options: Any) -> gr.Blocks:
-    """Serve the page, from threads of its own; `wait` lets it go on until the process is interrupted.
+def _schedule_tab(model: DemoModel) -> None:
+    """The curves of the model's process."""
+    gr.Markdown(
+        "How the model's process turns an image into noise over its time steps. **Left**: how much of the image and of "
+        "the noise is in x_t. **Middle**: the ratio of both; the network learns at each of these. **Right**: the noise "
+        "that a sampling step adds, between its two bounds (DDPM, section 3.2)."
+    )
+    with TemporaryDirectory() as folder:
+        schedule_curves(model.pipeline.scheduler.alphas_cumprod.cpu(), Path(folder) / "schedule.png")
+        curves = open_image(Path(folder) / "schedule.png")
+    gr.Image(
+        curves,
+        show_label=False,
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_id="curves",
+    )
+
+
+def _model_tab(model: DemoModel) -> None:
+    """The network, its samples, its card, and the metrics of its evaluations, the newest in full."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            gr.Markdown("### The network\n\n" + markdown_table(("", ""), list(model.facts.items())))
+            if model.picture is not None:
+                gr.Markdown("### Samples of its run")
+                gr.Image(model.picture, show_label=False, format="png", interactive=False, buttons=[])
+            if not model.evaluations:
+                config = Path(model.name).expanduser() / "config.yaml"
+                options = f"--config {config}" if config.exists() else f"--model {model.name} --config …"
+                command = f"python training/eval.py {options}"
+                gr.Markdown(f"### Evaluation\n\nNo metrics yet. This command computes them:\n\n    {command}")
+            for index, (name, metrics) in enumerate(model.evaluations.items()):
+                if index == 0:
+                    gr.Markdown(f"### Evaluation\n\n{_metrics_table(metrics)}\n\nFrom `{name}`.")
+                    continue
+                with gr.Accordion(f"Earlier: {name}", open=False):
+                    gr.Markdown(_metrics_table(metrics))
+        with gr.Column(scale=3, min_width=360):
+            gr.Markdown(model.card or "*The model has no card.*", elem_classes="ddpm-card")
+
+
+def _metrics_table(metrics: list[Metric]) -> str:
+    rows = []
+    for each in metrics:
+        std = "" if each.spread is None else f" ± {each.spread:.3g}"
+        samples, steps = (str(each.protocol[name]) for name in ("samples", "steps"))
+        rows.append((each.title, f"{each.value:.4g}{std}", samples, steps))
+    return markdown_table(("Metric", "Value", "Images", "Steps"), rows)
+
+
+def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None, inbrowser: bool = False) -> gr.Blocks:
+    """Serve the page from threads; `wait` keeps it open until the process is interrupted.
 
     Args:
-        model: that it shows.
+        model: that the page shows.
         host: address to listen at; None is that of the environment (GRADIO_SERVER_NAME, which a Space sets), or else
             loopback.
         port: None is the first free one from 7860.
-        options: gradio's own, of `launch`.
+        inbrowser: open the page in a browser.
     """
     Image.MAX_IMAGE_PIXELS = model.limits.upload_pixels  # gradio opens uploads, too
     page = build_page(model)
@@ -87,7 +135,7 @@ def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None
         quiet=True,
         prevent_thread_lock=True,
         max_file_size=model.limits.upload_bytes,
-        state_session_capacity=SESSIONS,
+        state_session_capacity=MAX_SESSIONS,
         ssr_mode=False,
         enable_monitoring=False,
         footer_links=["settings"],
@@ -97,23 +145,19 @@ def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None
             font_mono=("ui-monospace", "monospace"),
         ),
         css=CSS,
-        **options,
+        inbrowser=inbrowser,
     )
-    logging.getLogger("uvicorn.error").addFilter(is_worth_telling)
+    logging.getLogger("uvicorn.error").addFilter(is_worth_logging)
     return page
 
 
-def is_worth_telling(record: logging.LogRecord) -> bool:
-    """Whether the person at the terminal should hear of it: not that somebody has closed the page in the middle.
-
-    Args:
-        record: of the server's log.
-    """
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a record of the server's log is anything but a visitor who closed the page during a request."""
     return record.exc_info is None or not isinstance(record.exc_info[1], ClientDisconnect)
 
 
 def wait(page: gr.Blocks) -> None:
-    """Let a page be served until the process is interrupted; nothing of it is left then.
+    """Keep a page open until the process is interrupted, and then close it.
 
     Args:
         page: as `serve` returns it.

@@ -1,10 +1,10 @@
-"""Follow a sampling run from outside while it goes on, and stop it between two steps."""
+"""Follow a sampling run while it goes on, and stop it between two steps."""
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -13,18 +13,17 @@ from ddpm_hf.runtime.signals import Stopped, StopRequest
 
 T = TypeVar("T")
 
-EVERY = 0.15
-"""Seconds between two looks at a run: about as often as an eye follows."""
+SECONDS_BETWEEN_UPDATES = 0.15
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is.
+    """How far a run is.
 
     Attributes:
         done: steps done.
-        total: steps in all.
-        images: what the network takes the images for, at this step; None where they are not shown.
+        total: steps in all; 0 before the first is reported.
+        images: the network's prediction of x_0 at this step; None where it is not shown.
     """
 
     done: int
@@ -32,82 +31,84 @@ class Progress:
     images: list[Image.Image] | None = None
 
 
-@dataclass(frozen=True)
-class Result(Generic[T]):
-    """What a run came to."""
-
-    value: T
-
-
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 class WatchedPipeline(DDPMPipeline):
-    """A pipeline that tells how far it is, whatever it does; it shares the network, but no scheduler, with another."""
+    """A pipeline that reports every step of whatever it does.
 
-    tell: Tell
-    num_runs = 1
-    runs_done = 0
+    It shares the network, but not the scheduler, with the pipeline that it is made from.
+    """
+
+    on_progress: OnProgress
+    num_passes = 1
+    passes_done = 0
 
     @classmethod
-    def around(cls, pipeline: DDPMPipeline, tell: Tell, num_runs: int = 1) -> "WatchedPipeline":
-        """Watch what is done with a pipeline.
+    def around(cls, pipeline: DDPMPipeline, on_progress: OnProgress, num_passes: int = 1) -> "WatchedPipeline":
+        """Watch a pipeline.
 
         Args:
-            pipeline: whose network works.
-            tell: is told of every step.
-            num_runs: runs through the timesteps that what will be asked for takes.
+            pipeline: whose network is used.
+            on_progress: called after every step.
+            num_passes: passes through the timesteps that the request will take.
         """
         watched = cls(pipeline.unet, copy.deepcopy(pipeline.scheduler))
-        watched.tell, watched.num_runs = tell, num_runs
+        watched.on_progress, watched.num_passes = on_progress, num_passes
         return watched
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Iterator[Any]:
-        """Stand for diffusers' bar: pass the steps through and tell of each."""
+        """Report the steps in place of diffusers' bar."""
         steps = [] if iterable is None else list(iterable)
         for index, step in enumerate(steps):
             yield step
-            self.tell(Progress(self.runs_done * len(steps) + index + 1, self.num_runs * len(steps)))
-        self.runs_done += 1
+            self.on_progress(Progress(self.passes_done * len(steps) + index + 1, self.num_passes * len(steps)))
+        self.passes_done += 1
 
 
-def watch(run: Callable[[Tell], T]) -> Iterator[Progress | Result[T]]:
-    """Do something in a thread of its own, and yield how far it is, and at last its result.
+def watch(run: Callable[[OnProgress], T]) -> Generator[Progress, None, T]:
+    """Run in a thread, and yield the newest progress from time to time.
 
-    Closing the iterator stops the run after its present step, and waits for that. What the run raises is raised here.
+    Closing the generator stops the run after its current step, and waits for that.
 
     Args:
-        run: is given the function to tell its progress to.
+        run: is given the function to report its progress to.
+
+    Returns:
+        What the run returns.
+
+    Raises:
+        BaseException: whatever the run raises.
     """
-    news: list[Progress] = []  # the newest alone
-    outcome: list[Result[T]] = []
-    failure: list[BaseException] = []
+    newest: list[Progress] = []
+    results: list[T] = []
+    failures: list[BaseException] = []
     stop = StopRequest()
 
-    def tell(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         stop.check()
-        news[:] = [progress]
+        newest[:] = [progress]
 
     def work() -> None:
         try:
-            outcome.append(Result(run(tell)))
+            results.append(run(on_progress))
         except Stopped:
             pass
         except BaseException as error:
-            failure.append(error)
+            failures.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         shown: Progress | None = None
         while thread.is_alive():
-            thread.join(EVERY)
-            if news and news[0] is not shown:
-                shown = news[0]
+            thread.join(SECONDS_BETWEEN_UPDATES)
+            if newest and newest[0] is not shown:
+                shown = newest[0]
                 yield shown
-        if failure:
-            raise failure[0]
-        yield outcome[0]
+        if failures:
+            raise failures[0]
+        return results[0]
     finally:
         stop.request()
         thread.join()

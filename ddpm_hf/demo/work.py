@@ -1,4 +1,4 @@
-"""What the buttons of the page do: draw, interpolate, inpaint. Each checks what it is given and tells how far it is."""
+"""The work behind the buttons: draw, interpolate, inpaint. Each checks what the visitor gave, and reports progress."""
 
 import time
 import warnings
@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ddpm_hf.demo.limits import MAX_SEED, number, whole
-from ddpm_hf.demo.model import DemoModel
-from ddpm_hf.demo.watching import EVERY, Tell, WatchedPipeline
+from ddpm_hf.demo.demo_model import DemoModel
+from ddpm_hf.demo.visitor_input import MAX_SEED, number, whole_number
+from ddpm_hf.demo.watching import SECONDS_BETWEEN_UPDATES, OnProgress, WatchedPipeline
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.inpainting import repaint_moves
 from ddpm_hf.pipelines.samplers import make_sampler
-from ddpm_hf.pipelines.sampling import SamplingSettings
+from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.randomness import image_seeds
 
-MAX_STAGES, STAGES_BYTES = 25, 2**27
-"""Of a sampling run, to look back at: so many steps, or fewer where they would take more than this."""
-
-Label = int | None
+MAX_STAGES, MAX_STAGES_BYTES = 25, 2**27
+"""Stages of a sampling run that are kept to look back at, fewer where they would take more memory than this."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Stage:
 
     Attributes:
         timestep: t.
-        x_t: what the network saw.
-        x_0: the images that it predicted then.
+        x_t: the noisy images that the network was given.
+        x_0: the images that it predicted from them.
     """
 
     timestep: float
@@ -41,243 +39,193 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Made:
+class Result:
     """Images and how they were made.
 
     Attributes:
-        images: of the model's own size.
+        images: in the model's own size.
         settings: from which they can be made again.
+        stages: of the sampling run, from noise to image.
+        notes: warnings of the sampler.
         seconds: that it took.
-        stages: from noise to image.
-        notes: what its sampler warned of.
     """
 
     images: list[Image.Image]
     settings: dict[str, Any]
-    seconds: float
     stages: Sequence[Stage] = ()
     notes: Sequence[str] = ()
+    seconds: float = 0.0
 
 
 def draw(
     model: DemoModel,
-    tell: Tell,
+    on_progress: OnProgress,
     *,
     count: Any,
     steps: Any,
     seed: Any,
     sampler: str | None = None,
-    label: Label = None,
+    label: int | None = None,
     guidance: Any = 1.0,
-) -> Made:
-    """Draw images: those that pipelines/generate.py draws with the same settings.
+) -> Result:
+    """Draw the images that pipelines/generate.py draws with the same settings.
 
     Args:
         model: draws them.
-        tell: is told of every step, from time to time with the images that the network predicts then.
+        on_progress: called after every step, from time to time with the predicted images.
         count: number of images.
         steps: of denoising.
         seed: of the sampling run.
-        sampler: one of `samplers.SAMPLERS`; None is the model's own scheduler.
-        label: of all images of a class-conditional model; None lets them take all classes in turn.
-        guidance: of classifier-free guidance; 1 is none.
+        sampler: a key of `samplers.SAMPLERS`; None is the model's own scheduler.
+        label: of all images of a class-conditional model; None takes all classes in turn.
+        guidance: scale of classifier-free guidance; 1 is none.
 
     Raises:
-        ValueError: the settings are not possible, for this model or at all.
+        ValueError: if the settings are not possible, for this model or at all.
     """
-    count = whole("Images", count, 1, model.limits.images)
-    num_steps = whole("Steps", steps, 1, model.limits.steps)
+    count = whole_number("Images", count, 1, model.limits.images)
+    steps = whole_number("Steps", steps, 1, model.limits.steps)
     settings = SamplingSettings(
-        seed=whole("Seed", seed, 0, MAX_SEED),
-        num_inference_steps=num_steps,
+        seed=whole_number("Seed", seed, 0, MAX_SEED),
+        num_inference_steps=steps,
         sampler=sampler,
-        class_labels=_labels(model, label),
+        class_labels=every_class(model.pipeline) if label is None else _class_labels(model, label),
         guidance_scale=number("Guidance", guidance, 0, 20),
     )
-    notes = _notes(model, sampler)
-    start, preview, looked = time.monotonic(), None, 0.0
-
-    def look(_: Any, index: int, timestep: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
-        nonlocal preview, looked
-        if time.monotonic() - looked > EVERY:
-            preview, looked = _pil(state["pred_original_sample"]), time.monotonic()
-
-    watched = WatchedPipeline.around(model.pipeline, lambda progress: tell(replace(progress, images=preview)))
-    output: Any = settings.draw(watched, range(count), "pil", look, _num_stages(model, count, num_steps))
-    stages = [Stage(each.timestep, _pil(each.x_t), _pil(each.x_0)) for each in output.intermediates]
-    made_from = {"model": model.name, "weights": model.weights, **asdict(settings), "num_samples": count}
-    return Made(output.images, made_from, time.monotonic() - start, stages, notes)
-
-
-def interpolate_seeds(
-    model: DemoModel, tell: Tell, *, a: Any, b: Any, frames: Any, steps: Any, label: Label = None
-) -> Made:
-    """Lead from the first image of one seed to that of another, by DDIM (Song et al., section 5.3).
-
-    Args:
-        model: draws them.
-        tell: is told of every step.
-        a: seed of the sampling run whose first image is the beginning.
-        b: the same for the end.
-        frames: number of images, both ends among them.
-        steps: of denoising.
-        label: of a class-conditional model; None is its class 0.
-
-    Raises:
-        ValueError: the settings are not possible.
-    """
-    seeds = whole("First seed", a, 0, MAX_SEED), whole("Second seed", b, 0, MAX_SEED)
-    noises = [image_seeds(seed, [0])[0] for seed in seeds]
-    own = {"seeds": list(seeds), "noise_seeds": noises}
-    return _interpolate(model, tell, noises[0], noises[1], frames, steps, "ddim", label, own, num_runs=1)
-
-
-def interpolate_images(
-    model: DemoModel,
-    tell: Tell,
-    *,
-    a: Image.Image | None,
-    b: Image.Image | None,
-    frames: Any,
-    steps: Any,
-    method: str = "ddim",
-    seed: Any = 0,
-    label: Label = None,
-) -> Made:
-    """Lead from one given image to another; see `Editing.interpolate`.
-
-    Args:
-        model: draws them.
-        tell: is told of every step.
-        a: the beginning, as `pictures.read_upload` gives it.
-        b: the end.
-        frames: number of images, both ends among them.
-        steps: of denoising.
-        method: "ddim" or "ddpm".
-        seed: of the noise of "ddpm".
-        label: of a class-conditional model; None is its class 0.
-
-    Raises:
-        ValueError: the settings are not possible.
-    """
-    if a is None or b is None:
-        raise UserError(f"{'First' if a is None else 'Second'} image: nothing was uploaded; choose a file")
-    ends = "two uploaded images"
-    own = {"between": ends} | ({"seed": whole("Seed", seed, 0, MAX_SEED)} if method == "ddpm" else {})
-    return _interpolate(model, tell, a, b, frames, steps, method, label, own, num_runs=2 if method == "ddim" else 1)
-
-
-def _interpolate(
-    model: DemoModel,
-    tell: Tell,
-    a: Any,
-    b: Any,
-    frames: Any,
-    steps: Any,
-    method: str,
-    label: Label,
-    own: dict[str, Any],
-    num_runs: int,
-) -> Made:
-    frames = whole("Frames", frames, 2, model.limits.frames)
-    steps = whole("Steps", steps, 1, model.limits.steps)
-    steps = min(steps, _start(model, method) + 1)  # it does not begin at the top
-    labels = _labels(model, 0 if label is None else label)
-    start = time.monotonic()
-    images = WatchedPipeline.around(model.pipeline, tell, num_runs).interpolate(
-        a,
-        b,
-        num_steps=frames,
-        method=method,
-        seed=own.get("seed", 0),
-        num_inference_steps=steps,
-        class_labels=None if labels is None else labels[0],
-    )
-    settings = {"model": model.name, "weights": model.weights, "interpolation": method, **own}
-    settings |= {"frames": frames, "num_inference_steps": steps, "class_labels": labels}
-    return Made(images, settings, time.monotonic() - start)
-
-
-def inpaint(
-    model: DemoModel,
-    tell: Tell,
-    *,
-    image: Image.Image | None,
-    mask: Image.Image | None,
-    variants: Any,
-    steps: Any,
-    seed: Any,
-    label: Label = None,
-    guidance: Any = 1.0,
-) -> Made:
-    """Paint a part of an image anew, several times (RePaint, Lugmayr et al., algorithm 1).
-
-    Args:
-        model: draws them.
-        tell: is told of every step.
-        image: of the model's mode and size.
-        mask: white where to paint, of that size; see `pictures.read_mask`.
-        variants: number of images.
-        steps: each of which is done ten times.
-        seed: of the variants.
-        label: of a class-conditional model; None is its class 0.
-        guidance: of classifier-free guidance; 1 is none.
-
-    Raises:
-        ValueError: there is nothing to paint, or the settings are not possible.
-    """
-    if image is None:
-        raise UserError("Image: there is none yet; upload one, or let the model draw one")
-    if mask is None or mask.getextrema() == (0, 0):
-        raise UserError("Mask: nothing is painted; draw with the brush over the part that shall be made anew")
-    variants = whole("Variants", variants, 1, model.limits.variants)
-    steps = whole("Steps", steps, 1, model.limits.inpainting_steps)
-    seed = whole("Seed", seed, 0, MAX_SEED)
-    guidance = number("Guidance", guidance, 0, 20)
-    labels = _labels(model, 0 if label is None else label)
-    start = time.monotonic()
-    images = WatchedPipeline.around(model.pipeline, tell).inpaint(
-        [image] * variants,
-        mask,
-        num_inference_steps=steps,
-        seeds=image_seeds(seed, range(variants)),
-        class_labels=None if labels is None else labels[0],
-        guidance_scale=guidance,
-    )
-    settings = {"model": model.name, "weights": model.weights, "inpainting": "repaint", "seed": seed}
-    settings |= {"num_samples": variants, "num_inference_steps": steps, "class_labels": labels}
-    settings |= {"guidance_scale": guidance, "network_evaluations": sum(down for _, down in repaint_moves(steps))}
-    return Made(images, settings, time.monotonic() - start)
-
-
-def _notes(model: DemoModel, sampler: str | None) -> list[str]:
-    """What a sampler warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if sampler is not None:
             make_sampler(sampler, model.pipeline.scheduler)
-    return [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+    start, preview, shown_at = time.monotonic(), None, 0.0
+
+    def keep_preview(_: Any, index: int, timestep: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
+        nonlocal preview, shown_at
+        if time.monotonic() - shown_at > SECONDS_BETWEEN_UPDATES:
+            preview, shown_at = _to_pil(state["pred_original_sample"]), time.monotonic()
+
+    watched = WatchedPipeline.around(model.pipeline, lambda progress: on_progress(replace(progress, images=preview)))
+    bytes_per_stage = 2 * 4 * count * model.channels * model.size[0] * model.size[1]  # x_t and x_0 in float32
+    num_stages = max(min(MAX_STAGES, steps, MAX_STAGES_BYTES // bytes_per_stage), 2)
+    output = settings.draw(watched, range(count), "pil", keep_preview, num_stages)
+    return Result(
+        list(output.images),
+        {**model.identity, **asdict(settings), "num_samples": count},
+        [Stage(each.timestep, _to_pil(each.x_t), _to_pil(each.x_0)) for each in output.intermediates or ()],
+        [str(each.message) for each in caught if issubclass(each.category, UserWarning)],
+        time.monotonic() - start,
+    )
 
 
-def _start(model: DemoModel, method: str) -> int:
-    """The timestep that `Editing.interpolate` begins at."""
-    if method == "ddpm":
-        return model.time_steps // 2
-    return model.pipeline.last_with_signal()
+def interpolate(
+    model: DemoModel,
+    on_progress: OnProgress,
+    *,
+    a: Any,
+    b: Any,
+    frames: Any,
+    steps: Any,
+    between_images: bool = False,
+    method: str = "ddim",
+    label: int | None = None,
+) -> Result:
+    """Interpolate between two seeds or two images; see `DDPMPipeline.interpolate`.
+
+    Args:
+        model: draws the frames.
+        on_progress: called after every step.
+        a: the first end: a seed, or an image of the model's mode and size.
+        b: the other end, of the same kind.
+        frames: number of images, both ends among them.
+        steps: of denoising.
+        between_images: whether the ends are images.
+        method: "ddim", or "ddpm" for images.
+        label: of a class-conditional model; None is its class 0.
+
+    Raises:
+        ValueError: if the settings are not possible.
+    """
+    if between_images:
+        for name, end in (("First", a), ("Second", b)):
+            if end is None:
+                raise UserError(f"{name} image: nothing was uploaded; choose a file")
+        ends: dict[str, Any] = {"between": "two uploaded images", **({"seed": 0} if method == "ddpm" else {})}
+    else:
+        a, b = whole_number("First seed", a, 0, MAX_SEED), whole_number("Second seed", b, 0, MAX_SEED)
+        ends = {"seeds": [a, b]}
+    frames = whole_number("Frames", frames, 2, model.limits.frames)
+    first = model.time_steps // 2 if method == "ddpm" else model.pipeline.last_with_signal()
+    steps = min(whole_number("Steps", steps, 1, model.limits.steps), first + 1)  # it starts below T - 1
+    labels = _class_labels(model, label)
+    start, num_passes = time.monotonic(), 2 if between_images and method == "ddim" else 1  # one more to encode
+    images = WatchedPipeline.around(model.pipeline, on_progress, num_passes).interpolate(
+        a, b, frames, method=method, num_inference_steps=steps, class_labels=labels and labels[0]
+    )
+    settings = {"interpolation": method, **ends, "frames": frames, "num_inference_steps": steps, "class_labels": labels}
+    return Result(images, {**model.identity, **settings}, seconds=time.monotonic() - start)
 
 
-def _labels(model: DemoModel, label: Label) -> list[int] | None:
-    """One class, or all of them but the one that stands for none."""
-    if model.num_labels is None:
-        return None
-    return list(range(max(model.num_labels - 1, 1))) if label is None else [label]
+def inpaint(
+    model: DemoModel,
+    on_progress: OnProgress,
+    *,
+    image: Image.Image | None,
+    mask: Image.Image,
+    variants: Any,
+    steps: Any,
+    seed: Any,
+    label: int | None = None,
+    guidance: Any = 1.0,
+) -> Result:
+    """Paint a part of an image anew, several times (RePaint, Lugmayr et al., algorithm 1).
+
+    Args:
+        model: draws the variants.
+        on_progress: called after every step.
+        image: of the model's mode and size.
+        mask: white where to paint, of that size.
+        variants: number of images.
+        steps: of denoising, each of which is done ten times.
+        seed: of the variants.
+        label: of a class-conditional model; None is its class 0.
+        guidance: scale of classifier-free guidance; 1 is none.
+
+    Raises:
+        ValueError: if nothing is painted, or the settings are not possible.
+    """
+    if image is None:
+        raise UserError("Image: there is none yet; upload one, or let the model draw one")
+    if mask.getextrema() == (0, 0):
+        raise UserError("Mask: nothing is painted; draw with the brush over the part to replace")
+    variants = whole_number("Variants", variants, 1, model.limits.variants)
+    steps = whole_number("Steps", steps, 1, model.limits.inpainting_steps)
+    seed = whole_number("Seed", seed, 0, MAX_SEED)
+    guidance = number("Guidance", guidance, 0, 20)
+    labels = _class_labels(model, label)
+    start = time.monotonic()
+    images = WatchedPipeline.around(model.pipeline, on_progress).inpaint(
+        [image] * variants,
+        mask,
+        num_inference_steps=steps,
+        seeds=image_seeds(seed, range(variants)),
+        class_labels=labels and labels[0],
+        guidance_scale=guidance,
+    )
+    settings = {
+        "inpainting": "repaint",
+        "seed": seed,
+        "num_samples": variants,
+        "num_inference_steps": steps,
+        "class_labels": labels,
+        "guidance_scale": guidance,
+        "network_evaluations": sum(is_denoising for _, is_denoising in repaint_moves(steps)),
+    }
+    return Result(images, {**model.identity, **settings}, seconds=time.monotonic() - start)
 
 
-def _num_stages(model: DemoModel, count: int, steps: int) -> int:
-    height, width = model.size
-    each = 2 * 4 * count * model.channels * height * width  # x_t and x_0 in float32
-    return max(min(MAX_STAGES, steps, STAGES_BYTES // each), 2)
+def _class_labels(model: DemoModel, label: int | None) -> list[int] | None:
+    """One class for all images of a class-conditional model, by default 0."""
+    return None if model.num_labels is None else [label or 0]
 
 
-def _pil(images: torch.Tensor) -> list[Image.Image]:
+def _to_pil(images: torch.Tensor) -> list[Image.Image]:
     return to_output(images, "pil")  # type: ignore[return-value]  # "pil" gives a list

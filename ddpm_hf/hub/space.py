@@ -26,7 +26,7 @@ CPU_INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu"
 
 APP = '''"""The demo of {model}. The folder ddpm_hf beside this file is the library ddpm-hf {version}, Apache-2.0."""
 
-from ddpm_hf.demo.model import load_model
+from ddpm_hf.demo.demo_model import load_model
 from ddpm_hf.demo.page import serve, wait
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from processes import free_port, page_of
 
-from ddpm_hf.demo.model import DemoModel, load_model
+from ddpm_hf.demo.demo_model import DemoModel, load_model
 
 REPOSITORY = Path(__file__).parents[2]
 

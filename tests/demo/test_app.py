@@ -63,9 +63,9 @@ def test_without_gradio_it_says_how_to_install_it(app, folder, monkeypatch):
 def test_a_visitor_who_leaves_is_no_error_to_tell():
     from starlette.requests import ClientDisconnect
 
-    from ddpm_hf.demo.page import is_worth_telling
+    from ddpm_hf.demo.page import is_worth_logging
 
     def record(error):
         return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", (), error and (type(error), error, None))
 
-    assert [is_worth_telling(record(each)) for each in (ClientDisconnect(), ValueError(), None)] == [False, True, True]
+    assert [is_worth_logging(record(each)) for each in (ClientDisconnect(), ValueError(), None)] == [False, True, True]

@@ -58,14 +58,14 @@ def picture(page, elem_id):
 
 def test_generate_shows_images_and_the_slider_looks_back(page):
     page.locator("#generate").click()
-    expect(page.get_by_text("16 images · seed 0 · sampler dpmsolver++ · 20 steps")).to_be_visible()
+    expect(page.get_by_text("16 images · seed 0 · 20 steps · sampler dpmsolver++")).to_be_visible()
     finished = picture(page, "images")
     page.locator("#step input[type=range]").focus()
     page.keyboard.press("ArrowLeft")
-    expect(page.get_by_text("look 20 of 20, at t =")).to_be_visible()
+    expect(page.get_by_text("stage 20 of 20, at t =")).to_be_visible()
     page.keyboard.press("Home")
     page.get_by_label("the noisy image that it is given").check()
-    expect(page.get_by_text("look 1 of 20, at t = 19: the noisy image")).to_be_visible()
+    expect(page.get_by_text("stage 1 of 20, at t = 19: the noisy image")).to_be_visible()
     expect(page.locator("#images img")).not_to_have_attribute("src", finished)
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download images").or_(

@@ -9,51 +9,51 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_hf.demo.download import KEY, write_zip
-from ddpm_hf.demo.limits import Limits
-from ddpm_hf.demo.model import load_model, plain_card
-from ddpm_hf.demo.pictures import canvas, check_upload, grid, read_mask, read_upload
-from ddpm_hf.demo.work import Made
+from ddpm_hf.demo.demo_model import load_model, plain_card
+from ddpm_hf.demo.display import SETTINGS_KEY, canvas, grid, write_zip
+from ddpm_hf.demo.visitor_input import Limits, read_mask, read_upload
+from ddpm_hf.demo.work import Result
 from ddpm_hf.runtime.errors import UserError
 
+GRAY, RGB = ((8, 8), "L", Limits()), ((8, 8), "RGB", Limits())
 
-def test_an_upload_becomes_an_image_of_the_model(model, conditional, tmp_path):
+
+def test_an_upload_becomes_an_image_of_the_model(tmp_path):
     file = tmp_path / "wide.png"
     Image.new("RGB", (300, 100), (255, 0, 0)).save(file)
-    assert (read_upload(model, file).mode, read_upload(model, file).size) == ("L", (8, 8))
-    assert (read_upload(conditional, file).mode, read_upload(conditional, file).getpixel((0, 0))) == (
-        "RGB",
-        (255, 0, 0),
-    )
-    assert read_upload(model, None) is None
+    gray, rgb = read_upload(file, *GRAY), read_upload(file, *RGB)
+    assert (gray.mode, gray.size) == ("L", (8, 8))
+    assert (rgb.mode, rgb.getpixel((0, 0))) == ("RGB", (255, 0, 0))
+    assert read_upload(file, (8, 6), "L", Limits()).size == (6, 8)
+    assert read_upload(None, *GRAY) is None
 
 
-def test_sixteen_bits_are_scaled_not_cut(model, tmp_path):
+def test_sixteen_bits_are_scaled_not_cut(tmp_path):
     file = tmp_path / "deep.png"
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(file)
-    assert read_upload(model, file).getpixel((0, 0)) == 128  # not 255
+    assert read_upload(file, *GRAY).getpixel((0, 0)) == 128  # not 255
 
 
-def test_uploads_beyond_the_limits_are_refused_before_they_are_decoded(model, tmp_path):
+def test_uploads_beyond_the_limits_are_refused_before_they_are_decoded(tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="no image that can be read"):
-        read_upload(model, tmp_path / "text.png")
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_upload(tmp_path / "text.png", *GRAY)
     Image.new("1", (5000, 5000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 10_000
     with pytest.raises(UserError, match=r"5000 x 5000 pixels; at most 16,777,216"):
-        read_upload(model, tmp_path / "bomb.png")
+        read_upload(tmp_path / "bomb.png", *GRAY)
     with pytest.raises(UserError, match=r"bytes; at most 10 are read"):
-        check_upload(tmp_path / "bomb.png", Limits(upload_bytes=10))
+        read_upload(tmp_path / "bomb.png", (8, 8), "L", Limits(upload_bytes=10))
 
 
 def test_the_mask_is_what_was_painted(model):
     side = canvas(Image.new("L", (8, 8))).width
     layer = Image.new("RGBA", (side, side))
     layer.paste((249, 115, 22, 255), (0, 0, side // 2, side))
-    mask = np.asarray(read_mask(model, [layer]))
+    mask = np.asarray(read_mask([layer], (8, 8)))
     assert (mask[:, :4] == 255).all()
     assert (mask[:, 4:] == 0).all()
-    assert not np.asarray(read_mask(model, [])).any()
+    assert not np.asarray(read_mask([], (8, 8))).any()
 
 
 def test_small_images_are_shown_large_and_smooth():
@@ -65,14 +65,14 @@ def test_small_images_are_shown_large_and_smooth():
 
 def test_a_download_holds_the_images_and_how_they_were_made(tmp_path):
     images = [Image.new("L", (8, 8), level) for level in (10, 20)]
-    file = write_zip(Made(images, {"seed": 3}, 0.1), grid(images), tmp_path / "out.zip")
+    file = write_zip(Result(images, {"seed": 3}), grid(images), tmp_path / "out.zip")
     with zipfile.ZipFile(file) as archive:
         assert sorted(archive.namelist()) == ["grid.png", "images/000000.png", "images/000001.png", "settings.json"]
         assert json.loads(archive.read("settings.json"))["seed"] == 3
         with archive.open("images/000001.png") as stream, Image.open(stream) as image:
             assert image.size == (8, 8)
             assert image.getpixel((0, 0)) == 20
-            assert json.loads(image.text[KEY]) | {"ddpm_hf": ""} == {"seed": 3, "image": 1, "ddpm_hf": ""}
+            assert json.loads(image.text[SETTINGS_KEY]) | {"ddpm_hf": ""} == {"seed": 3, "image": 1, "ddpm_hf": ""}
 
 
 def test_a_card_is_shown_without_metadata_and_foreign_pictures(folder, tmp_path):

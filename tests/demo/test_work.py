@@ -6,9 +6,9 @@ import time
 import pytest
 from PIL import Image
 
-from ddpm_hf.demo.limits import Limits, whole
-from ddpm_hf.demo.watching import Progress, Result, watch
-from ddpm_hf.demo.work import draw, inpaint, interpolate_images, interpolate_seeds
+from ddpm_hf.demo.visitor_input import Limits, whole_number
+from ddpm_hf.demo.watching import Progress, watch
+from ddpm_hf.demo.work import draw, inpaint, interpolate
 from ddpm_hf.pipelines.generation import generate
 from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
@@ -89,22 +89,22 @@ def test_classes_go_in_turn_or_are_chosen(conditional):
 
 def test_interpolation_between_seeds_and_images(model):
     told = []
-    between = interpolate_seeds(model, told.append, a=0, b=1, frames=4, steps=5)
+    between = interpolate(model, told.append, a=0, b=1, frames=4, steps=5)
     assert len(between.images) == 4
     assert between.settings["seeds"] == [0, 1]
     assert (told[-1].done, told[-1].total) == (5, 5)
     ends = {"a": between.images[0], "b": between.images[-1]}
     told.clear()
-    assert len(interpolate_images(model, told.append, **ends, frames=3, steps=5).images) == 3
+    assert len(interpolate(model, told.append, between_images=True, **ends, frames=3, steps=5).images) == 3
     assert (told[-1].done, told[-1].total) == (10, 10)  # encoding and decoding
     assert [each.done for each in told] == list(range(1, 11))
-    noisy = interpolate_images(model, silent, **ends, frames=3, steps=20, method="ddpm")
+    noisy = interpolate(model, silent, between_images=True, **ends, frames=3, steps=20, method="ddpm")
     assert noisy.settings["num_inference_steps"] == 11  # it begins half way up
-    assert interpolate_seeds(model, silent, a=0, b=1, frames=2, steps=20).settings["num_inference_steps"] < 20
+    assert interpolate(model, silent, a=0, b=1, frames=2, steps=20).settings["num_inference_steps"] < 20
     with pytest.raises(UserError, match="Second image: nothing was uploaded"):
-        interpolate_images(model, silent, a=ends["a"], b=None, frames=3, steps=5)
+        interpolate(model, silent, between_images=True, a=ends["a"], b=None, frames=3, steps=5)
     with pytest.raises(UserError, match="Frames: given 17"):
-        interpolate_seeds(model, silent, a=0, b=1, frames=17, steps=5)
+        interpolate(model, silent, a=0, b=1, frames=17, steps=5)
 
 
 def test_inpainting_keeps_what_is_not_painted(model):
@@ -127,9 +127,11 @@ def test_watching_yields_progress_and_then_the_result():
             time.sleep(0.2)
         return "done"
 
-    *progress, last = watch(run)
-    assert isinstance(last, Result)
-    assert last.value == "done"
+    progress, watching = [], watch(run)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            progress.append(next(watching))
+    assert end.value.value == "done"
     assert [each.done for each in progress] == sorted({each.done for each in progress})
     assert progress
 
@@ -164,6 +166,6 @@ def test_limits_follow_the_model():
     large = Limits().within(time_steps=50, height=512, width=512)
     assert (large.images, large.steps, large.frames, large.inpainting_steps) == (16, 50, 16, 50)
     assert Limits(images=8).within(1000, 32, 32).images == 8
-    assert whole("Seed", 3.0, 0, 5) == 3
+    assert whole_number("Seed", 3.0, 0, 5) == 3
     with pytest.raises(UserError, match="possible is a whole number from 0 to 5"):
-        whole("Seed", True, 0, 5)
+        whole_number("Seed", True, 0, 5)

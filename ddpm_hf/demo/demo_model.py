@@ -1,4 +1,4 @@
-"""The model behind the page: its pipeline, what its card says, and how it fared."""
+"""The model behind the page: its pipeline, its card, and the metrics of its evaluations."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from PIL import Image
 from ddpm_hf.checkpoints.fetch import HubAddress, download, read_head
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.data.decoding import open_image
-from ddpm_hf.demo.limits import Limits
+from ddpm_hf.demo.visitor_input import Limits
 from ddpm_hf.hub.card import make_card, split_card
 from ddpm_hf.hub.export import find_pipeline
 from ddpm_hf.hub.facts import METRICS, gather_facts
@@ -26,24 +26,24 @@ from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offlin
 CARD, PICTURE = "README.md", "samples.png"
 MAX_FILE_BYTES = 16 * 2**20
 MAX_EVALUATIONS = 20
-LEFT_OUT = re.compile(
+NOT_SHOWN = re.compile(
     r"<!-- ddpm-hf:(samples|results) .*?<!-- /ddpm-hf:\1 -->|<!--.*?-->|!\[[^\]]*\]\([^)]*\)|<img\b[^>]*>", re.DOTALL
 )
-"""Of a card: pictures, which could come from anywhere, and the generated sections that the page has in its own way."""
+"""Parts of a card: pictures, which could come from anywhere, and generated sections that the page shows itself."""
 
 
 @dataclass
 class DemoModel:
-    """A loaded model and all that the page tells of it.
+    """A loaded model and everything that the page shows of it.
 
     Attributes:
-        name: folder or Hub id, as it was given.
+        name: folder or Hub id, as the user gave it.
         pipeline: on its device.
         weights: a hash of the network's weights.
         limits: of a visitor's requests.
         card: Markdown without metadata and pictures; empty if there is none.
-        evaluations: figures of each evaluation by its name, the newest first.
-        picture: samples that its run left.
+        evaluations: metrics of each evaluation by its name, the newest first.
+        picture: samples from the end of its run.
     """
 
     name: str
@@ -56,9 +56,14 @@ class DemoModel:
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """The name of the folder, or the Hub id."""
         folder = Path(self.name).expanduser()
         return folder.resolve().name if folder.is_dir() else self.name
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name and weights, for the settings of an image."""
+        return {"model": self.name, "weights": self.weights}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -68,7 +73,7 @@ class DemoModel:
 
     @property
     def channels(self) -> int:
-        """Of its images."""
+        """Channels of its images."""
         return int(self.pipeline.unet.config.in_channels)
 
     @property
@@ -83,37 +88,39 @@ class DemoModel:
 
     @property
     def num_labels(self) -> int | None:
-        """Of a class-conditional model, with the one that stands for no class."""
+        """Labels of a class-conditional model, including the one for no class; None for another model."""
         labels = self.pipeline.unet.config.num_class_embeds
         return None if labels is None else int(labels)
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the network and its process are, for a person."""
+        """The network and its process, for a person."""
         network, scheduler = self.pipeline.unet, self.pipeline.scheduler.config
         height, width = self.size
-        own = {
+        facts = {
             "Images": f"{width}x{height}, {'gray' if self.channels == 1 else 'RGB'}",
             "Parameters": f"{sum(each.numel() for each in network.parameters()):,}",
             "Channels by level": ", ".join(map(str, network.config.block_out_channels)),
             "Time steps": f"{self.time_steps:,}",
             "Betas": f"{scheduler.beta_schedule}",
             "Predicts": f"{scheduler.prediction_type}",
-            "Reverse variance": f"{scheduler.get('variance_type', 'that of its sampler')}",
+            "Reverse variance": f"{scheduler.get('variance_type', 'set by its sampler')}",
             "Weights": self.weights,
         }
-        return own if self.num_labels is None else own | {"Labels": f"{self.num_labels}, the last of them: no class"}
+        if self.num_labels is not None:
+            facts["Labels"] = f"{self.num_labels}, the last of them: no class"
+        return facts
 
 
 def load_model(name: str, limits: Limits | None = None) -> DemoModel:
-    """Load a model and what is known of it; no code of a repository is run.
+    """Load a model, its card and its metrics; no code of a repository is run.
 
     Args:
         name: folder of a saved pipeline or a run, or an id on the Hub, as user/name or user/name@REVISION.
-        limits: of a visitor's requests, before the model's own.
+        limits: of a visitor's requests; those that follow from the model are added.
 
     Raises:
-        UserError: there is no such model, or its images are not gray or RGB.
+        UserError: if there is no such model, or its images are not gray or RGB.
     """
     pipeline = load_pipeline(name)
     pipeline.set_progress_bar_config(disable=True)
@@ -134,7 +141,7 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
 
 
 def _describe_folder(model: DemoModel, folder: Path) -> None:
-    """A card that lies there, or else the one that a push would write."""
+    """Read the card in the folder, or else make the one that a push would write."""
     files = {name: folder / name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()}
     _describe(model, files)
     _read_evaluations(model, folder)
@@ -161,34 +168,34 @@ def _describe_repository(model: DemoModel, address: HubAddress) -> None:
 def _describe(model: DemoModel, files: dict[str, Path]) -> None:
     if CARD in files:
         model.card = plain_card(files[CARD].read_text(encoding="utf-8", errors="replace"))
-    if results := _read_figures(files.get(METRICS)):
+    if results := _read_metrics(files.get(METRICS)):
         model.evaluations[METRICS] = results
-    with suppress(ValueError):  # what is damaged is not shown; sampling does not need it
+    with suppress(ValueError):  # a damaged picture is not shown
         model.picture = open_image(files[PICTURE]) if PICTURE in files else None
 
 
 def _read_evaluations(model: DemoModel, folder: Path) -> None:
-    """Those below the folder of a run, whose newest lies at its top as well."""
+    """Read the evaluations of a run folder; the newest is at its top as well."""
     files = sorted(folder.glob("evaluation/**/metrics.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    found = {str(file.parent.relative_to(folder / "evaluation")): _read_figures(file) for file in files}
+    found = {str(file.parent.relative_to(folder / "evaluation")): _read_metrics(file) for file in files}
     shown = dict([(name, results) for name, results in found.items() if results][:MAX_EVALUATIONS])
     top = {name: results for name, results in model.evaluations.items() if results not in shown.values()}
     model.evaluations = top | shown
 
 
-def _read_figures(file: Path | None) -> list[Result]:
-    """The finite figures of a metrics.json; none, if it is damaged or there is no file."""
+def _read_metrics(file: Path | None) -> list[Result]:
+    """The finite metrics of a metrics.json; none if it is damaged or missing."""
     if file is None:
         return []
     try:
-        figures: Any = json.loads(file.read_text(encoding="utf-8"))
-        return [each for each in read_results(figures) if is_finite(each)]
+        report: Any = json.loads(file.read_text(encoding="utf-8"))
+        return [each for each in read_results(report) if is_finite(each)]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return []
 
 
 def plain_card(card: str) -> str:
-    """The text of a model card without its metadata and its pictures, which would be fetched from anywhere.
+    """The text of a model card without its metadata and its pictures, which the browser would fetch from anywhere.
 
     Args:
         card: README.md of a repository.
@@ -197,4 +204,4 @@ def plain_card(card: str) -> str:
         _, body = split_card(card)
     except UserError:
         body = card
-    return re.sub(r"\n{3,}", "\n\n", LEFT_OUT.sub("", body)).strip()
+    return re.sub(r"\n{3,}", "\n\n", NOT_SHOWN.sub("", body)).strip()

@@ -1,0 +1,129 @@
+"""What a visitor may ask for and upload, checked so that a page on a public address stays within one machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_hf.data.decoding import Transform, open_image
+from ddpm_hf.runtime.errors import UserError
+
+MAX_SEED = 2**32 - 1
+
+MAX_PIXELS_AT_ONCE = 2**22
+"""In all images of one request: 64 at 256x256."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest request.
+
+    Attributes:
+        images: drawn at once.
+        steps: of denoising, per image.
+        frames: of an interpolation.
+        variants: of an inpainted image.
+        inpainting_steps: of denoising; RePaint takes each of them ten times.
+        upload_bytes: of one uploaded file.
+        upload_pixels: of one uploaded image, checked before it is decoded.
+        waiting: requests in the queue; one is worked on at a time.
+    """
+
+    images: int = 64
+    steps: int = 1000
+    frames: int = 16
+    variants: int = 16
+    inpainting_steps: int = 250
+    upload_bytes: int = 10 * 2**20
+    upload_pixels: int = 2**24
+    waiting: int = 20
+
+    def within(self, time_steps: int, height: int, width: int) -> "Limits":
+        """The limits for a model with this number of time steps and images of this size."""
+        at_once = max(MAX_PIXELS_AT_ONCE // (height * width), 2)
+        return replace(
+            self,
+            images=min(self.images, at_once),
+            steps=min(self.steps, time_steps),
+            frames=min(self.frames, at_once),
+            variants=min(self.variants, at_once),
+            inpainting_steps=min(self.inpainting_steps, time_steps),
+        )
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """Read a whole number that a visitor gives.
+
+    Args:
+        name: of the field, for the message.
+        value: what the page sent.
+        low: least.
+        high: greatest.
+
+    Raises:
+        UserError: if it is not one, or outside the limits.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or value != int(value):
+        given = "nothing" if value is None else f"{value:,}" if is_number else repr(value)
+        raise UserError(f"{name}: given {given}; possible is a whole number from {low:,} to {high:,}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """Read a number that a visitor gives; see `whole_number`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{name}: given {'nothing' if value is None else value}; possible is {low:g} to {high:g}")
+    return float(value)
+
+
+def read_upload(file: str | Path | None, size: tuple[int, int], mode: str, limits: Limits) -> Image.Image | None:
+    """Open an uploaded file and crop its centre to the model's size.
+
+    Args:
+        file: as the page stored it; None if nothing was uploaded.
+        size: height and width of the model's images.
+        mode: PIL's mode of them, L or RGB.
+        limits: of bytes and pixels, checked before the image is decoded.
+
+    Raises:
+        UserError: if it is too large, or not an image.
+    """
+    if file is None:
+        return None
+    file = Path(file)
+    if file.stat().st_size > limits.upload_bytes:
+        raise UserError(f"Image: the file has {file.stat().st_size:,} bytes; at most {limits.upload_bytes:,} are read")
+    try:
+        with Image.open(file) as unread:
+            across, down = unread.size
+        if across * down > limits.upload_pixels:
+            raise UserError(f"Image: {across} x {down} pixels; at most {limits.upload_pixels:,} in all are decoded")
+        opened = open_image(file)
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError("Image: the uploaded file cannot be read as an image; try a PNG or JPEG") from error
+    side = max(size)
+    square = Transform(side, len(mode))(opened).transpose(1, 2, 0)
+    image = Image.fromarray(square[:, :, 0] if mode == "L" else square)
+    left, top = (side - size[1]) // 2, (side - size[0]) // 2
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def read_mask(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
+    """Turn what was painted into a mask of the model's size: white where at least half of a pixel is covered.
+
+    Args:
+        layers: of the editor, painted where they are not transparent.
+        size: height and width of the model's images.
+    """
+    height, width = size
+    covered = np.zeros((height, width), dtype=np.float32)
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A").point(lambda level: 255 if level else 0)
+        covered = np.maximum(covered, np.asarray(alpha.resize((width, height), Image.Resampling.BOX), np.float32))
+    return Image.fromarray(np.where(covered >= 127.5, 255, 0).astype(np.uint8))
