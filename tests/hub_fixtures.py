@@ -1,6 +1,5 @@
 """A loopback Hub, in this process for speed, and programs in processes of their own that know no other Hub."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,19 +10,17 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import tiny
-import torch
-import yaml
 from huggingface_hub import constants
 from loopback import LoopbackHub
 from loopback.server import TOKEN
 from PIL import Image
 from processes import HIDE_DDPM_HF
-from safetensors.torch import save_file
+from sklearn.datasets import load_digits
 
-from ddpm_hf.checkpoints.environment import record_environment
-from ddpm_hf.checkpoints.format import write_checkpoint
+from ddpm_hf.config import load_config
+from ddpm_hf.evaluation.programs import evaluate_once
 from ddpm_hf.runtime.hub_client import HubClient, RetryPolicy
+from ddpm_hf.training.trainer import Trainer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -93,61 +90,32 @@ def run_python(environment: dict[str, str], tmp_path: Path) -> Callable[..., sub
     return run
 
 
-def _make_run(folder: Path) -> None:
-    """Write what a finished run of 6 updates leaves, two checkpoints included, with paths of this machine in it."""
-    pipeline = tiny.pipeline()
-    config = {
-        "seed": 3,
-        "output_dir": str(folder),
-        "dataset": {"name": "/home/ada/data/faces", "split": "train"},
-        "training": {"batch_size": 8, "learning_rate": 1e-3, "optimizer": "adam", "ema_decay": 0.999},
-        "hub": {"repo_id": "ada/digits", "license": "apache-2.0"},
-    }
-
-    def write(step: int) -> Callable[[Path], None]:
-        def fill(checkpoint: Path) -> None:
-            pipeline.save_pretrained(checkpoint)
-            state = checkpoint / "training_state"
-            state.mkdir()
-            for name in ("network", "optimizer", "timestep_sampler"):
-                save_file({"x": torch.full((64,), float(step))}, state / f"{name}.safetensors")
-            (state / "progress.json").write_text(json.dumps({"step": step, "seconds": 61.0 * step, "config": config}))
-
-        return fill
-
-    for step in (4, 6):
-        write_checkpoint(folder / "checkpoints", step, write(step), keep=2)
-    pipeline.save_pretrained(folder)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "metrics.jsonl").write_text('{"step": 3, "seconds": 3}\n{"step": 6, "loss": 0.5, "seconds": 7384.2}\n')
-    (folder / "previews").mkdir()
-    for name in ("samples", "denoising", "loss", "previews/step-4"):
-        Image.new("L", (8, 8), len(name)).save(folder / f"{name}.png")
-    (folder / "train.log").write_text("/home/ada said hello")
-    (folder / "optimizer.pt").write_bytes(b"pickled")
-    (folder / ".lock").write_text("1")
-    record_environment(folder)
-    figures = {
-        "metrics": {"fid": {"value": 31.5, "std": 0.25}, "inception_score": 2.0, "kid": float("nan")},
-        "protocol": {
-            "n_samples": 2000,
-            "sampler": "ddpm",
-            "num_inference_steps": 10,
-            "seed": 0,
-            "extractor": "digits-classifier",
-            "reference": "train",
-        },
-        "folder": "/home/ada/runs/digits",
-    }
-    (folder / "metrics.json").write_text(json.dumps(figures))
+RUN = """
+seed: 3
+model_config: {time_steps: 20, image_size: 8, image_channels: 1, hidden_channels: 4, channel_multipliers: [1, 1],
+  attention_levels: [], norm_groups: 2}
+training: {num_steps: 6, batch_size: 8, learning_rate: 1e-3, mixed_precision: "no", checkpoint_every: 2,
+  checkpoints_to_keep: 2, preview_every: 4, num_preview_images: 1}
+benchmark: {n_samples: 70, batch_size: 70, features: digits, save_samples: false, allow_few_samples: true,
+  metrics: {ssim: false, psnr: false, bits_per_dim: false}}
+"""
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    folder.mkdir()
-    _make_run(folder)
-    return folder
+    """A run of 6 updates on a folder of images, trained, evaluated and then littered with files of its user."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "faces").mkdir()
+    for number, image in enumerate(load_digits().images[:100]):
+        Image.fromarray((image * 15).astype("uint8")).save(folder / "faces" / f"{number}.png")
+    (folder / "tiny.yaml").write_text(RUN)
+    run = folder / "digits"
+    config = load_config(folder / "tiny.yaml", [f"output_dir={run}", f"dataset.name={folder / 'faces'}"])
+    Trainer(config).train()
+    evaluate_once(run, config)
+    (run / "train.log").write_text("/home/ada said hello")
+    (run / "optimizer.pt").write_bytes(b"pickled")
+    return run
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import fsync
-from ddpm_hf.runtime.hashes import sha256
+from ddpm_hf.runtime.hashes import Content, sha256, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +130,27 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
     return final
 
 
-def make_manifest(files: dict[str, Path]) -> str:
-    """The text of a manifest of files, given by their path in the checkpoint."""
-    hashed = {path: {"size": file.stat().st_size, "sha256": sha256(file)} for path, file in sorted(files.items())}
+def make_manifest(files: Mapping[str, Content], known: Mapping[str, str] | None = None) -> str:
+    """The text of a manifest.
+
+    Args:
+        files: by path in the checkpoint.
+        known: SHA-256 of files that need not be hashed again, by path.
+    """
+    hashed = {
+        path: {"size": size_of(content), "sha256": (known or {}).get(path) or sha256(content)}
+        for path, content in sorted(files.items())
+    }
     return json.dumps({"files": hashed}, indent=2)
+
+
+def read_manifest(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint, by path; empty for a folder without a readable manifest."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return {name: entry["sha256"] for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def list_checkpoints(root: Path) -> list[Path]:

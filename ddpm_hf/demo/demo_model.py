@@ -1,29 +1,29 @@
 """The model behind the page: its pipeline, its card, and the metrics of its evaluations."""
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from PIL import Image
 
 from ddpm_hf.checkpoints.fetch import HubAddress, download, read_head
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.visitor_input import Limits
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import make_card, split_card
 from ddpm_hf.hub.export import find_pipeline
-from ddpm_hf.hub.facts import METRICS, gather_facts
-from ddpm_hf.hub.results import Result, is_finite, read_results
+from ddpm_hf.hub.model_info import gather_model_info
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.images import PIL_MODES
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
 
-CARD, PICTURE = "README.md", "samples.png"
+CARD = "README.md"
+METRICS, PICTURE = RunFolder("").report.name, RunFolder("").samples.name
 MAX_FILE_BYTES = 16 * 2**20
 MAX_EVALUATIONS = 20
 NOT_SHOWN = re.compile(
@@ -42,7 +42,7 @@ class DemoModel:
         weights: a hash of the network's weights.
         limits: of a visitor's requests.
         card: Markdown without metadata and pictures; empty if there is none.
-        evaluations: metrics of each evaluation by its name, the newest first.
+        evaluations: the report of each evaluation by its name, the newest first.
         picture: samples from the end of its run.
     """
 
@@ -51,7 +51,7 @@ class DemoModel:
     weights: str
     limits: Limits
     card: str = ""
-    evaluations: dict[str, list[Result]] = field(default_factory=dict)
+    evaluations: dict[str, Report] = field(default_factory=dict)
     picture: Image.Image | None = None
 
     @property
@@ -147,8 +147,8 @@ def _describe_folder(model: DemoModel, folder: Path) -> None:
     _read_evaluations(model, folder)
     if not model.card:
         name = str(folder) if folder.name else folder.resolve().name
-        facts = gather_facts(folder, find_pipeline(folder), name, "main", files, None)
-        model.card = plain_card(make_card(facts))
+        info = gather_model_info(folder, find_pipeline(folder), name, "main", files, None)
+        model.card = plain_card(make_card(info))
 
 
 def _describe_repository(model: DemoModel, address: HubAddress) -> None:
@@ -168,30 +168,28 @@ def _describe_repository(model: DemoModel, address: HubAddress) -> None:
 def _describe(model: DemoModel, files: dict[str, Path]) -> None:
     if CARD in files:
         model.card = plain_card(files[CARD].read_text(encoding="utf-8", errors="replace"))
-    if results := _read_metrics(files.get(METRICS)):
-        model.evaluations[METRICS] = results
+    if METRICS in files and (report := _read_report(files[METRICS])):
+        model.evaluations[METRICS] = report
     with suppress(ValueError):  # a damaged picture is not shown
         model.picture = open_image(files[PICTURE]) if PICTURE in files else None
 
 
 def _read_evaluations(model: DemoModel, folder: Path) -> None:
-    """Read the evaluations of a run folder; the newest is at its top as well."""
-    files = sorted(folder.glob("evaluation/**/metrics.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    found = {str(file.parent.relative_to(folder / "evaluation")): _read_metrics(file) for file in files}
-    shown = dict([(name, results) for name, results in found.items() if results][:MAX_EVALUATIONS])
-    top = {name: results for name, results in model.evaluations.items() if results not in shown.values()}
+    """The evaluations in the folder of a run; the newest one's report is a file of the run folder, too."""
+    below = RunFolder(folder).evaluation
+    files = sorted(below.glob(f"**/{METRICS}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = {str(file.parent.relative_to(below)): _read_report(file) for file in files}
+    shown = dict([(name, report) for name, report in found.items() if report][:MAX_EVALUATIONS])
+    top = {name: report for name, report in model.evaluations.items() if report not in shown.values()}
     model.evaluations = top | shown
 
 
-def _read_metrics(file: Path | None) -> list[Result]:
-    """The finite metrics of a metrics.json; none if it is damaged or missing."""
-    if file is None:
-        return []
+def _read_report(file: Path) -> Report | None:
+    """The report in a file; None if it is damaged."""
     try:
-        report: Any = json.loads(file.read_text(encoding="utf-8"))
-        return [each for each in read_results(report) if is_finite(each)]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return []
+        return Report.read(file)
+    except UserError:
+        return None
 
 
 def plain_card(card: str) -> str:

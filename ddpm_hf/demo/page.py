@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.tabs import HOUR, generate_tab, inpaint_tab, interpolate_tab
-from ddpm_hf.hub.results import Result as Metric
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.pipelines.pictures import schedule_curves
 from ddpm_hf.runtime.markdown import markdown_table
 
@@ -97,22 +97,19 @@ def _model_tab(model: DemoModel) -> None:
                 options = f"--config {config}" if config.exists() else f"--model {model.name} --config …"
                 command = f"python training/eval.py {options}"
                 gr.Markdown(f"### Evaluation\n\nNo metrics yet. This command computes them:\n\n    {command}")
-            for index, (name, metrics) in enumerate(model.evaluations.items()):
+            for index, (name, report) in enumerate(model.evaluations.items()):
                 if index == 0:
-                    gr.Markdown(f"### Evaluation\n\n{_metrics_table(metrics)}\n\nFrom `{name}`.")
+                    gr.Markdown(f"### Evaluation\n\n{_metrics_table(report)}\n\nFrom `{name}`.")
                     continue
                 with gr.Accordion(f"Earlier: {name}", open=False):
-                    gr.Markdown(_metrics_table(metrics))
+                    gr.Markdown(_metrics_table(report))
         with gr.Column(scale=3, min_width=360):
             gr.Markdown(model.card or "*The model has no card.*", elem_classes="ddpm-card")
 
 
-def _metrics_table(metrics: list[Metric]) -> str:
-    rows = []
-    for each in metrics:
-        std = "" if each.spread is None else f" ± {each.spread:.3g}"
-        samples, steps = (str(each.protocol[name]) for name in ("samples", "steps"))
-        rows.append((each.title, f"{each.value:.4g}{std}", samples, steps))
+def _metrics_table(report: Report) -> str:
+    samples, steps = f"{report.sampling.n_samples:,}", f"{report.sampling.num_inference_steps:,}"
+    rows = [(each.name, str(each), samples, steps) for each in report.metrics.values() if each.value is not None]
     return markdown_table(("Metric", "Value", "Images", "Steps"), rows)
 
 

@@ -1,51 +1,77 @@
-"""The model card: written from the facts of a run, again and again, around what people have written in it.
+"""The model card: rendered from a template, and merged with what people have written into the card on the Hub.
 
-Every section that is generated stands between two marks, the first with a hash of its text. A section whose text no
-longer has that hash was edited by a person and stays as it is, as does everything outside of the marks and every key
-of the metadata that is not ours.
+Each generated section stands between two marks, the first of which holds a hash of its text. A section whose text no
+longer has that hash was edited by a person. It stays as it is, like everything outside of the marks and every key of
+the metadata that is not ours.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ddpm_hf.hub.card_sections import sections
-from ddpm_hf.hub.facts import Facts
-from ddpm_hf.hub.results import is_finite
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.evaluation.report import Report
+from ddpm_hf.hub.model_info import CONFIG, ModelInfo
+from ddpm_hf.hub.sanitize import sanitize
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.markdown import markdown_table
 
+TEMPLATE = Path(__file__).with_name("model_card.md")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-SECTION = re.compile(r"<!-- ddpm-hf:([a-z]+) ([0-9a-f]{8}) -->\r?\n(.*?)\r?\n<!-- /ddpm-hf:\1 -->", re.DOTALL)
+SECTION = re.compile(r"<!-- ddpm-hf:([a-z]+)(?: ([0-9a-f]{8}))? -->\r?\n(.*?)\r?\n<!-- /ddpm-hf:\1 -->", re.DOTALL)
 
 TASK = "unconditional-image-generation"
-TAGS = ("ddpm", "diffusers", "ddpm-hf", TASK)
+TAGS = ["ddpm", "diffusers", "ddpm-hf", TASK]
 UNKNOWN_LICENSE = "unknown"
 
+CAPTIONS = {
+    RunFolder("").samples.name: "Samples, not selected.",
+    RunFolder("").denoising.name: "From noise (left) to images (right).",
+}
 
-def make_card(facts: Facts, old: str | None = None) -> str:
+
+def make_card(info: ModelInfo, old: str | None = None) -> str:
     """Write a model card.
 
     Args:
-        facts: what it tells.
-        old: the card that there is; what people wrote in it is kept.
+        info: what the card says.
+        old: the card in the repository; what people wrote into it is kept.
 
     Raises:
         UserError: if the metadata of the old card cannot be read.
     """
-    metadata, body = split_card(old or "")
-    front = yaml.safe_dump(_metadata(facts, metadata), sort_keys=False, allow_unicode=True, width=10_000)
-    return f"---\n{front}---\n\n{_body(sections(facts), body)}"
+    old_metadata, old_body = split_card(old or "")
+    report = info.report
+    card = ModelCard.from_template(
+        _card_data(info, old_metadata),
+        template_path=str(TEMPLATE),
+        info=info,
+        dataset=_dataset(info),
+        pictures={name: caption for name, caption in CAPTIONS.items() if name in info.files},
+        revision="" if info.revision == "main" else f', revision="{info.revision}"',
+        results=_results(report) if report else None,
+        warnings=[sanitize(warning) for warning in report.warnings] if report else [],
+        training=_training(info),
+        config_file=CONFIG,
+    )
+    metadata, body = split_card(str(card))
+    others = [each for each in _as_list(old_metadata.get("model-index")) if not _is_named(each, info.name)]
+    if index := [*metadata.pop("model-index", []), *others]:
+        metadata["model-index"] = index
+    kept = {key: value for key, value in old_metadata.items() if key not in (*metadata, "model-index")}
+    front = yaml.safe_dump({**metadata, **kept}, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{front}---\n\n{_merge(body, old_body)}\n"
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """The metadata of a card, and its text.
+    """Split a card into its metadata and its text.
 
     Raises:
-        UserError: if the metadata is no YAML table.
+        UserError: if the metadata is not a YAML mapping.
     """
     match = FRONT_MATTER.match(card)
     if match is None:
@@ -54,23 +80,25 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
         metadata = yaml.safe_load(match[1]) or {}
     except yaml.YAMLError as error:
         raise UserError(
-            f"README.md in the repository has metadata that is no YAML: {error}; mend it on the Hub"
+            f"README.md in the repository has metadata that is not YAML: {error}; correct it on the Hub"
         ) from None
     if not isinstance(metadata, dict):
-        raise UserError("README.md in the repository has metadata that is no table of keys; mend it on the Hub")
+        raise UserError("README.md in the repository has metadata that is not a mapping; correct it on the Hub")
     return metadata, card[match.end() :].lstrip("\r\n")
 
 
-def _body(new: Mapping[str, str], old: str) -> str:
+def _merge(new: str, old: str) -> str:
+    """Renew the sections of the old text that nobody has edited; a text without sections comes before all new ones."""
+    sections = {match[1]: match[3].strip() for match in SECTION.finditer(new)}
     if not SECTION.search(old):
-        fresh = "\n\n".join(_marked(name, text) for name, text in new.items())
-        return f"{old.rstrip()}\n\n{fresh}\n" if old.strip() else f"{fresh}\n"
+        fresh = [_marked(name, text) for name, text in sections.items()]
+        return "\n\n".join([*([old.rstrip()] if old.strip() else []), *fresh])
 
     def renew(match: re.Match[str]) -> str:
         name, written, text = match[1], match[2], match[3]
-        return _marked(name, new[name]) if name in new and _hash(text) == written else match[0]
+        return _marked(name, sections[name]) if name in sections and _hash(text) == written else match[0]
 
-    return SECTION.sub(renew, old)
+    return SECTION.sub(renew, old).rstrip("\n")
 
 
 def _marked(name: str, text: str) -> str:
@@ -81,42 +109,114 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.replace("\r\n", "\n").strip().encode()).hexdigest()[:8]
 
 
-def _metadata(facts: Facts, old: dict[str, Any]) -> dict[str, Any]:
-    conditional = ("class-conditional",) if facts.num_classes else ()
-    new: dict[str, Any] = {
-        "license": facts.license or old.get("license") or UNKNOWN_LICENSE,
-        "library_name": "diffusers",
-        "pipeline_tag": TASK,
-        "tags": _union(TAGS + conditional, old.get("tags")),
-    }
-    if facts.dataset_on_hub or old.get("datasets"):
-        new["datasets"] = _union([facts.dataset_on_hub] if facts.dataset_on_hub else [], old.get("datasets"))
-    others = [each for each in _as_list(old.get("model-index")) if not _is_named(each, facts.name)]
-    if index := _model_index(facts) + others:
-        new["model-index"] = index
-    ours = {*new, "model-index"}
-    return {**new, **{key: value for key, value in old.items() if key not in ours}}
+def _card_data(info: ModelInfo, old: dict[str, Any]) -> ModelCardData:
+    """The metadata: ours, joined with the tags, datasets and license of the old card."""
+    ours = [*TAGS, *(["class-conditional"] if info.num_classes else [])]
+    datasets = _union([info.dataset] if info.dataset_revision else [], old.get("datasets"))
+    return ModelCardData(
+        license=info.license or old.get("license") or UNKNOWN_LICENSE,
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=_union(ours, old.get("tags")),
+        datasets=datasets or None,
+        model_name=info.name,
+        eval_results=_eval_results(info, info.report) if info.report else None,
+    )
 
 
-def _model_index(facts: Facts) -> list[dict[str, Any]]:
+def _eval_results(info: ModelInfo, report: Report) -> list[EvalResult] | None:
     results = [
         EvalResult(
             task_type=TASK,
             task_name="Image generation",
-            dataset_type=facts.dataset_on_hub or re.sub(r"[^\w./-]", "-", facts.dataset),
-            dataset_name=facts.dataset,
-            metric_type=result.name,
-            metric_value=result.value,
-            metric_name=result.title,
-            metric_args=result.protocol if result.spread is None else {**result.protocol, "std": result.spread},
+            dataset_type=info.dataset if info.dataset_revision else re.sub(r"[^\w./-]", "-", info.dataset),
+            dataset_name=info.dataset,
+            metric_type=key,
+            metric_value=metric.value,
+            metric_name=metric.name,
+            metric_args={**_protocol(report), **({} if metric.std is None else {"std": metric.std})},
         )
-        for result in facts.results
-        if is_finite(result)
+        for key, metric in report.metrics.items()
+        if metric.value is not None
     ]
-    return eval_results_to_model_index(facts.name, results) if results else []
+    return results or None
 
 
-def _union(ours: Any, theirs: Any) -> list[str]:
+def _results(report: Report) -> str:
+    """The metrics as a table, each with how it was measured."""
+    protocol = _protocol(report)
+    rows = [[metric.name, str(metric), *map(_shown, protocol.values())] for metric in report.metrics.values()]
+    return markdown_table(["Metric", "Value", *(name.capitalize() for name in protocol)], rows)
+
+
+def _protocol(report: Report) -> dict[str, Any]:
+    """How an evaluation measured: values compare only if all of this is the same."""
+    reference = report.reference
+    return {
+        "samples": report.sampling.n_samples,
+        "sampler": report.sampling.sampler,
+        "steps": report.sampling.num_inference_steps,
+        "seed": ", ".join(map(str, report.sampling.seeds)),
+        "extractor": report.features.label,
+        "reference": sanitize(f"{reference.num_images:,} images of {reference.dataset}, split {reference.split}"),
+    }
+
+
+def _training(info: ModelInfo) -> str:
+    """How the model was trained, as a table of what is known."""
+    training, loss = info.config.get("training") or {}, info.config.get("loss_config") or {}
+    weight = loss.get("time_weight_type") if loss.get("use_time_weighting") else "no"
+    rows = {
+        "Data": _dataset(info),
+        "Updates": info.step,
+        "Batch size": training.get("batch_size"),
+        "Optimizer": _joined(
+            training.get("optimizer"), training.get("learning_rate"), (training.get("scheduler") or {}).get("type")
+        ),
+        "EMA decay": training.get("ema_decay"),
+        "Prediction": info.scheduler.get("prediction_type"),
+        "Noise schedule": _joined(info.scheduler.get("beta_schedule"), f"T = {info.num_train_timesteps:,}"),
+        "Loss": _joined(loss.get("loss_type"), f"{weight} time weighting") if loss else None,
+        "Dropout": (info.config.get("model_config") or {}).get("dropout"),
+        "Seed": info.config.get("seed"),
+        "Hardware": _hardware(info.environment),
+        "Time": None if info.seconds is None else _duration(info.seconds),
+        "Software": _joined(
+            *(f"{name} {number}" for name, number in (info.environment.get("versions") or {}).items() if number)
+        ),
+    }
+    return markdown_table(["", ""], [[name, _shown(value)] for name, value in rows.items() if value not in (None, "")])
+
+
+def _dataset(info: ModelInfo) -> str:
+    if info.dataset_revision is None:
+        return info.dataset
+    return f"[{info.dataset}](https://huggingface.co/datasets/{info.dataset}) at {info.dataset_revision[:8]}"
+
+
+def _hardware(environment: dict[str, Any]) -> str | None:
+    gpus, num_processes = environment.get("gpus") or [], environment.get("num_processes", 1)
+    machine = f"{len(gpus)} x {gpus[0]}" if gpus else environment.get("processor")
+    precision = environment.get("mixed_precision")
+    processes = f"{num_processes} processes" if num_processes != 1 else None
+    return machine and _joined(machine, processes, "fp32" if precision in (None, "no") else precision)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _joined(*values: Any) -> str:
+    return ", ".join(_shown(value) for value in values if value not in (None, "", {}))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _union(ours: list[str], theirs: Any) -> list[str]:
     return list(dict.fromkeys([*ours, *map(str, _as_list(theirs))]))
 
 

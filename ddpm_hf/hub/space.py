@@ -9,11 +9,11 @@ import yaml
 from ddpm_hf._version import __version__
 from ddpm_hf.checkpoints.fetch import read_head
 from ddpm_hf.hub.card import split_card
+from ddpm_hf.hub.sanitize import refuse_tokens
 from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push, read_card
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hashes import Content
 from ddpm_hf.runtime.hub_client import HubClient
-from ddpm_hf.runtime.sanitize import refuse_tokens
 
 PACKAGE = Path(__file__).parents[1]
 DISTRIBUTION = "ddpm-hf"
@@ -93,7 +93,7 @@ def space_files(model_id: str, has_gpu: bool = False) -> dict[str, Content]:
         UserError: if it is not known what this library needs.
     """
     app = APP.format(model=model_id, version=__version__).encode()
-    sources = (file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".typed"))
+    sources = (file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".typed", ".md"))
     library: dict[str, Content] = {f"ddpm_hf/{file.relative_to(PACKAGE).as_posix()}": file for file in sources}
     license = PACKAGE.parent / "LICENSE"
     if license.is_file():

@@ -16,13 +16,13 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
 from ddpm_hf.data.sources import pin_dataset
+from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.pictures import learning_rate_curve, schedule_curves
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_process
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.sanitize import portable_config
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.costs import device_bytes, disk_bytes, gigabytes, memory_bytes
 from ddpm_hf.training.learning_rate import learning_rate
@@ -113,7 +113,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> P
 
 def _identity(config: Config, images: ImageSet, accelerator: Accelerator) -> dict[str, Any]:
     """What all processes of a run must have in common; where files lie may differ between machines."""
-    options = portable_config(config.to_dict())
+    options = sanitize_config(config.to_dict())
     options["dataset"] = {name: value for name, value in options["dataset"].items() if name != "cache_dir"}
     looked_at = images.images[:: max(1, len(images) // NUM_COMPARED)]
     return {

@@ -12,9 +12,9 @@ from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data.sources import COMMIT
+from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.nested import diff, merge
-from ddpm_hf.runtime.sanitize import portable_config
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def go_on_with(config: Config, checkpoint: Path) -> Config:
 def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
     """List what has changed since a checkpoint; refuse what may not."""
     fixed = (*FIXED, *FIXED_IN_GAME) if before["loss_config"]["adversarial"]["weight"] else FIXED
-    differences = diff(portable_config(before), portable_config(config.to_dict()))
+    differences = diff(sanitize_config(before), sanitize_config(config.to_dict()))
     changes = {name: f"{name}: {old!r} → {new!r}" for name, (old, new) in differences.items()}
     free = {f"dataset.{name}" for name in FREE}
     refused = [text for name, text in changes.items() if name.startswith(fixed) and name not in free]

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ from ddpm_hf.demo.demo_model import load_model, plain_card
 from ddpm_hf.demo.display import SETTINGS_KEY, canvas, grid, write_zip
 from ddpm_hf.demo.visitor_input import Limits, read_mask, read_upload
 from ddpm_hf.demo.work import Result
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.runtime.errors import UserError
 
 GRAY, RGB = ((8, 8), "L", Limits()), ((8, 8), "RGB", Limits())
+REPORT = Path(__file__).parents[1] / "first_version" / "plain" / "metrics.json"
+"""A report as an evaluation wrote it."""
 
 
 def test_an_upload_becomes_an_image_of_the_model(tmp_path):
@@ -94,11 +99,11 @@ def test_what_is_known_of_a_model_is_told(model, conditional):
 def test_figures_and_samples_of_a_run_are_found(folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    (run / "metrics.json").write_text(json.dumps({"metrics": {"fid": 3.2, "kid": float("nan")}}))
+    shutil.copy(REPORT, run)
     Image.new("L", (20, 20)).save(run / "samples.png")
     (run / "README.md").write_text("# By hand")
     model = load_model(str(run))
-    assert [result.name for result in model.evaluations["metrics.json"]] == ["fid"]
+    assert model.evaluations["metrics.json"] == Report.read(REPORT)
     assert model.picture.size == (20, 20)
     assert model.card == "# By hand"
     (run / "metrics.json").write_text("{")
@@ -109,14 +114,15 @@ def test_figures_and_samples_of_a_run_are_found(folder, tmp_path):
 def test_every_evaluation_of_a_run_is_found_the_newest_first_and_once(folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    for age, (name, figure) in enumerate([("new", 1.0), ("sweep-0/ddim", 2.0), ("step-4", 3.0), ("damaged", None)]):
+    for age, name in enumerate(["new", "sweep-0/ddim", "step-4", "damaged"]):
         file = run / "evaluation" / name / "metrics.json"
-        file.parent.mkdir(parents=True)
-        file.write_text("{" if figure is None else json.dumps({"metrics": {"fid": figure}}))
+        replace(Report.read(REPORT), label=name).write(file)
+        if name == "damaged":
+            file.write_text("{")
         os.utime(file, (1000 - age, 1000 - age))
     shutil.copy(run / "evaluation" / "new" / "metrics.json", run)
     model = load_model(str(run))
     assert list(model.evaluations) == ["new", "sweep-0/ddim", "step-4"]
-    assert [results[0].value for results in model.evaluations.values()] == [1, 2, 3]
-    (run / "metrics.json").write_text('{"metrics": {"fid": 9}}')
+    assert [report.label for report in model.evaluations.values()] == ["new", "sweep-0/ddim", "step-4"]
+    shutil.copy(REPORT, run)
     assert next(iter(load_model(str(run)).evaluations)) == "metrics.json"

@@ -1,95 +1,128 @@
 """The model card: valid, complete, and kind to what people wrote in it."""
 
+import logging
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import make_card, split_card
-from ddpm_hf.hub.facts import gather_facts
-from ddpm_hf.hub.results import read_results
+from ddpm_hf.hub.model_info import gather_model_info
 from ddpm_hf.runtime.errors import UserError
 
 FILES = ("samples.png", "denoising.png", "training_config.yaml", "metrics.json")
+FIRST_VERSION = Path(__file__).parents[1] / "first_version" / "pushed" / "main" / "README.md"
 
 
 def squeezed(text):
-    """Tables are aligned by blanks, which say nothing."""
+    """Without the blanks that align tables."""
     return re.sub(" +", " ", text)
 
 
 @pytest.fixture
-def facts(run):
-    return gather_facts(run, run, "ada/digits", "main", FILES, "apache-2.0")
+def info(run):
+    return gather_model_info(run, run, "ada/digits", "main", FILES, "apache-2.0")
 
 
-def test_the_metadata_is_the_hubs(facts):
-    data = ModelCard(make_card(facts)).data
+def test_the_metadata_is_the_hubs(info):
+    data = ModelCard(make_card(info)).data
     assert data.license == "apache-2.0"
     assert data.library_name == "diffusers"
     assert data.pipeline_tag == "unconditional-image-generation"
     assert {"ddpm", "diffusers"} <= set(data.tags)
 
 
-def test_every_figure_comes_with_its_protocol(facts):
-    metadata, text = split_card(make_card(facts))
+def test_every_metric_of_the_report_comes_with_its_protocol(info, run):
+    report = Report.read(RunFolder(run).report)
+    metadata, text = split_card(make_card(info))
     name, results = model_index_to_eval_results(metadata["model-index"])
     assert name == "digits"
-    figures = {result.metric_type: result for result in results}
-    assert set(figures) == {"fid", "inception_score"}  # what is not a number stays out of the index
-    assert figures["fid"].metric_value == 31.5
-    protocol = {"samples": 2000, "sampler": "ddpm", "steps": 10, "seed": 0}
-    protocol |= {"extractor": "digits-classifier", "reference": "train"}
-    assert figures["fid"].metric_args == {**protocol, "std": 0.25}
-    assert "| FID | 31.5 ± 0.25 | 2,000 | ddpm | 10 | 0 | digits-classifier | train |" in squeezed(text)
-    assert "| KID | nan |" in squeezed(text)
-    assert "fewer than 10,000 samples" in text
+    found = {result.metric_type: result for result in results}
+    assert found.keys() == {key for key, metric in report.metrics.items() if metric.value is not None}
+    distance = report.metrics["frechet_distance"]
+    protocol = {"samples": 70, "sampler": "ddpm", "steps": 20, "seed": "3", "extractor": "digits classifier"}
+    reference = f"{report.reference.num_images} images of faces, split train"
+    assert found["frechet_distance"].metric_value == distance.value
+    assert found["frechet_distance"].metric_args.items() >= (protocol | {"reference": reference}).items()
+    row = f"| FD (digits classifier) | {distance} | 70 | ddpm | 20 | 3 | digits classifier | {reference} |"
+    assert row in squeezed(text)
 
 
-def test_a_figure_without_a_protocol_says_so():
-    (result,) = read_results({"fid": 3.0})
-    assert set(result.protocol.values()) == {"not recorded"}
+def test_what_must_not_be_read_into_the_metrics_is_said(info):
+    """Few samples, and features other than Inception's, in the words of the report."""
+    limits = make_card(info).split("## Limits")[1]
+    assert info.report.warnings
+    assert all(f"- {warning}" in limits for warning in info.report.warnings)
+    assert "70 samples, fewer than 10,000" in limits
 
 
-def test_it_tells_the_training_hardware_and_time(facts):
-    text = squeezed(make_card(facts))
+def test_a_metric_without_a_value_says_why_and_stays_out_of_the_index(info):
+    failed = replace(info.report.metrics["frechet_distance"], value=None, std=None, problem="too few images")
+    report = replace(info.report, metrics={"frechet_distance": failed})
+    metadata, text = split_card(make_card(replace(info, report=report)))
+    assert "| too few images |" in squeezed(text)
+    assert "model-index" not in metadata
+
+
+def test_a_report_that_cannot_be_read_is_said_and_left_out(run, caplog):
+    RunFolder(run).report.write_text('{"metrics": {"fid": 12.5}}')
+    card = make_card(gather_model_info(run, run, "ada/digits", "main", FILES, None))
+    assert "Not measured yet." in card
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_it_tells_the_training_hardware_and_time(info):
+    text = squeezed(make_card(replace(info, seconds=7384.2)))
+    assert "| Data | faces |" in text
     assert "| Updates | 6 |" in text
+    assert "| Loss | mse, min_snr time weighting |" in text
     assert "| Time | 2 h 3 min |" in text
     assert "| Hardware | " in text
+    assert "| Software | python" in text
     assert "[training_config.yaml](training_config.yaml)" in text
     assert "![Samples, not selected.](samples.png)" in text
     assert "(denoising.png)" in text
     assert "## Limits" in text
 
 
-def test_a_dataset_of_the_hub_is_linked(facts):
-    config = {**facts.config, "dataset": {"name": "ada/faces", "revision": "0123456789abcdef"}}
-    metadata, text = split_card(make_card(replace(facts, config=config)))
+def test_no_line_is_left_over_from_the_template(info):
+    body = split_card(make_card(info))[1]
+    assert "{{" not in body
+    assert "{%" not in body
+    assert not re.search(r"\n\n\n|[ \t]\n", body)
+
+
+def test_a_dataset_of_the_hub_is_linked(info):
+    config = {**info.config, "dataset": {"name": "ada/faces", "revision": "0123456789abcdef"}}
+    metadata, text = split_card(make_card(replace(info, config=config)))
     assert metadata["datasets"] == ["ada/faces"]
     assert "[ada/faces](https://huggingface.co/datasets/ada/faces) at 01234567" in text
 
 
-def test_a_missing_license_is_asked_for_not_invented(facts):
-    card = make_card(replace(facts, license=None))
+def test_a_missing_license_is_asked_for_not_invented(info):
+    card = make_card(replace(info, license=None))
     assert split_card(card)[0]["license"] == "unknown"
     assert "has not stated a license" in card
 
 
-def test_the_same_facts_give_the_same_card(facts):
-    once = make_card(facts)
-    assert make_card(facts, once) == once
+def test_the_same_model_gives_the_same_card(info):
+    once = make_card(info)
+    assert make_card(info, once) == once
 
 
-def test_what_is_written_by_hand_stays(facts):
-    card = make_card(facts)
+def test_what_is_written_by_hand_stays(info):
+    card = make_card(info)
     card = card.replace("license: apache-2.0", "license: cc-by-4.0\nthumbnail: me.png")
     card = card.replace("- ddpm\n", "- ddpm\n- faces\n")
     card = card.replace("<!-- ddpm-hf:use", "My own words.\n\n<!-- ddpm-hf:use")
     card += "\n## Thanks\n\nTo Bob.\n"
-    again = make_card(replace(facts, step=12, license=None), card)
+    again = make_card(replace(info, step=12, license=None), card)
     assert "My own words." in again
     assert again.endswith("## Thanks\n\nTo Bob.\n")
     assert "| Updates | 12 |" in squeezed(again)
@@ -99,65 +132,55 @@ def test_what_is_written_by_hand_stays(facts):
     assert "faces" in metadata["tags"]
 
 
-def test_a_section_that_was_edited_is_left_alone(facts):
-    card = make_card(facts).replace("and has not been checked", "and Bob has checked it; it has not been checked")
-    again = make_card(replace(facts, step=12, results=[]), card)
+def test_a_section_that_was_edited_is_left_alone(info):
+    card = make_card(info).replace("and has not been checked", "and Bob has checked it; it has not been checked")
+    again = make_card(replace(info, step=12, report=None), card)
     assert "Bob has checked it" in again
-    assert "fewer than 10,000 samples" in again  # the edited section, as it was
+    assert "fewer than 10,000" in again  # the edited section, as it was
     assert "Not measured yet." in again
 
 
-def test_a_section_that_was_taken_out_does_not_come_back(facts):
-    card = re.sub(r"<!-- ddpm-hf:limits.*?/ddpm-hf:limits -->", "", make_card(facts), flags=re.DOTALL)
-    assert "## Limits" not in make_card(facts, card)
+def test_a_section_that_was_taken_out_does_not_come_back(info):
+    card = re.sub(r"<!-- ddpm-hf:limits.*?/ddpm-hf:limits -->", "", make_card(info), flags=re.DOTALL)
+    assert "## Limits" not in make_card(info, card)
+
+
+def test_a_card_of_the_first_version_is_renewed(info):
+    old = FIRST_VERSION.read_text(encoding="utf-8").replace("## Limits", "## Limits\n\nMine.")
+    again = make_card(info, old)
+    assert "| Loss | mse, min_snr time weighting |" in squeezed(again)
+    assert "pipeline.py" not in again
+    assert "Mine." in again
+    assert again.count("<!-- ddpm-hf:") == old.count("<!-- ddpm-hf:")
 
 
 @pytest.mark.parametrize(
     "old",
     ["# Mine\n\nHello.\n", "---\nlicense: mit\n---\n\n# Mine\n\nHello.\n", "---\r\nlicense: mit\r\n---\r\n# Mine\r\n"],
 )
-def test_a_card_that_was_there_before_stays_on_top(facts, old):
-    card = make_card(replace(facts, license=None), old)
+def test_a_card_that_was_there_before_stays_on_top(info, old):
+    card = make_card(replace(info, license=None), old)
     assert split_card(card)[1].startswith("# Mine")
     assert "## Results" in card
     assert split_card(card)[0]["license"] == ("mit" if "mit" in old else "unknown")
-    assert make_card(replace(facts, license=None), card) == card
+    assert make_card(replace(info, license=None), card) == card
 
 
-def test_figures_of_others_in_the_index_stay(facts):
+def test_results_of_others_in_the_index_stay(info):
     old = {"model-index": [{"name": "other", "results": []}]}
-    metadata, _ = split_card(make_card(facts, f"---\n{yaml.safe_dump(old)}---\n"))
+    metadata, _ = split_card(make_card(info, f"---\n{yaml.safe_dump(old)}---\n"))
     assert [entry["name"] for entry in metadata["model-index"]] == ["digits", "other"]
 
 
 @pytest.mark.parametrize("front", ["a: [", "- a list"])
-def test_metadata_that_cannot_be_read_is_never_overwritten(facts, front):
-    with pytest.raises(UserError, match="mend it on the Hub"):
-        make_card(facts, f"---\n{front}\n---\nHello")
+def test_metadata_that_cannot_be_read_is_never_overwritten(info, front):
+    with pytest.raises(UserError, match="correct it on the Hub"):
+        make_card(info, f"---\n{front}\n---\nHello")
 
 
-def test_a_class_conditional_model_says_how_to_ask_for_a_class(facts):
-    network = {**facts.network, "num_class_embeds": 11}
-    conditional = replace(facts, network=network, config={**facts.config, "model_config": {"num_classes": 10}})
+def test_a_class_conditional_model_says_how_to_ask_for_a_class(info):
+    network = {**info.network, "num_class_embeds": 11}
+    conditional = replace(info, network=network, config={**info.config, "model_config": {"num_classes": 10}})
     card = make_card(conditional)
-    assert "Classes go from 0 to 9" in card
+    assert "numbered from 0 to 9" in card
     assert "class_labels=[0, 1]" in card
-
-
-def test_the_figures_of_an_evaluation_come_with_how_they_were_measured():
-    report = {
-        "sampling": {"n_samples": 1797, "seeds": [0, 1], "sampler": "ddpm", "num_inference_steps": 100},
-        "features": {"label": "digits classifier"},
-        "reference": {"num_images": 1797, "dataset": "digits", "split": "train"},
-        "metrics": {"frechet_distance": {"name": "FD (digits classifier)", "value": 0.25, "deviation": 0.01}},
-    }
-    (result,) = read_results(report)
-    assert (result.title, result.value, result.spread) == ("FD (digits classifier)", 0.25, 0.01)
-    assert result.protocol == {
-        "samples": 1797,
-        "sampler": "ddpm",
-        "steps": 100,
-        "seed": "0, 1",
-        "extractor": "digits classifier",
-        "reference": "1,797 images of digits, split train",
-    }

@@ -14,7 +14,6 @@ from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.sanitize import portable
 
 WEIGHTS = {
     "model_index.json",
@@ -48,7 +47,7 @@ def test_parts_can_be_left_out(run):
     assert set(package.files) == WEIGHTS
     card = package.make_card(None)
     assert "training_config.yaml" not in card
-    assert "31.5" not in card
+    assert "Not measured yet." in card
     assert "samples.png" not in card
 
 
@@ -127,21 +126,3 @@ def test_the_weights_are_the_file_itself(run):
     weights = pipeline_package(run, SETTINGS, "ada/digits").files["unet/diffusion_pytorch_model.safetensors"]
     with safe_open(weights, "pt") as tensors:
         assert not [name for name in tensors.keys() if "_orig_mod" in name or name.startswith("module.")]  # noqa: SIM118
-
-
-@pytest.mark.parametrize(
-    ("given", "left"),
-    [
-        ("/home/ada/data/faces", "faces"),
-        ("~/data/faces", "faces"),
-        ("C:\\Users\\ada\\faces", "faces"),
-        ("file:///srv/ada/faces", "faces"),
-        ("see /home/ada/x.png, /tmp/y", "see x.png, y"),
-        ("data/faces", "data/faces"),
-        ("ada/faces", "ada/faces"),
-        ("https://huggingface.co/ada/faces", "https://huggingface.co/ada/faces"),
-        ("1/2 and/or 3 / 4", "1/2 and/or 3 / 4"),
-    ],
-)
-def test_of_an_absolute_path_only_its_last_part_stays(given, left):
-    assert portable({"a": [given], "_name_or_path": "/x"}) == {"a": [left]}

@@ -1,4 +1,4 @@
-"""Take out of what is pushed what belongs to one machine or one person: paths, user names, tokens."""
+"""Remove what belongs to one machine or person from files that are pushed: paths, user names, tokens."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,34 +11,34 @@ from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hashes import Content
 
 PATH = re.compile(r"(?<![\w.:/\\-])(?:file://)?(?:~[\w-]*|[A-Za-z]:)?[/\\][\w.~+-][^\s\"'<>|;,()]*")
-"""An absolute path, or one from a home folder, within a text; an address on the web is none."""
+"""An absolute path, or one from a home folder, in a text; a URL does not match."""
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 TEXT_SUFFIXES = (".json", ".yaml", ".md", ".py")
 
 
-def portable(value: Any) -> Any:
-    """A copy of plain values without machine-bound paths: of each absolute one its last part stays.
+def sanitize(value: Any) -> Any:
+    """Copy plain values, with each absolute path reduced to its last part.
 
     Keys `_name_or_path`, which diffusers writes and which hold such paths, are left out.
     """
     if isinstance(value, dict):
-        return {key: portable(each) for key, each in value.items() if key != "_name_or_path"}
+        return {key: sanitize(each) for key, each in value.items() if key != "_name_or_path"}
     if isinstance(value, (list, tuple)):
-        return [portable(each) for each in value]
+        return [sanitize(each) for each in value]
     return _without_paths(value) if isinstance(value, str) else value
 
 
-def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's plain values as they are shared: as `portable`, and without the folder that it wrote to."""
-    return {**portable(dict(config)), "output_dir": None}
+def sanitize_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the plain values of a configuration as `sanitize` does, without its output folder."""
+    return {**sanitize(dict(config)), "output_dir": None}
 
 
 def refuse_tokens(files: Iterable[tuple[str, Content]]) -> None:
-    """Make sure that no text that is to be pushed holds a token.
+    """Raise if a text that is to be pushed holds a token.
 
     Raises:
-        UserError: naming the file, not the token.
+        UserError: naming the file, but not the token.
     """
     own = get_token()
     for path, content in files:

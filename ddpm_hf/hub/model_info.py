@@ -1,0 +1,166 @@
+"""What a model card says of a model, read from its run folder; the same folder always gives the same."""
+
+import json
+import logging
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_hf.checkpoints.environment import read_environment
+from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, Progress
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.checkpoints.safetensors_header import check_weights
+from ddpm_hf.evaluation.report import Report
+from ddpm_hf.hub.sanitize import sanitize, sanitize_config
+from ddpm_hf.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "training_config.yaml"
+"""The name of a run's configuration in a repository."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model.
+
+    Attributes:
+        repo_id: repository that it is pushed to.
+        revision: branch there.
+        config: of the run, sanitized; empty if unknown.
+        network: configuration of the network.
+        scheduler: configuration of the scheduler.
+        num_parameters: of the network.
+        step: updates done; None if unknown.
+        seconds: time spent on them; None if unknown.
+        environment: hardware and versions.
+        report: of its evaluation; None if it was not evaluated.
+        files: names of the files that are pushed.
+        license: in the Hub's spelling; None if unknown.
+        is_finished: False for a checkpoint of a run that goes on.
+    """
+
+    repo_id: str
+    revision: str
+    config: dict[str, Any]
+    network: dict[str, Any]
+    scheduler: dict[str, Any]
+    num_parameters: int
+    step: int | None
+    seconds: float | None
+    environment: dict[str, Any]
+    report: Report | None
+    files: frozenset[str]
+    license: str | None
+    is_finished: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.repo_id.split("/")[-1]
+
+    @property
+    def dataset(self) -> str:
+        """The name of the training data."""
+        return (self.config.get("dataset") or {}).get("name") or "unknown data"
+
+    @property
+    def dataset_revision(self) -> str | None:
+        """The commit of the training data if it is a dataset of the Hub."""
+        return (self.config.get("dataset") or {}).get("revision")
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of a class-conditional model, without the one for no class."""
+        embedded = self.network.get("num_class_embeds")
+        return None if embedded is None else (self.config.get("model_config") or {}).get("num_classes") or embedded
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T."""
+        return int(self.scheduler.get("num_train_timesteps", 1000))
+
+    @property
+    def image_size(self) -> str:
+        """Height and width of the images."""
+        size = self.network.get("sample_size")
+        height, width = (size, size) if isinstance(size, int) else size or ("?", "?")
+        return f"{height}x{width}"
+
+
+def gather_model_info(
+    run: Path, pipeline: Path, repo_id: str, revision: str, files: Collection[str], license: str | None
+) -> ModelInfo:
+    """Read everything that a card says of a model.
+
+    Args:
+        run: the run folder.
+        pipeline: the saved pipeline: the run folder itself, or one of its checkpoints.
+        repo_id: repository that the model is pushed to.
+        revision: branch there.
+        files: names of the files that are pushed; the report is read only if metrics.json is one of them.
+        license: in the Hub's spelling.
+    """
+    folder, is_finished = RunFolder(run), pipeline == run
+    step, seconds = _read_last_line(folder.metrics) if is_finished else _read_progress(pipeline)
+    headers = [check_weights(file) for file in (pipeline / UNET).glob("*.safetensors")]
+    return ModelInfo(
+        repo_id=repo_id,
+        revision=revision,
+        config=read_config(run),
+        network=_read_json(pipeline / UNET_CONFIG),
+        scheduler=_read_json(pipeline / SCHEDULER_CONFIG),
+        num_parameters=sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values()),
+        step=step,
+        seconds=seconds,
+        environment=read_environment(run),
+        report=_read_report(folder.report) if folder.report.name in files else None,
+        files=frozenset(files),
+        license=license,
+        is_finished=is_finished,
+    )
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The sanitized configuration of a run; empty if there is none."""
+    try:
+        config = yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return sanitize_config(config) if isinstance(config, dict) else {}
+
+
+def _read_progress(checkpoint: Path) -> tuple[int | None, float | None]:
+    try:
+        progress = Progress.read(checkpoint)
+    except UserError:  # a pipeline without training state
+        return None, None
+    return progress.step, progress.seconds
+
+
+def _read_last_line(metrics: Path) -> tuple[int | None, float | None]:
+    try:
+        line = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+        return line.get("step"), line.get("seconds")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None, None
+
+
+def _read_report(file: Path) -> Report | None:
+    try:
+        return Report.read(file)
+    except UserError as error:
+        logger.warning("the model card will name no results: %s", error)
+        return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return sanitize(found) if isinstance(found, dict) else {}
