@@ -16,7 +16,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --di
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
 	$(BIN)/python training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
 	$(BIN)/python pipelines/generate.py --config configs/digits.yaml --num_samples 16 --num_inference_steps 100
-	@echo "The commands above, and those of the README, want: source $(VENV)/bin/activate"
+	@echo "Activate the environment before running the commands above: source $(VENV)/bin/activate"
 
 test: $(VENV)/.installed-test  ## every fast test, offline
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test  ## every fast test, offline
 test-slow: $(VENV)/.installed-test  ## the end-to-end tests
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-style: $(VENV)/.installed-test  ## mend formatting and what ruff can mend
+style: $(VENV)/.installed-test  ## fix formatting and what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
