@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.digits_classifier import train_classifier
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.losses.digits import train_classifier
 from ddpm_hf.runtime.cache_folder import cache_folder
 from ddpm_hf.runtime.files import atomic_write
 
@@ -69,5 +69,14 @@ def train_cifar10_classifier(images: ImageSet) -> Cifar10Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = Cifar10Classifier()
-    train_classifier(classifier, images.images, images.labels, EPOCHS, BATCH_SIZE)
+    train_classifier(
+        lambda some: classifier(some).logits,
+        classifier.parameters(),
+        images.images,
+        images.labels,
+        classifier.label,
+        EPOCHS,
+        BATCH_SIZE,
+        decay=True,
+    )
     return classifier

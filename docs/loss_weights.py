@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_hf.config.loss import LossConfig, TimeWeight
-from ddpm_hf.losses.weights import PredictionType, weight_table
+from ddpm_hf.config.model import PredictionType
+from ddpm_hf.losses.weights import weight_table
 
 COLOURS = dict(zip(get_args(TimeWeight), ("0.85", "C0", "C1", "C2", "C3", "C4"), strict=True))
 TITLES = {"epsilon": "network predicts eps", "sample": "network predicts x_0", "v_prediction": "network predicts v"}

@@ -60,7 +60,6 @@ KNOWN_SAME_NAME = {
     "ddpm",
     "likelihood",
     "pictures",
-    "reconstruction",
     "sampling",
 }
 KNOWN_UNTYPED_SELF = {"ddpm_hf.pipelines.editing", "ddpm_hf.pipelines.inpainting"}
@@ -70,11 +69,9 @@ KNOWN_UNEXPLAINED = {
     "ddpm_hf.evaluation.inception",
     "ddpm_hf.evaluation.reconstruction",
     "ddpm_hf.evaluation.vision_models",
-    "ddpm_hf.losses.backbones",
-    "ddpm_hf.losses.digits_backbone",
+    "ddpm_hf.losses.perceptual",
     "ddpm_hf.pipelines.archives",
     "ddpm_hf.pipelines.pictures",
-    "ddpm_hf.training.objective",
     "ddpm_hf.training.trainer",
 }
 

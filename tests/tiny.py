@@ -4,7 +4,7 @@ import diffusers
 import torch
 
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.schedulers import DDPMScheduler
+from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 
 def pipeline(time_steps: int = 10, **config) -> DDPMPipeline:
@@ -32,3 +32,8 @@ def pipeline(time_steps: int = 10, **config) -> DDPMPipeline:
     made = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=time_steps, beta_schedule="cosine"))
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def process_of(alpha_bar):
+    """A diffusion process by its alpha_bar_t for t = 0 … T - 1, in float64."""
+    return DiffusionProcess(1 - alpha_bar / torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]]))

@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
 from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.losses.digits import train_classifier
 from ddpm_hf.runtime.cache_folder import cache_folder
 from ddpm_hf.runtime.files import atomic_write
 from ddpm_hf.runtime.randomness import generator_at
@@ -27,7 +27,7 @@ VERSION = 1
 """Of network and training below; another one is another file in the cache."""
 
 NUM_FEATURES = 64
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 64, 3e-3
+EPOCHS, BATCH_SIZE = 30, 64
 
 
 class DigitsClassifier(FeatureExtractor):
@@ -92,27 +92,19 @@ def train_digits_classifier() -> DigitsClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = DigitsClassifier()
-    train_classifier(classifier, digits.images[train], digits.labels[train], EPOCHS, BATCH_SIZE)
+    train_classifier(
+        lambda images: _logits(classifier, images),
+        classifier.parameters(),
+        digits.images[train],
+        digits.labels[train],
+        classifier.label,
+        EPOCHS,
+        BATCH_SIZE,
+        decay=True,
+    )
     trained = DigitsClassifier(accuracy(classifier, digits.images[test], digits.labels[test]))
     trained.load_state_dict(classifier.state_dict())
     return trained
-
-
-@torch.enable_grad()
-def train_classifier(
-    classifier: FeatureExtractor, images: Images, labels: Int64[Tensor, " batch"], epochs: int, batch_size: int
-) -> None:
-    """Train to tell labelled images apart: AdamW, a cosine down to 0, and the same order each time."""
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(images) // batch_size))
-    for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=generator_at(0, classifier.label, epoch))
-        for batch in order.split(batch_size):
-            loss = F.cross_entropy(_logits(classifier, images[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            decay.step()
 
 
 @torch.no_grad()

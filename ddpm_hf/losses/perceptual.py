@@ -1,18 +1,21 @@
-"""How different the predicted image looks from the real one."""
+"""The perceptual loss: how different the predicted image looks from the real one, in features of a frozen network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
-from ddpm_hf.config.loss import PerceptualConfig
-from ddpm_hf.losses.backbones import load_distance
+from ddpm_hf.config.loss import LPIPS_BACKBONES, PerceptualConfig
 from ddpm_hf.runtime.errors import UserError
 
 Images = Float32[Tensor, "batch channels height width"]
+PerImage = Float32[Tensor, " batch"]
+
 SMALLEST_SIDE = 64  # pixels, below which deep stages have no room left
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PerceptualLoss(nn.Module):
@@ -77,3 +80,137 @@ class PerceptualLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PerceptualLoss":
         self._hidden[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+class LpipsDistance(nn.Module):
+    """LPIPS: a learned mean of squared feature differences (Zhang et al. 2018, eq. 1), from torchmetrics.
+
+    Args:
+        network: torchmetrics' LPIPS network.
+    """
+
+    num_channels = 3
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Images, references: Images) -> PerImage:
+        """The distance of each image, in [-1, 1], from its reference."""
+        return self.network(images, references).flatten()
+
+
+class BackboneDistance(nn.Module):
+    """Squared difference of unit-length features, summed over channels, averaged over places and stages.
+
+    LPIPS (Zhang et al. 2018, eq. 1) with all channels weighted alike.
+
+    Args:
+        backbone: a transformers backbone, which returns one feature map per stage.
+        mean, std: per channel, of images in [0, 1] as the backbone was trained on them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_channels: int = backbone.config.num_channels
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Images, references: Images) -> PerImage:
+        """The distance of each image, in [-1, 1], from its reference."""
+        pairs = zip(self.features(images), self.features(references), strict=True)
+        distances = [(one - other).square().sum(1).mean((1, 2)) for one, other in pairs]
+        return torch.stack(distances).mean(0)
+
+    def features(self, images: Images) -> list[Tensor]:
+        """Feature maps (batch, channels, height, width) of each stage, of length 1 along the channels."""
+        maps = self.backbone(((images + 1) / 2 - self.mean) / self.std).feature_maps
+        return [F.normalize(each, dim=1, eps=1e-6) for each in maps]
+
+
+def load_distance(backbone: str, stages: tuple[int, ...] | None) -> LpipsDistance | BackboneDistance:
+    """Load a frozen network to compare images with, in evaluation mode.
+
+    Args:
+        backbone: one of `LPIPS_BACKBONES`, `digits` for a small one that is trained on the spot, or the Hub id or local
+            folder of a transformers image backbone.
+        stages: of a transformers backbone; None: all but the stem.
+
+    Raises:
+        UserError: if a package, the weights or a stage is missing, or the model is no image backbone.
+    """
+    if backbone in LPIPS_BACKBONES:
+        distance: LpipsDistance | BackboneDistance = _load_lpips(backbone)
+    elif backbone == "digits":
+        distance = _train_digits(stages)
+    else:
+        distance = _load_backbone(backbone, stages)
+    return distance.eval().requires_grad_(False)
+
+
+def _load_lpips(backbone: str) -> LpipsDistance:
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        metric = LearnedPerceptualImagePatchSimilarity(net_type=backbone.removeprefix("lpips-"))  # type: ignore[arg-type]
+    except ModuleNotFoundError as error:
+        raise UserError(f"{backbone} needs more packages: pip install torchmetrics torchvision") from error
+    except RuntimeError as error:  # torchvision's compiled part does not find its operators in this torch
+        raise UserError(f"{backbone} needs a torchvision that fits torch {torch.__version__}: {error}") from error
+    except OSError as error:  # a failed download
+        raise UserError(f"the weights of {backbone} cannot be loaded: {error}; or give a local backbone") from error
+    return LpipsDistance(metric.net)
+
+
+def _train_digits(stages: tuple[int, ...] | None) -> BackboneDistance:
+    from ddpm_hf.losses.digits import train_digits_backbone
+
+    if stages is not None:
+        raise UserError(f"stages of digits: given {list(stages)}; allowed: null, since it has two small ones")
+    try:
+        return BackboneDistance(train_digits_backbone(), [0.5], [0.5])
+    except ModuleNotFoundError as error:
+        raise UserError("the backbone digits needs transformers: pip install transformers") from error
+
+
+def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDistance:
+    try:
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+    except ModuleNotFoundError as error:
+        raise UserError(f"the backbone {backbone} needs transformers: pip install transformers") from error
+    try:
+        # AutoBackbone.from_pretrained asks the Hub first, and so knows no local folders; its mapping does
+        config = AutoConfig.from_pretrained(backbone)
+        network_class: Any = MODEL_FOR_BACKBONE_MAPPING.get(type(config), None)
+        if network_class is None or not hasattr(config, "num_channels"):
+            raise UserError(f"{backbone} is a {config.model_type}; allowed: image backbones, as resnet, dinov2 or swin")
+        last = len(config.stage_names) - 1
+        if stages is not None and stages[-1] > last:
+            raise UserError(f"stages of {backbone}: given {list(stages)}; allowed: 0 to {last}")
+        config.out_indices = list(stages or range(1, last + 1))
+        network, report = network_class.from_pretrained(backbone, config=config, output_loading_info=True)
+    except UserError:
+        raise
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the backbone {backbone} cannot be loaded: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{backbone} lacks weights of its own, such as {missing[0]}: its features would be random")
+    return BackboneDistance(network, *_normalization(backbone, config.num_channels))
+
+
+def _normalization(backbone: str, num_channels: int) -> tuple[Sequence[float], Sequence[float]]:
+    """The mean and standard deviation of the backbone's own preprocessing, or else ImageNet's."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        options, _ = ImageProcessingMixin.get_image_processor_dict(backbone)
+    except OSError:  # a folder may hold the network alone
+        options = {}
+    mean, std = options.get("image_mean", IMAGENET_MEAN), options.get("image_std", IMAGENET_STD)
+    return (mean, std) if len(mean) == num_channels else ([0.5] * num_channels, [0.5] * num_channels)

@@ -11,25 +11,19 @@ or end without signal are as good as any.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float32, Float64, Num
 from torch import Tensor
 
 from ddpm_hf.config.loss import LossConfig
-
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+from ddpm_hf.config.model import PredictionType
+from ddpm_hf.schedulers.process import snr
 
 
 def constant(alpha_bar: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
     """w(t) = 1: the loss L_simple of DDPM (eq. 14)."""
     return torch.ones_like(alpha_bar)
-
-
-def snr(alpha_bar: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
-    """w(t) = SNR(t), which spans many orders of magnitude: the bounds shape it more than anything else."""
-    return alpha_bar / (1 - alpha_bar)
 
 
 def linear(alpha_bar: Float64[Tensor, " T"], low: float, high: float) -> Float64[Tensor, " T"]:
@@ -103,7 +97,7 @@ def weight_table(
     params, (low, high) = config.time_weight_params, config.weight_bounds
     formulas: dict[str, Callable[[], Tensor]] = {
         "constant": lambda: constant(alpha_bar),
-        "snr": lambda: snr(alpha_bar),
+        "snr": lambda: snr(alpha_bar),  # spans many orders of magnitude: the bounds shape it most
         "linear": lambda: linear(alpha_bar, low, high),
         "inverse": lambda: inverse(alpha_bar),
         "min_snr": lambda: MIN_SNR[prediction_type](alpha_bar, params.gamma),

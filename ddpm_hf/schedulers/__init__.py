@@ -1,15 +1,14 @@
 """The diffusion process: its schedule, its mathematics, and ancestral sampling."""
 
-from ddpm_hf.schedulers.build import build_scheduler, terminal_signal_warning
-from ddpm_hf.schedulers.ddpm import DDPMScheduler
+from ddpm_hf.schedulers.ddpm import DDPMScheduler, build_scheduler, terminal_signal_warning
 from ddpm_hf.schedulers.likelihood import Bound, bound_terms, variational_bound
-from ddpm_hf.schedulers.process import Gaussian, GaussianProcess
+from ddpm_hf.schedulers.process import DiffusionProcess, Gaussian
 
 __all__ = [
     "Bound",
     "DDPMScheduler",
+    "DiffusionProcess",
     "Gaussian",
-    "GaussianProcess",
     "bound_terms",
     "build_scheduler",
     "terminal_signal_warning",

@@ -1,4 +1,4 @@
-"""DDPMScheduler: diffusers' scheduler, exact, with the mathematics of the process in the open."""
+"""DDPMScheduler: diffusers' scheduler with exact coefficients, and how a configuration makes one."""
 
 from typing import Any, ClassVar, Literal
 
@@ -6,14 +6,17 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, rescale_zero_terminal_snr
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ddpm_hf.config.model import ModelConfig, PredictionType
 from ddpm_hf.runtime.stock import StockOnDisk
-from ddpm_hf.schedulers.betas import COSINE, make_betas, with_zero_terminal_snr
-from ddpm_hf.schedulers.process import Gaussian, GaussianProcess, PredictionType, posterior_coefficients
+from ddpm_hf.schedulers.process import COSINE, DiffusionProcess, Gaussian, make_betas, posterior_coefficients
+
+MAX_TERMINAL_SIGNAL = 0.05
+"""Largest sqrt(alpha_bar_T) of a process that ends in noise."""
 
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"]
 
@@ -76,7 +79,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
             if trained_betas is None
             else torch.tensor(np.asarray(trained_betas), dtype=torch.float64)
         )
-        self.process = GaussianProcess(with_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas)
+        self.process = DiffusionProcess(rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas)
 
         # The parent's attributes, which its other methods and diffusers' pipelines read.
         self.betas = self.process.tables["beta"].float()
@@ -92,7 +95,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
     @property
     def terminal_signal(self) -> float:
         """sqrt(alpha_bar_T): how much of the image is left where sampling begins with pure noise; should be near 0."""
-        return float(self.process.tables["signal"][-1])
+        return float(self.process.tables["sqrt_alpha_bar"][-1])
 
     def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t) of each timestep."""
@@ -143,7 +146,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         Returns:
             x_t, in the dtype of x_0.
         """
-        return self.process.x_t(original_samples, noise, timesteps).to(original_samples.dtype)
+        return self.process.q_sample(original_samples, noise, timesteps).to(original_samples.dtype)
 
     def get_velocity(
         self,
@@ -161,7 +164,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         Returns:
             v, in the dtype of x_0.
         """
-        return self.process.v(sample, noise, timesteps).to(sample.dtype)
+        return self.process.velocity(sample, noise, timesteps).to(sample.dtype)
 
     def step(
         self,
@@ -182,6 +185,9 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
 
         Returns:
             x_s in the dtype of x_t, and the predicted x_0.
+
+        Raises:
+            ValueError: the variance is learned, and model_output has not twice the channels of the images.
         """
         t, s = int(timestep), int(self.previous_timestep(int(timestep)))
         alpha_bar = self.process.tables["alpha_bar"]
@@ -190,7 +196,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
 
         x_t = sample.to(torch.promote_types(sample.dtype, torch.float32))
         prediction, values = self._split(model_output.to(x_t.dtype), x_t)
-        x_0 = self._clip(self.process.x_0(prediction, x_t, torch.tensor([t]), self.config["prediction_type"]))
+        x_0 = self._clip(self.process.predict_x_0(prediction, x_t, torch.tensor([t]), self.config["prediction_type"]))
         x_s = float(weight_x_0) * x_0 + float(weight_x_t) * x_t
         if s >= 0:
             noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
@@ -215,17 +221,20 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
 
         Returns:
             The distribution, and the predicted x_0 that its mean rests on.
+
+        Raises:
+            ValueError: the variance is learned, and model_output has not twice the channels of the images.
         """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         prediction, values = self._split(model_output.to(x_t.dtype), x_t)
-        x_0 = self._clip(self.process.x_0(prediction, x_t, timesteps, self.config["prediction_type"]))
+        x_0 = self._clip(self.process.predict_x_0(prediction, x_t, timesteps, self.config["prediction_type"]))
         log_beta_tilde = self.process.at("log_beta_tilde", timesteps, x_t)
         log_beta = self.process.at("log_beta", timesteps, x_t)
         log_variance = self._log_variance(log_beta_tilde, log_beta, values)
-        return Gaussian(self.process.posterior(x_0, x_t, timesteps).mean, log_variance.exp(), log_variance), x_0
+        return Gaussian(self.process.q_posterior(x_0, x_t, timesteps).mean, log_variance.exp(), log_variance), x_0
 
     def _split(self, model_output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Part a network's prediction from its learned variance."""
+        """Split the output of the network into its prediction and its learned variance."""
         if self.variance_type not in ("learned", "learned_range"):
             return model_output, None
         channels = x_t.shape[1]
@@ -253,3 +262,44 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
             return values.log()
         fraction = (values + 1) / 2  # Nichol and Dhariwal, eq. 15, from outputs in [-1, 1]
         return fraction * log_beta + (1 - fraction) * log_beta_tilde
+
+
+def build_scheduler(config: ModelConfig) -> DDPMScheduler:
+    """Make the scheduler that a model is trained and sampled with.
+
+    Args:
+        config: the `model_config` section. Its `rescale_betas` multiplies linear betas by 1000 / T, as the code of
+            improved DDPM does, so that T steps destroy as much of the image as DDPM's 1000.
+    """
+    scale = 1000 / config.time_steps if config.rescale_betas and config.beta_schedule == "linear" else 1.0
+    return DDPMScheduler(
+        num_train_timesteps=config.time_steps,
+        beta_start=config.beta_start * scale,
+        beta_end=config.beta_end * scale,
+        beta_schedule=config.beta_schedule,
+        variance_type=config.variance_type,
+        clip_sample=True,
+        prediction_type=config.prediction_type,
+        timestep_spacing="linspace",
+    )
+
+
+def terminal_signal_warning(scheduler: DDPMScheduler) -> str | None:
+    """Warn of a process that does not end in noise: sampling begins with pure noise, and would be biased.
+
+    Args:
+        scheduler: of the training run that is about to begin.
+
+    Returns:
+        The warning, or None if sqrt(alpha_bar_T) is at most 0.05.
+    """
+    left = scheduler.terminal_signal
+    if left <= MAX_TERMINAL_SIGNAL:
+        return None
+    T = scheduler.config["num_train_timesteps"]
+    return (
+        f"After all {T} steps, {left:.2f} of the image is still there (sqrt(alpha_bar_T); at most"
+        f" {MAX_TERMINAL_SIGNAL} is sound), but sampling begins with pure noise. Set model_config.rescale_betas to"
+        f" true, which multiplies the betas by 1000 / {T}, or beta_schedule to 'cosine', and on photographs"
+        " prediction_type to 'v_prediction' with it."
+    )

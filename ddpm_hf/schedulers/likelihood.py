@@ -90,7 +90,7 @@ def bound_terms(
         timesteps: one per image, in [0, T).
     """
     reverse, _ = scheduler.reverse(model_output, x_t, timesteps)
-    kl = gaussian_kl(scheduler.process.posterior(x_0, x_t, timesteps), reverse)
+    kl = gaussian_kl(scheduler.process.q_posterior(x_0, x_t, timesteps), reverse)
     nll = -discretized_log_likelihood(x_0, reverse)
     return _bits(torch.where(timesteps.reshape(-1, 1, 1, 1) == 0, nll, kl))
 
@@ -99,7 +99,7 @@ def prior_term(scheduler: DDPMScheduler, x_0: Float[Tensor, "batch channels heig
     """L_T of each image, in bits per dimension: KL(q(x_T | x_0) || N(0, 1))."""
     T = scheduler.config["num_train_timesteps"]
     zero = torch.zeros_like(x_0)
-    return _bits(gaussian_kl(scheduler.process.marginal(x_0, torch.tensor([T - 1])), Gaussian(zero, zero + 1, zero)))
+    return _bits(gaussian_kl(scheduler.process.q_marginal(x_0, torch.tensor([T - 1])), Gaussian(zero, zero + 1, zero)))
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def variational_bound(
     terms = []
     for t in timesteps.unbind(dim=1):
         noise = [torch.randn(x_0.shape[1:], generator=generator) for generator in generators]
-        x_t = scheduler.process.x_t(x_0, torch.stack(noise).to(x_0), t)
+        x_t = scheduler.process.q_sample(x_0, torch.stack(noise).to(x_0), t)
         terms.append(bound_terms(scheduler, network(x_t, t), x_0, x_t, t))
     stacked = torch.stack(terms, dim=1)
 

@@ -1,18 +1,57 @@
-"""The Gaussian diffusion process of a schedule of betas, in closed form.
+"""The diffusion process in closed form: every formula between x_0, x_t, eps and v, the posterior, and the SNR.
 
-Numbers of equations without a name are those of Ho et al., "Denoising Diffusion Probabilistic Models" (DDPM).
-Timestep t counts from 0 as in diffusers, so that x_t here is the paper's x_{t+1}, and the clean image is a case of its
-own. Every coefficient is computed in float64 and applied in float32 (in float64 to images of float64).
+Equation numbers without a name are those of Ho et al., "Denoising Diffusion Probabilistic Models" (DDPM).
+Timestep t counts from 0 as in diffusers, so x_t here is the paper's x_{t+1}, and the clean image is a case of its own.
+Coefficients are computed in float64 and applied in float32 (to float64 images in float64).
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
+from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+from ddpm_hf.config.model import PredictionType
+
+Images = Float[Tensor, "batch channels height width"]
+Timesteps = Int[Tensor, "*batch"]
+
+COSINE = "squaredcos_cap_v2"
+"""diffusers' name of the cosine schedule."""
+MAX_BETA = 0.999
+SCHEDULES = ("linear", "cosine", COSINE, "scaled_linear", "sigmoid", "laplace")
+
+
+def make_betas(schedule: str, time_steps: int, beta_start: float, beta_end: float) -> Float64[Tensor, " time_steps"]:
+    """Compute beta_1 to beta_T of a schedule by its name in diffusers, in float64.
+
+    "linear" is DDPM's (section 4), "cosine" improved DDPM's (eq. 17, betas capped at 0.999); the others are diffusers'.
+
+    Args:
+        schedule: one of `SCHEDULES`.
+        time_steps: T.
+        beta_start: beta_1 of the schedules that run from one beta to another, in [0, 1).
+        beta_end: beta_T of those schedules.
+
+    Raises:
+        ValueError: the schedule is unknown.
+    """
+    if schedule == "linear":
+        return torch.linspace(beta_start, beta_end, time_steps, dtype=torch.float64)
+    if schedule in ("cosine", COSINE):
+        alpha_bar = [math.cos((t / time_steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(time_steps + 1)]
+        steps = zip(alpha_bar[1:], alpha_bar[:-1], strict=True)
+        return torch.tensor([min(1 - this / before, MAX_BETA) for this, before in steps], dtype=torch.float64)
+    if schedule == "scaled_linear":
+        return torch.linspace(beta_start**0.5, beta_end**0.5, time_steps, dtype=torch.float64) ** 2
+    if schedule == "sigmoid":
+        grid = torch.linspace(-6, 6, time_steps, dtype=torch.float64)
+        return torch.sigmoid(grid) * (beta_end - beta_start) + beta_start
+    if schedule == "laplace":
+        return betas_for_alpha_bar(time_steps, alpha_transform_type="laplace").double()
+    raise ValueError(f"beta_schedule {schedule!r} is unknown; possible are {', '.join(SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -22,12 +61,17 @@ class Gaussian:
     Attributes:
         mean: expected image.
         variance: per pixel.
-        log_variance: natural logarithm of the variance, finite where the variance itself is zero (see `posterior`).
+        log_variance: natural logarithm of the variance, finite where the variance is zero (see `q_posterior`).
     """
 
-    mean: Float[Tensor, "batch channels height width"]
+    mean: Images
     variance: Float[Tensor, "..."]
     log_variance: Float[Tensor, "..."]
+
+
+def snr(alpha_bar: Float64[Tensor, "*steps"]) -> Float64[Tensor, "*steps"]:
+    """SNR(t) = alpha_bar_t / (1 - alpha_bar_t): Kingma et al., "Variational Diffusion Models", eq. 2."""
+    return alpha_bar / (1 - alpha_bar)
 
 
 def posterior_coefficients(
@@ -36,26 +80,29 @@ def posterior_coefficients(
     """Weights of x_0 and x_t in the mean of q(x_s | x_t, x_0), and its variance beta_tilde: eq. 6 and 7 for any s < t.
 
     Args:
-        alpha_bar_t: signal left at t, in [0, 1).
-        alpha_bar_s: signal left at s, in (alpha_bar_t, 1]; 1 where s is the clean image.
+        alpha_bar_t: alpha_bar at t, in [0, 1).
+        alpha_bar_s: alpha_bar at s, in (alpha_bar_t, 1]; 1 where s is the clean image.
 
     Returns:
         The weight of x_0, the weight of x_t, and the variance.
     """
-    alpha = alpha_bar_t / alpha_bar_s  # of the one step from s to t
+    alpha = alpha_bar_t / alpha_bar_s  # of the single step from s to t
     beta = 1 - alpha
-    clean = alpha_bar_s == 1  # nothing but x_0 is left: weights 1 and 0, also where a first beta of 0 makes them 0/0
-    noise_t = torch.where(clean, torch.ones_like(beta), 1 - alpha_bar_t)
-    weight_x_0 = torch.where(clean, torch.ones_like(beta), alpha_bar_s.sqrt() * beta / noise_t)
-    weight_x_t = alpha.sqrt() * (1 - alpha_bar_s) / noise_t
-    return weight_x_0, weight_x_t, (1 - alpha_bar_s) / noise_t * beta
+    clean = alpha_bar_s == 1  # x_s is x_0: weights 1 and 0, also where a first beta of 0 would make them 0 / 0
+    one_minus_alpha_bar = torch.where(clean, torch.ones_like(beta), 1 - alpha_bar_t)
+    weight_x_0 = torch.where(clean, torch.ones_like(beta), alpha_bar_s.sqrt() * beta / one_minus_alpha_bar)
+    weight_x_t = alpha.sqrt() * (1 - alpha_bar_s) / one_minus_alpha_bar
+    return weight_x_0, weight_x_t, (1 - alpha_bar_s) / one_minus_alpha_bar * beta
 
 
-class GaussianProcess:
+class DiffusionProcess:
     """q and its inverses for a batch of images, each at its own timestep.
 
     Args:
         betas: beta_1 to beta_T, in [0, 1].
+
+    Attributes:
+        tables: the coefficients of every timestep, by name.
     """
 
     def __init__(self, betas: Float64[Tensor, " time_steps"]) -> None:
@@ -64,24 +111,22 @@ class GaussianProcess:
         weight_x_0, weight_x_t, beta_tilde = posterior_coefficients(alpha_bar, alpha_bar_previous)
         self.tables: dict[str, Float64[Tensor, " time_steps"]] = {
             "beta": betas,
+            "log_beta": betas.log(),
             "alpha_bar": alpha_bar,
-            "signal": alpha_bar.sqrt(),
-            "noise": (1 - alpha_bar).sqrt(),
-            "noise_variance": 1 - alpha_bar,
-            "log_noise_variance": (1 - alpha_bar).log(),
-            "snr": alpha_bar / (1 - alpha_bar),
+            "sqrt_alpha_bar": alpha_bar.sqrt(),
+            "one_minus_alpha_bar": 1 - alpha_bar,
+            "log_one_minus_alpha_bar": (1 - alpha_bar).log(),
+            "sqrt_one_minus_alpha_bar": (1 - alpha_bar).sqrt(),
+            "snr": snr(alpha_bar),
             "weight_x_0": weight_x_0,
             "weight_x_t": weight_x_t,
             "beta_tilde": beta_tilde,
             # beta_tilde_1 = 0 has no logarithm: DDPM's own code puts beta_tilde_2 in its place
             "log_beta_tilde": torch.cat([beta_tilde[1:2], beta_tilde[1:]]).log(),
-            "log_beta": betas.log(),
         }
         self._placed: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def at(
-        self, name: str, timesteps: Int[Tensor, "*batch"], images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "..."]:
+    def at(self, name: str, timesteps: Timesteps, images: Images) -> Float[Tensor, "..."]:
         """Look a coefficient up for each image, shaped and typed to multiply the images.
 
         Args:
@@ -96,76 +141,32 @@ class GaussianProcess:
         values = self._placed[key][timesteps.to(images.device)]
         return values.reshape(-1, *[1] * (images.ndim - 1))
 
-    def marginal(self, x_0: Float[Tensor, "batch channels height width"], timesteps: Int[Tensor, "*batch"]) -> Gaussian:
+    def q_marginal(self, x_0: Images, timesteps: Timesteps) -> Gaussian:
         """q(x_t | x_0), eq. 4."""
         return Gaussian(
-            self.at("signal", timesteps, x_0) * x_0,
-            self.at("noise_variance", timesteps, x_0),
-            self.at("log_noise_variance", timesteps, x_0),
+            self.at("sqrt_alpha_bar", timesteps, x_0) * x_0,
+            self.at("one_minus_alpha_bar", timesteps, x_0),
+            self.at("log_one_minus_alpha_bar", timesteps, x_0),
         )
 
-    def x_t(
-        self,
-        x_0: Float[Tensor, "batch channels height width"],
-        eps: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-    ) -> Float[Tensor, "batch channels height width"]:
+    def q_sample(self, x_0: Images, eps: Images, timesteps: Timesteps) -> Images:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: eq. 4, reparametrised."""
-        return self.at("signal", timesteps, x_0) * x_0 + self.at("noise", timesteps, x_0) * eps
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self._square_roots(timesteps, x_0)
+        return sqrt_alpha_bar * x_0 + sqrt_one_minus_alpha_bar * eps
 
-    def v(
-        self,
-        x_0: Float[Tensor, "batch channels height width"],
-        eps: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-    ) -> Float[Tensor, "batch channels height width"]:
-        """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0: Salimans and Ho, appendix D."""
-        return self.at("signal", timesteps, x_0) * eps - self.at("noise", timesteps, x_0) * x_0
+    def q_step(self, x_s: Images, eps: Images, s: int, t: int) -> Images:
+        """Draw x_t from q(x_t | x_s) with the given noise: eq. 2, over any number of steps.
 
-    def x_0(
-        self,
-        output: Float[Tensor, "batch channels height width"],
-        x_t: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-        prediction_type: PredictionType,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """The clean image that an output of the network and x_t imply.
-
-        From eps it is eq. 15: (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t); from v it is
-        sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v (Salimans and Ho, appendix D).
+        Args:
+            x_s: noisy images at s.
+            eps: standard normal.
+            s: in [0, t).
+            t: in (s, T).
         """
-        if prediction_type == "sample":
-            return output.to(torch.promote_types(output.dtype, torch.float32))
-        signal, noise = self.at("signal", timesteps, x_t), self.at("noise", timesteps, x_t)
-        if prediction_type == "epsilon":
-            return (x_t - noise * output) / signal
-        return signal * x_t - noise * output
+        alpha = self.tables["alpha_bar"][t] / self.tables["alpha_bar"][s]
+        return float(alpha.sqrt()) * x_s + float((1 - alpha).sqrt()) * eps
 
-    def eps(
-        self,
-        output: Float[Tensor, "batch channels height width"],
-        x_t: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-        prediction_type: PredictionType,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """The noise that an output of the network and x_t imply.
-
-        From x_0 it is (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t), eq. 4; from v it is
-        sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v (Salimans and Ho, appendix D).
-        """
-        if prediction_type == "epsilon":
-            return output.to(torch.promote_types(output.dtype, torch.float32))
-        signal, noise = self.at("signal", timesteps, x_t), self.at("noise", timesteps, x_t)
-        if prediction_type == "sample":
-            return (x_t - signal * output) / noise
-        return noise * x_t + signal * output
-
-    def posterior(
-        self,
-        x_0: Float[Tensor, "batch channels height width"],
-        x_t: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-    ) -> Gaussian:
+    def q_posterior(self, x_0: Images, x_t: Images, timesteps: Timesteps) -> Gaussian:
         """q(x_{t-1} | x_t, x_0), eq. 6 and 7; at t = 0 its variance is 0 and its log-variance that of t = 1."""
         return Gaussian(
             self.at("weight_x_0", timesteps, x_0) * x_0 + self.at("weight_x_t", timesteps, x_t) * x_t,
@@ -173,6 +174,47 @@ class GaussianProcess:
             self.at("log_beta_tilde", timesteps, x_t),
         )
 
+    def velocity(self, x_0: Images, eps: Images, timesteps: Timesteps) -> Images:
+        """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0: Salimans and Ho, appendix D."""
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self._square_roots(timesteps, x_0)
+        return sqrt_alpha_bar * eps - sqrt_one_minus_alpha_bar * x_0
+
+    def target(self, x_0: Images, eps: Images, timesteps: Timesteps, prediction_type: PredictionType) -> Images:
+        """What a network of this prediction type learns to predict at x_t: eps, x_0 or v."""
+        if prediction_type == "v_prediction":
+            return self.velocity(x_0, eps, timesteps)
+        return eps if prediction_type == "epsilon" else x_0
+
+    def predict_x_0(self, output: Images, x_t: Images, timesteps: Timesteps, prediction_type: PredictionType) -> Images:
+        """The clean image that an output of the network and x_t imply.
+
+        From eps it is eq. 15: (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t); from v it is
+        sqrt(alpha_bar_t) x_t - sqrt(1 - alpha_bar_t) v (Salimans and Ho, appendix D).
+        """
+        if prediction_type == "sample":
+            return output.to(torch.promote_types(output.dtype, torch.float32))
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self._square_roots(timesteps, x_t)
+        if prediction_type == "epsilon":
+            return (x_t - sqrt_one_minus_alpha_bar * output) / sqrt_alpha_bar
+        return sqrt_alpha_bar * x_t - sqrt_one_minus_alpha_bar * output
+
+    def predict_eps(self, output: Images, x_t: Images, timesteps: Timesteps, prediction_type: PredictionType) -> Images:
+        """The noise that an output of the network and x_t imply.
+
+        From x_0 it is (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t), eq. 4, and 0 where x_t has no noise; from
+        v it is sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v (Salimans and Ho, appendix D).
+        """
+        if prediction_type == "epsilon":
+            return output.to(torch.promote_types(output.dtype, torch.float32))
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar = self._square_roots(timesteps, x_t)
+        if prediction_type == "sample":
+            return (x_t - sqrt_alpha_bar * output) / sqrt_one_minus_alpha_bar.clamp(min=1e-12)
+        return sqrt_one_minus_alpha_bar * x_t + sqrt_alpha_bar * output
+
     def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """SNR(t) = alpha_bar_t / (1 - alpha_bar_t), Kingma et al., "Variational Diffusion Models", eq. 2."""
+        """SNR(t) of each timestep, in float32."""
         return self.tables["snr"].to(torch.float32).to(timesteps.device)[timesteps]
+
+    def _square_roots(self, timesteps: Timesteps, images: Images) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), to multiply the images."""
+        return self.at("sqrt_alpha_bar", timesteps, images), self.at("sqrt_one_minus_alpha_bar", timesteps, images)

@@ -149,7 +149,7 @@ class Learner:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         with self.accelerator.autocast():  # which accelerate adds by itself only to a network that is whole
             prediction = self.network(x_t, part.timesteps, part.labels).sample.float()
-        output = loss(prediction, part.x_0, part.noise, part.timesteps, part.sample_weights)
+        output = loss(prediction, part.x_0, part.noise, x_t, part.timesteps, part.sample_weights)
         self.accelerator.backward(output.loss / num_parts)
         return output
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm_hf.checkpoints.format import DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER
 from ddpm_hf.config import Config
 from ddpm_hf.losses import DiffusionLoss, LossOutput
+from ddpm_hf.losses.diffusion import learned_variance_term
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.training.batches import Batch
@@ -47,14 +48,12 @@ class Objective:
             image_terms["perceptual"] = options.perceptual.weight, perceptual.to(device)
         variance_term = None
         if config.model.variance_type == "learned_range":
-            from ddpm_hf.losses.variance import learned_variance_term
-
             variance_term = learned_variance_term(scheduler)
-        alpha_bar, predicts = scheduler.process.tables["alpha_bar"], config.model.prediction_type
-        self.plain_loss = DiffusionLoss(options, alpha_bar, predicts, image_terms, variance_term).to(device)
+        process, predicts = scheduler.process, config.model.prediction_type
+        self.plain_loss = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
         if self.game is not None:
             image_terms["adversarial"] = options.adversarial.weight, self.game.adversary.network_term
-            self._loss_in_game = DiffusionLoss(options, alpha_bar, predicts, image_terms, variance_term).to(device)
+            self._loss_in_game = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
 
     def loss_at(self, step: int) -> DiffusionLoss:
         """The loss of the network at a step, counted from 0."""
@@ -74,10 +73,10 @@ class Game:
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        from ddpm_hf.losses.adversarial import Adversary  # only where it is asked for
+        from ddpm_hf.losses.adversarial import AdversarialLoss  # only where it is asked for
 
         torch.manual_seed(derive_seed(config.seed, "adversary"))
-        self.adversary = Adversary(config.loss.adversarial, config.model.image_channels, config.model.image_size)
+        self.adversary = AdversarialLoss(config.loss.adversarial, config.model.image_channels, config.model.image_size)
         self.accelerator = accelerator
         self.judge = accelerator.prepare_model(self.adversary)
         self.optimizer = self.adversary.make_optimizer()

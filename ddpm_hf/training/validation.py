@@ -99,7 +99,7 @@ class Validation:
         x_t = self.scheduler.add_noise(x_0, noise, timesteps)
         with self.accelerator.autocast():
             prediction = self.network(x_t, timesteps, labels).sample
-        losses = self.loss(prediction, x_0, noise, timesteps).per_sample
+        losses = self.loss(prediction, x_0, noise, x_t, timesteps).per_sample
         if not self.config.training.validation_bits_per_dim:
             return losses, 0.0
         terms = bound_terms(self.scheduler, prediction.float(), x_0, x_t, timesteps)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_hf.config.loss import AdversarialConfig
-from ddpm_hf.losses.adversarial import Adversary
+from ddpm_hf.losses.adversarial import AdversarialLoss
 from ddpm_hf.runtime.cli import leave
 
 folder = Path(sys.argv[1])
@@ -16,7 +16,7 @@ torch.distributed.init_process_group("gloo")  # finds the other by the environme
 rank = torch.distributed.get_rank()
 
 given = torch.load(folder / "given.pt", weights_only=True)
-adversary = Adversary(AdversarialConfig(**given["options"]), image_channels=1, image_size=8)
+adversary = AdversarialLoss(AdversarialConfig(**given["options"]), image_channels=1, image_size=8)
 adversary.load_state_dict(given["weights"])
 wrapped = DistributedDataParallel(adversary)
 optimizer = adversary.make_optimizer()

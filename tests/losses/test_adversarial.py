@@ -1,4 +1,4 @@
-"""The adversarial game: its losses in closed form, who gets which gradient, and that it can be resumed and spread."""
+"""The adversarial loss: its losses in closed form, who gets which gradient, and that it can be resumed and spread."""
 
 import copy
 import math
@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.distributed
 from processes import free_port
+from tiny import process_of
 from torch import nn
 
 from ddpm_hf.config.loss import AdversarialConfig, LossConfig
 from ddpm_hf.losses import DiffusionLoss
-from ddpm_hf.losses.adversarial import GAMES, Adversary, r1_penalty
-from ddpm_hf.losses.discriminator import PatchDiscriminator
+from ddpm_hf.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss, PatchDiscriminator, r1_penalty
 from ddpm_hf.runtime.errors import UserError
 
 # a network this small spends its time on waiting for threads
@@ -42,19 +42,19 @@ def batch(seed: int = 0, size: int = 8) -> tuple[torch.Tensor, ...]:
     return fake, real, torch.randint(1000, (8,), generator=generator)
 
 
-def adversary(**options: object) -> Adversary:
+def adversary(**options: object) -> AdversarialLoss:
     torch.manual_seed(0)
-    return Adversary(AdversarialConfig(weight=1, **{**SMALL, **options}), image_channels=1, image_size=8)
+    return AdversarialLoss(AdversarialConfig(weight=1, **{**SMALL, **options}), image_channels=1, image_size=8)
 
 
 @pytest.mark.parametrize(("channels", "size", "levels"), [(1, 8, 2), (3, 32, 3), (3, 9, 1)])
-def test_there_is_one_verdict_per_patch(channels: int, size: int, levels: int) -> None:
+def test_there_is_one_logit_per_patch(channels: int, size: int, levels: int) -> None:
     network = PatchDiscriminator(channels, 8, levels)
-    verdicts = network(torch.zeros(2, channels, size, size), torch.tensor([0, 999]))
-    assert verdicts.shape == (2, 1, size >> levels, size >> levels)
+    logits = network(torch.zeros(2, channels, size, size), torch.tensor([0, 999]))
+    assert logits.shape == (2, 1, size >> levels, size >> levels)
 
 
-def test_verdicts_depend_on_image_and_timestep_of_their_own_only() -> None:
+def test_logits_depend_on_image_and_timestep_of_their_own_only() -> None:
     network = PatchDiscriminator(1, 8, 2)
     for parameter in network.film.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -64,35 +64,35 @@ def test_verdicts_depend_on_image_and_timestep_of_their_own_only() -> None:
     torch.testing.assert_close(network(images[:1], torch.tensor([900])), late[:1])
 
 
-@pytest.mark.parametrize("game", GAMES)
-def test_losses_of_the_game_are_the_papers(game: str) -> None:
-    game_of = adversary(loss=game, gradient_penalty=0)
+@pytest.mark.parametrize("adversarial", ADVERSARIAL_LOSSES)
+def test_losses_of_the_game_are_the_papers(adversarial: str) -> None:
+    loss_of = adversary(loss=adversarial, gradient_penalty=0)
     fake, real, timesteps = batch()
-    verdicts = {name: game_of.discriminator(each, timesteps) for name, each in (("real", real), ("fake", fake))}
+    logits = {name: loss_of.discriminator(each, timesteps) for name, each in (("real", real), ("fake", fake))}
 
     def written_out(values: torch.Tensor, loss: object) -> float:
         return sum(map(loss, values.flatten().tolist())) / values.numel()
 
-    if game == "hinge":
-        expected = written_out(verdicts["real"], lambda d: max(0, 1 - d))
-        expected += written_out(verdicts["fake"], lambda d: max(0, 1 + d))
-        network = [-each.mean().item() for each in verdicts["fake"]]
+    if adversarial == "hinge":
+        expected = written_out(logits["real"], lambda d: max(0, 1 - d))
+        expected += written_out(logits["fake"], lambda d: max(0, 1 + d))
+        network = [-each.mean().item() for each in logits["fake"]]
     else:
-        expected = written_out(verdicts["real"], lambda d: -math.log(1 / (1 + math.exp(-d))))
-        expected += written_out(verdicts["fake"], lambda d: -math.log(1 - 1 / (1 + math.exp(-d))))
-        network = [written_out(each, lambda d: -math.log(1 / (1 + math.exp(-d)))) for each in verdicts["fake"]]
-    out = game_of(fake, real, timesteps)
+        expected = written_out(logits["real"], lambda d: -math.log(1 / (1 + math.exp(-d))))
+        expected += written_out(logits["fake"], lambda d: -math.log(1 - 1 / (1 + math.exp(-d))))
+        network = [written_out(each, lambda d: -math.log(1 / (1 + math.exp(-d)))) for each in logits["fake"]]
+    out = loss_of(fake, real, timesteps)
     torch.testing.assert_close(out.loss, torch.tensor(expected))
-    torch.testing.assert_close(game_of.network_term(fake, real, timesteps), torch.tensor(network))
-    torch.testing.assert_close(out.terms["real"], verdicts["real"].mean().detach())
+    torch.testing.assert_close(loss_of.network_term(fake, real, timesteps), torch.tensor(network))
+    torch.testing.assert_close(out.terms["real"], logits["real"].mean().detach())
     assert set(out.terms) == {"real", "fake"}
 
 
 def test_penalty_of_a_linear_discriminator_is_half_its_squared_slope() -> None:
     slope = torch.randn(1, 1, 4, 4)
     images = torch.randn(5, 1, 4, 4, requires_grad=True)
-    verdicts = (images * slope).sum((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(r1_penalty(verdicts, images), slope.square().sum() / 2)
+    logits = (images * slope).sum((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(r1_penalty(logits, images), slope.square().sum() / 2)
 
 
 def test_penalty_is_added_and_lowers_the_slope_at_real_images() -> None:
@@ -111,76 +111,83 @@ def test_penalty_is_added_and_lowers_the_slope_at_real_images() -> None:
     assert trained[penalised] < trained[plain] / 2
 
 
-def train(game: Adversary, steps: range, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
-    optimizer = optimizer or game.make_optimizer()
+def train(
+    adversarial: AdversarialLoss, steps: range, optimizer: torch.optim.Optimizer | None = None
+) -> torch.optim.Optimizer:
+    optimizer = optimizer or adversarial.make_optimizer()
     for step in steps:
-        if game.is_trained(step):
+        if adversarial.is_trained(step):
             optimizer.zero_grad()
-            game(*batch(step)).loss.backward()
+            adversarial(*batch(step)).loss.backward()
             optimizer.step()
     return optimizer
 
 
-@pytest.mark.parametrize("loss", GAMES)
+@pytest.mark.parametrize("loss", ADVERSARIAL_LOSSES)
 def test_discriminator_learns_to_tell_noise_from_smooth_images(loss: str) -> None:
-    game = adversary(loss=loss, learning_rate=2e-3)
-    train(game, range(80))
-    terms = game(*batch(1000)).terms
+    adversarial = adversary(loss=loss, learning_rate=2e-3)
+    train(adversarial, range(80))
+    terms = adversarial(*batch(1000)).terms
     assert terms["real"] > 0.2
     assert terms["fake"] < -0.2
 
 
 def test_each_side_gets_its_own_gradient_only() -> None:
-    game = adversary()
+    adversarial = adversary()
     fake, real, timesteps = batch()
     fake.requires_grad_()
-    game(fake, real, timesteps).loss.backward()
+    adversarial(fake, real, timesteps).loss.backward()
     assert fake.grad is None
-    before = {name: parameter.grad.clone() for name, parameter in game.named_parameters()}
+    before = {name: parameter.grad.clone() for name, parameter in adversarial.named_parameters()}
     assert any(gradient.abs().sum() > 0 for gradient in before.values())
-    game.network_term(fake, real, timesteps).sum().backward()
+    adversarial.network_term(fake, real, timesteps).sum().backward()
     assert fake.grad.abs().sum() > 0
-    assert all(torch.equal(parameter.grad, before[name]) for name, parameter in game.named_parameters())
+    assert all(torch.equal(parameter.grad, before[name]) for name, parameter in adversarial.named_parameters())
 
 
 def test_following_the_term_makes_fakes_more_real() -> None:
-    game = adversary(learning_rate=2e-3)
-    train(game, range(40))
+    adversarial = adversary(learning_rate=2e-3)
+    train(adversarial, range(40))
     fake, real, timesteps = batch(1000)
     fake.requires_grad_()
-    before = game.network_term(fake, real, timesteps)
+    before = adversarial.network_term(fake, real, timesteps)
     (gradient,) = torch.autograd.grad(before.sum(), fake)
-    assert (game.network_term(fake.detach() - 0.1 * gradient, real, timesteps) < before).all()
+    assert (adversarial.network_term(fake.detach() - 0.1 * gradient, real, timesteps) < before).all()
 
 
 def test_it_is_a_term_of_the_diffusion_loss() -> None:
-    game = adversary()
+    adversarial = adversary()
     alpha_bar = torch.linspace(0.99, 0.01, 1000, dtype=torch.float64)
     config = LossConfig(use_time_weighting=False)
-    loss = DiffusionLoss(config, alpha_bar, "v_prediction", {"adversarial": (0.5, game.network_term)})
+    process = process_of(alpha_bar)
+    loss = DiffusionLoss(config, process, "v_prediction", {"adversarial": (0.5, adversarial.network_term)})
     prediction, real, timesteps = batch()
-    out = loss(prediction.requires_grad_(), real, torch.zeros_like(real), timesteps)
-    expected = alpha_bar[timesteps].float() * game.network_term(out.predicted_x_0, real, timesteps)
+    eps = torch.zeros_like(real)
+    out = loss(prediction.requires_grad_(), real, eps, process.q_sample(real, eps, timesteps), timesteps)
+    expected = alpha_bar[timesteps].float() * adversarial.network_term(out.predicted_x_0, real, timesteps)
     torch.testing.assert_close(out.terms["adversarial"], expected.mean().detach())
     torch.testing.assert_close(out.loss, out.terms["mse"] + 0.5 * out.terms["adversarial"])
     out.loss.backward()
-    assert all(parameter.grad is None for parameter in game.parameters())
+    assert all(parameter.grad is None for parameter in adversarial.parameters())
 
 
-def test_mixed_precision_leaves_the_game_in_float32() -> None:
-    game = adversary()
+def test_mixed_precision_leaves_the_loss_in_float32() -> None:
+    adversarial = adversary()
     fake, real, timesteps = batch()
-    exact = game(fake.bfloat16().float(), real, timesteps)
+    exact = adversarial(fake.bfloat16().float(), real, timesteps)
     with torch.autocast("cpu", torch.bfloat16):
-        out, term = game(fake.bfloat16(), real, timesteps), game.network_term(fake.bfloat16(), real, timesteps)
+        out, term = (
+            adversarial(fake.bfloat16(), real, timesteps),
+            adversarial.network_term(fake.bfloat16(), real, timesteps),
+        )
     assert term.dtype == out.loss.dtype == torch.float32
     torch.testing.assert_close(out.loss, exact.loss, rtol=0, atol=0)
 
 
 def test_step_decides_what_happens() -> None:
-    game = adversary(start_step=10, update_every=3)
-    assert [step for step in range(20) if game.is_trained(step)] == [10, 13, 16, 19]
-    assert [step for step in range(13) if game.is_active(step)] == [10, 11, 12]
+    adversarial = adversary(start_step=10, update_every=3)
+    assert [step for step in range(20) if adversarial.is_trained(step)] == [10, 13, 16, 19]
+    assert [step for step in range(13) if adversarial.is_active(step)] == [10, 11, 12]
 
 
 def test_resuming_is_exact() -> None:

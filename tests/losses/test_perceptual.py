@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ddpm_hf.config.loss import PerceptualConfig
-from ddpm_hf.losses.backbones import LpipsDistance
-from ddpm_hf.losses.perceptual import PerceptualLoss
+from ddpm_hf.losses.perceptual import LpipsDistance, PerceptualLoss
 from ddpm_hf.runtime.errors import UserError
 
 

@@ -149,7 +149,7 @@ def test_forward_process_in_half_precision_still_adds_noise_at_the_first_timeste
     x_0, eps = torch.zeros(10, 1, 4, 4, dtype=torch.bfloat16), images(10, 1, 4, 4).bfloat16()
     noisy = scheduler.add_noise(x_0, eps, timesteps)
     assert noisy.dtype == torch.bfloat16
-    exact = scheduler.process.tables["noise_variance"][:10].sqrt().reshape(-1, 1, 1, 1) * eps.double()
+    exact = scheduler.process.tables["one_minus_alpha_bar"][:10].sqrt().reshape(-1, 1, 1, 1) * eps.double()
     assert_close(noisy.double(), exact, rtol=2**-7, atol=0)
 
 

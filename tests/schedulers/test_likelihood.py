@@ -27,7 +27,7 @@ def exact_network(scheduler):
     """E[eps | x_t] for Gaussian images."""
 
     def predict(x_t, t):
-        alpha_bar = scheduler.process.at("signal", t, x_t) ** 2
+        alpha_bar = scheduler.process.at("sqrt_alpha_bar", t, x_t) ** 2
         variance = alpha_bar * STD**2 + 1 - alpha_bar
         return (1 - alpha_bar).sqrt() / variance * (x_t - alpha_bar.sqrt() * MEAN)
 
@@ -86,7 +86,7 @@ def test_a_term_written_out(variance_type):
     scheduler = DDPMScheduler(variance_type=variance_type, clip_sample=False)
     x_0, eps, guess = levels(1, 1, 2, 2), torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2)
     t = 300
-    x_t = scheduler.process.x_t(x_0, eps, torch.tensor([t]))
+    x_t = scheduler.process.q_sample(x_0, eps, torch.tensor([t]))
     betas = [1e-4 + i * (0.02 - 1e-4) / 999 for i in range(1000)]
     a_t, a_s = (math.prod(1 - beta for beta in betas[: i + 1]) for i in (t, t - 1))
     beta_tilde = (1 - a_s) / (1 - a_t) * betas[t]
@@ -150,7 +150,7 @@ def test_an_image_alone_or_in_a_batch():
 def test_learned_variance_gets_a_gradient():
     scheduler = DDPMScheduler(variance_type="learned_range")
     x_0, timesteps = levels(3, 1, 4, 4), torch.tensor([0, 1, 700])
-    x_t = scheduler.process.x_t(x_0, torch.randn(3, 1, 4, 4), timesteps)
+    x_t = scheduler.process.q_sample(x_0, torch.randn(3, 1, 4, 4), timesteps)
     output = torch.randn(3, 2, 4, 4).requires_grad_()
     bound_terms(scheduler, output, x_0, x_t, timesteps).sum().backward()
     assert output.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""The Gaussian process against arithmetic written out in float64, closed forms and Monte Carlo."""
+"""The diffusion process against arithmetic written out in float64, closed forms and Monte Carlo."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ddpm_hf.schedulers import DDPMScheduler, GaussianProcess
+from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 T = 1000
 BETAS = [1e-4 + t * (0.02 - 1e-4) / (T - 1) for t in range(T)]
@@ -30,8 +30,8 @@ def test_a_batch_of_different_timesteps_against_arithmetic_written_out(dtype):
     timesteps = torch.tensor([0, 1, 17, 500, 999])
     x_0, eps = normal(5, 2, 3, 3, dtype=dtype), normal(5, 2, 3, 3, seed=1, dtype=dtype)
     q = process()
-    x_t = q.x_t(x_0, eps, timesteps)
-    marginal, posterior = q.marginal(x_0, timesteps), q.posterior(x_0, x_t, timesteps)
+    x_t = q.q_sample(x_0, eps, timesteps)
+    marginal, posterior = q.q_marginal(x_0, timesteps), q.q_posterior(x_0, x_t, timesteps)
     exact = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
     for i, t in enumerate(timesteps.tolist()):
         a_t, a_s, beta = alpha_bar(t), alpha_bar(t - 1), BETAS[t]
@@ -53,10 +53,10 @@ def test_a_batch_of_different_timesteps_against_arithmetic_written_out(dtype):
 def test_conversions_are_inverses(schedule, prediction_type):
     q, timesteps = process(beta_schedule=schedule), torch.tensor([0, 3, 500, 990])
     x_0, eps = normal(4, 1, 3, 3, dtype=torch.float64), normal(4, 1, 3, 3, seed=1, dtype=torch.float64)
-    x_t, v = q.x_t(x_0, eps, timesteps), q.v(x_0, eps, timesteps)
+    x_t, v = q.q_sample(x_0, eps, timesteps), q.velocity(x_0, eps, timesteps)
     output = {"epsilon": eps, "sample": x_0, "v_prediction": v}[prediction_type]
-    assert_close(q.x_0(output, x_t, timesteps, prediction_type), x_0)
-    assert_close(q.eps(output, x_t, timesteps, prediction_type), eps)
+    assert_close(q.predict_x_0(output, x_t, timesteps, prediction_type), x_0)
+    assert_close(q.predict_eps(output, x_t, timesteps, prediction_type), eps)
 
 
 def test_v_is_the_derivative_along_the_angle():
@@ -66,7 +66,7 @@ def test_v_is_the_derivative_along_the_angle():
     phi = math.acos(math.sqrt(alpha_bar(400)))
     step = 1e-5
     ahead, behind = (math.cos(p) * x_0 + math.sin(p) * eps for p in (phi + step, phi - step))
-    assert_close(q.v(x_0, eps, t), (ahead - behind) / (2 * step), rtol=1e-8, atol=1e-8)
+    assert_close(q.velocity(x_0, eps, t), (ahead - behind) / (2 * step), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -74,10 +74,10 @@ def test_posterior_is_bayes_rule(schedule):
     """q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) q(x_{t-1} | x_0): precisions add."""
     q, timesteps = process(beta_schedule=schedule), torch.arange(1, 1000, 37)
     x_0, x_t = (normal(len(timesteps), 1, 1, 1, seed=i, dtype=torch.float64) for i in range(2))
-    before, beta = q.marginal(x_0, timesteps - 1), q.at("beta", timesteps, x_0)
+    before, beta = q.q_marginal(x_0, timesteps - 1), q.at("beta", timesteps, x_0)
     precision = (1 - beta) / beta + 1 / before.variance
     mean = ((1 - beta).sqrt() / beta * x_t + before.mean / before.variance) / precision
-    posterior = q.posterior(x_0, x_t, timesteps)
+    posterior = q.q_posterior(x_0, x_t, timesteps)
     assert_close(posterior.variance, 1 / precision, rtol=1e-9, atol=0)
     assert_close(posterior.mean, mean, rtol=1e-9, atol=1e-12)
 
@@ -96,19 +96,29 @@ def test_marginal_by_monte_carlo():
     for t in range(40):
         beta = q.tables["beta"][t]
         x = (1 - beta).sqrt() * x + beta.sqrt() * normal(n, 1, 1, 1, seed=t, dtype=torch.float64)
-    end = q.marginal(torch.full((1, 1, 1, 1), 0.7), torch.tensor([39]))
+    end = q.q_marginal(torch.full((1, 1, 1, 1), 0.7), torch.tensor([39]))
     moments_agree(x, end.mean.item(), end.variance.item())
+
+
+def test_two_jumps_are_one():
+    """q(x_t | x_s) after q(x_s | x_0) has the mean and the variance of q(x_t | x_0)."""
+    q, s, t = process(), 100, 700
+    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    marginal = q.q_marginal(one, torch.tensor([t]))
+    assert_close(q.q_step(q.q_sample(one, zero, torch.tensor([s])), zero, s, t), marginal.mean)
+    before = q.q_step(q.q_sample(zero, one, torch.tensor([s])), zero, s, t)
+    assert_close(before**2 + q.q_step(zero, one, s, t) ** 2, marginal.variance)
 
 
 def test_posterior_by_monte_carlo():
     """Of pairs (x_{t-1}, x_t) drawn forwards, those that end near a given x_t."""
     q, t, n = process(num_train_timesteps=20, beta_end=0.3), 10, 2_000_000
-    before = q.marginal(torch.full((1, 1, 1, 1), 0.5), torch.tensor([t - 1]))
+    before = q.q_marginal(torch.full((1, 1, 1, 1), 0.5), torch.tensor([t - 1]))
     x_s = before.mean.item() + before.variance.sqrt().item() * normal(n, dtype=torch.float64)
     beta = q.tables["beta"][t].item()
     x_t = math.sqrt(1 - beta) * x_s + math.sqrt(beta) * normal(n, seed=1, dtype=torch.float64)
     near = x_s[(x_t - 0.9).abs() < 0.01]
-    posterior = q.posterior(torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.9), torch.tensor([t]))
+    posterior = q.q_posterior(torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.9), torch.tensor([t]))
     moments_agree(near, posterior.mean.item(), posterior.variance.item())
 
 
@@ -144,14 +154,14 @@ def test_learned_variance_lies_between_its_ends():
 def test_half_precision_images_get_float32_coefficients():
     x_0 = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
     q = process()
-    assert q.at("noise", torch.tensor([0]), x_0).dtype == torch.float32
-    assert q.x_t(x_0, x_0, torch.tensor([0])).dtype == torch.float32
+    assert q.at("sqrt_one_minus_alpha_bar", torch.tensor([0]), x_0).dtype == torch.float32
+    assert q.q_sample(x_0, x_0, torch.tensor([0])).dtype == torch.float32
 
 
 def test_a_first_beta_of_zero_leaves_no_nan():
-    q = GaussianProcess(torch.linspace(0, 0.02, 10, dtype=torch.float64))
+    q = DiffusionProcess(torch.linspace(0, 0.02, 10, dtype=torch.float64))
     x = normal(2, 1, 2, 2)
-    posterior = q.posterior(x, x, torch.tensor([0, 1]))
+    posterior = q.q_posterior(x, x, torch.tensor([0, 1]))
     assert posterior.mean.isfinite().all()
     assert_close(posterior.mean[0], x[0])
 

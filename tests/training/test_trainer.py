@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import ddpm_hf.training.trainer
 from ddpm_hf.config import load_config
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.signals import Stopped
 from ddpm_hf.training.batches import Batches
 from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.metrics import MetricsFile
-from ddpm_hf.training.previews import Previews
 from ddpm_hf.training.resume import go_on_with
 from ddpm_hf.training.trainer import Trainer
 
@@ -369,18 +369,18 @@ def test_measurements_that_will_not_work_are_told_before_the_first_step(tiny, tm
 
 def test_a_preview_that_fails_leaves_the_trained_weights_as_they_were(tiny, monkeypatch):
     trainer, before = Trainer(tiny()), {}
-    preview, sample = Trainer._preview, Previews._sample
+    preview, draw = Trainer._preview, SamplingSettings.draw
 
     def watched(self):
         before.update({name: tensor.clone() for name, tensor in self.learner.network.state_dict().items()})
         return preview(self)
 
-    def failing(self, indices, num_stages=0):
-        sample(self, indices, num_stages)
+    def failing(self, *arguments):
+        draw(self, *arguments)
         raise RuntimeError("no picture")
 
     monkeypatch.setattr(Trainer, "_preview", watched)
-    monkeypatch.setattr(Previews, "_sample", failing)
+    monkeypatch.setattr(SamplingSettings, "draw", failing)
     with pytest.raises(RuntimeError, match="no picture"):
         trainer.train()
     torch.testing.assert_close(trainer.learner.network.state_dict(), before, rtol=0, atol=0)
