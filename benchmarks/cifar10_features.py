@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.losses.digits import train_classifier
 from ddpm_hf.runtime.cache_folder import cache_folder
 from ddpm_hf.runtime.files import atomic_write

@@ -30,9 +30,10 @@ from network import cpu_name, peak_memory_of
 
 from ddpm_hf.config import Config, ModelConfig, TrainingConfig, load_config
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.distances import frechet_distance, moments
-from ddpm_hf.evaluation.neighbors import precision_recall
-from ddpm_hf.evaluation.store import FeatureTable
+from ddpm_hf.evaluation.extractors.base import Features
+from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable
+from ddpm_hf.evaluation.metrics.distances import feature_statistics, frechet_distance
+from ddpm_hf.evaluation.metrics.neighbors import precision_recall
 from ddpm_hf.training.learner import Learner
 
 RESULTS = Path(__file__).parent / "results"
@@ -103,15 +104,16 @@ def scoring_by_samples() -> Iterator[Point]:
     with tempfile.TemporaryDirectory() as folder:
 
         def table_of(count: int) -> FeatureTable:
-            file = Path(folder) / f"{count}.f32"
-            torch.randn(count, 64).numpy().tofile(file)
-            return FeatureTable(file, 64, range(count))
+            store = FeatureStore(Path(folder) / str(count), 128, 64)
+            for batch in store.missing(count):
+                store.write(batch, Features(torch.randn(len(batch), 64), None))
+            return store.table(count)
 
         real = table_of(2001)
         for count in (500, 1000, 2000, 4000, 8000, 16000):
 
             def score(fake: FeatureTable) -> None:
-                frechet_distance(moments(real), moments(fake))
+                frechet_distance(feature_statistics(real), feature_statistics(fake))
                 precision_recall(real, fake)
 
             yield count, partial(score, table_of(count)), count

@@ -43,10 +43,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_hf.config import load_config
-from ddpm_hf.evaluation.features import Features
-from ddpm_hf.evaluation.neighbors import memorized, nearest
-from ddpm_hf.evaluation.sampling import to_pil
-from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
+from ddpm_hf.evaluation.extractors.base import Features
+from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable
+from ddpm_hf.evaluation.features import to_pil
+from ddpm_hf.evaluation.metrics.neighbors import memorized, nearest
 from ddpm_hf.pipelines import DDPMPipeline as OurPipeline
 from ddpm_hf.pipelines.pictures import image_grid
 from ddpm_hf.runtime import cli
@@ -157,7 +157,7 @@ class Memory:
 
     def _table(self, name: str, images: Tensor) -> FeatureTable:
         features = self.judge.features(images)
-        store = FeatureStore(self.folder / name, Layout(len(features), features.shape[1], 0))
+        store = FeatureStore(self.folder / name, len(features), features.shape[1])
         for batch in store.missing(len(features)):
             store.write(batch, Features(features, None))
         return store.table(len(features))

@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 from ddpm_hf.config import Config, load_config
 from ddpm_hf.data import ImageSet, load_image_set
-from ddpm_hf.evaluation.digits_classifier import accuracy, load_digits_classifier
-from ddpm_hf.evaluation.distances import Moments, frechet_distance
-from ddpm_hf.evaluation.features import FeatureExtractor
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor
+from ddpm_hf.evaluation.extractors.digits_classifier import accuracy, load_digits_classifier
+from ddpm_hf.evaluation.metrics.distances import FeatureStatistics, frechet_distance
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.randomness import image_seeds
 from ddpm_hf.training.learner import Learner
@@ -132,23 +132,23 @@ class Judge:
 
     def __init__(self, subject: Subject = DIGITS) -> None:
         self.extractor = subject.extractor().eval()
-        self.held_out = self._moments(subject.images(subject.held_out).images)
+        self.held_out = self._statistics(subject.images(subject.held_out).images)
         training = subject.images(subject.train).images
         self.num_samples = subject.num_samples or len(training)
-        self.floor = frechet_distance(self.held_out, self._moments(training[: self.num_samples])).value
+        self.floor = frechet_distance(self.held_out, self._statistics(training[: self.num_samples])).value
 
     def ratio(self, images: Tensor) -> float:
         """The distance of images, uint8, in floors."""
-        return frechet_distance(self.held_out, self._moments(images)).value / self.floor
+        return frechet_distance(self.held_out, self._statistics(images)).value / self.floor
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """One row for each of the images, uint8."""
         return torch.cat([self.extractor(part).values for part in images.split(1000)])
 
-    def _moments(self, images: Tensor) -> Moments:
+    def _statistics(self, images: Tensor) -> FeatureStatistics:
         features = self.features(images).double()
-        return Moments(len(features), features.sum(0), features.T @ features)
+        return FeatureStatistics(len(features), features.sum(0), features.T @ features)
 
 
 def train_for(config: Config, seconds: float) -> tuple[Learner, int]:

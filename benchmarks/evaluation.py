@@ -37,12 +37,12 @@ from transformers import ResNetConfig, ResNetModel
 from ddpm_hf.checkpoints.find import load_pipeline
 from ddpm_hf.config import BenchmarkConfig, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, load_image_set
-from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
-from ddpm_hf.evaluation.features import Features, load_extractor
-from ddpm_hf.evaluation.reference import load_reference
-from ddpm_hf.evaluation.sampling import draw_samples
-from ddpm_hf.evaluation.scoring import FeatureSet, score_set
-from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.evaluation.extractors import load_extractor
+from ddpm_hf.evaluation.extractors.base import Features
+from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
+from ddpm_hf.evaluation.feature_store import FeatureStore
+from ddpm_hf.evaluation.features import draw_samples, extract_reference
+from ddpm_hf.evaluation.metrics import FeatureSet, score_set
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.sampling import SamplingSettings
@@ -73,15 +73,15 @@ def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dic
         return output
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(DDPMPipeline, "__call__", timed):
-        real = load_reference(config.dataset, digits, classifier, "cpu")
-        reference = FeatureSet(real.table, real.logits, real.moments, real.radii)
+        real = extract_reference(config.dataset, digits, classifier, "cpu")
+        reference = FeatureSet.of(real, len(digits), is_cached=True)
         began = time.process_time()
-        store = FeatureStore(Path(folder) / "features", Layout(BATCH_SIZE, classifier.num_features, NUM_CLASSES))
+        store = FeatureStore(Path(folder) / "features", BATCH_SIZE, classifier.num_features, NUM_CLASSES)
         draw_samples(
             pipeline, SamplingSettings(0, num_steps), classifier, store, Path(folder) / "images", num_samples, True
         )
         drawn = time.process_time() - began
-        samples = FeatureSet.of(store.table(num_samples), store.logits(num_samples))
+        samples = FeatureSet.of(store, num_samples)
         figures = score_set(samples, reference, reference, config.benchmark.metrics, classifier, "cpu", False)
         assert all(figure.value is not None for figure in figures.values()), figures
         together = time.process_time() - began
@@ -109,7 +109,8 @@ def measure_reference(cifar10: str | None) -> dict[str, object]:
         before, seconds = _peak_mb(), []
         for _ in range(2):
             began = time.perf_counter()
-            load_reference(dataset, images, extractor, "cpu").moments()
+            store = extract_reference(dataset, images, extractor, "cpu")
+            FeatureSet.of(store, len(images), is_cached=True).statistics()
             seconds.append(round(time.perf_counter() - began, 2))
     return {
         "images": "CIFAR-10, train" if cifar10 else "random pixels",
@@ -142,11 +143,11 @@ def score(count: int, num_features: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         sets = []
         for name, rows in (("samples", count), ("real", NUM_REAL)):
-            store = FeatureStore(Path(folder) / name, Layout(BATCH_SIZE, num_features, NUM_CLASSES))
+            store = FeatureStore(Path(folder) / name, BATCH_SIZE, num_features, NUM_CLASSES)
             for batch in store.missing(rows):
                 values = torch.randn(len(batch), num_features)
                 store.write(batch, Features(values, values[:, :NUM_CLASSES]))
-            sets.append(FeatureSet.of(store.table(rows), store.logits(rows)))
+            sets.append(FeatureSet.of(store, rows))
         before, began = _peak_mb(), time.perf_counter()
         metrics = BenchmarkConfig().metrics
         figures = score_set(sets[0], sets[1], sets[1], metrics, classifier, "cpu", allow_few=True)

@@ -77,7 +77,7 @@ def compare_main(arguments: argparse.Namespace) -> None:
     check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch"):
-        from ddpm_hf.evaluation.comparison import compare
+        from ddpm_hf.evaluation.programs import compare
 
     print(compare([Path(each) for each in arguments.evaluations], Path(arguments.output)))
 

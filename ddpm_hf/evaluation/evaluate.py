@@ -1,41 +1,64 @@
 """An evaluation from its plan to its report."""
 
-import hashlib
 import json
+import platform
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from ddpm_hf._version import __version__
 from ddpm_hf.config import Config
-from ddpm_hf.evaluation.building import Scores, build_report
-from ddpm_hf.evaluation.features import FeatureExtractor
-from ddpm_hf.evaluation.held_out import (
+from ddpm_hf.evaluation.extractors import load_extractor
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor
+from ddpm_hf.evaluation.feature_store import FeatureStore
+from ddpm_hf.evaluation.features import draw_samples, extract_reference
+from ddpm_hf.evaluation.metrics import FeatureSet, cached_values
+from ddpm_hf.evaluation.metrics.held_out import (
     HeldOut,
+    cached_reconstructions,
     measure_baselines,
     measure_likelihood,
     measure_reconstructions,
-    reconstructions_of,
+    reconstruct,
 )
-from ddpm_hf.evaluation.neighbors import Neighbors, nearest
-from ddpm_hf.evaluation.pictures import NUM_NEIGHBORS_SHOWN, NUM_PAIRS, draw_pictures
-from ddpm_hf.evaluation.plan import SETTINGS, Plan, make_plan
-from ddpm_hf.evaluation.real_images import in_place_of_samples
-from ddpm_hf.evaluation.reference import Reference, load_reference
-from ddpm_hf.evaluation.rendering import write_report
-from ddpm_hf.evaluation.report import MetricValue, Report
-from ddpm_hf.evaluation.sampling import draw_samples
-from ddpm_hf.evaluation.scoring import FeatureSet, combine, kept_metrics, score_set
-from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.evaluation.metrics.neighbors import nearest
+from ddpm_hf.evaluation.plan import (
+    SETTINGS,
+    EvaluationPlan,
+    Problems,
+    check_features,
+    check_packages,
+    load_splits,
+    make_plan,
+    other_contents,
+    run_config,
+    sampling_of,
+)
+from ddpm_hf.evaluation.rendering import NUM_NEIGHBORS_SHOWN, NUM_PAIRS, draw_pictures, write_report
+from ddpm_hf.evaluation.report import (
+    FeaturesSection,
+    HeldOutSection,
+    MetricValue,
+    ModelSection,
+    Report,
+    SamplingSection,
+)
+from ddpm_hf.evaluation.scores import metric_device, score_samples
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.signals import StopRequest
+from ddpm_hf.schedulers import build_scheduler
+
+ENOUGH_SAMPLES = 10_000
+
+LIBRARIES = ("torch", "diffusers", "accelerate", "transformers", "torchmetrics", "torch-fidelity", "numpy")
 
 
 def evaluate(
@@ -48,58 +71,130 @@ def evaluate(
     label: str | None = None,
     pictures: bool = True,
     stop: StopRequest | None = None,
-    renew: bool = False,
+    is_in_training: bool = False,
 ) -> Report | None:
     """Measure a model as `config.benchmark` says, and write the report.
 
-    All processes call this together. What an earlier call finished in the same folder is not done again.
+    All processes call this together. What an earlier call finished in the same folder is not computed again.
 
     Args:
-        model: a saved pipeline, a run folder, or an id on the Hub.
+        model: a run folder, a saved pipeline, or an id on the Hub.
         config: whose dataset, model and benchmark sections say what is measured, and whose seed samples follow from.
-        output: the folder of the evaluation; None makes one of its own in `evaluation/` below the model's.
-        pipeline: the model itself, where it is loaded already.
-        extractor: what looks at the images, instead of `benchmark.features`.
+        output: folder of the evaluation; None makes one in `evaluation/` below the model's.
+        pipeline: of the model, if it is loaded already.
+        extractor: of features, instead of `benchmark.features`.
         label: what the report is, if not a full evaluation; it becomes a warning.
         pictures: whether the report has pictures.
         stop: polled at every denoising step and every batch; work that is finished when a stop is requested is not done
-            again when the same evaluation is asked for.
-        renew: for a model in training: what the folder holds is replaced, where it is not of this evaluation.
+            again when the same evaluation is run again.
+        is_in_training: the weights change, and what the folder holds of other weights is deleted.
 
     Returns:
-        The report, which is also written to metrics.json, in the main process; None in the others. Its `metrics` map
-        keys such as "frechet_distance" to a value with `value`, `std`, `problem` and the same of real images.
+        In the main process the report, which is also written to report.md, report.html and, unless
+        `benchmark.save_metrics` is false, metrics.json. Its `metrics` map keys, such as "frechet_distance", to values
+        with `value`, `std` and `problem`, beside the same of real images. None in the other processes.
 
     Raises:
         UserError: naming everything that does not fit, before a sample is drawn.
         Stopped: in all processes, soon after a stop was requested in one of them.
     """
-    return carry_out(make_plan(model, config, output, pipeline, extractor, renew), label, pictures, stop)
+    return run(make_plan(model, config, output, pipeline, extractor, is_in_training), label, pictures, stop)
 
 
-def carry_out(
-    plan: Plan, label: str | None = None, pictures: bool = True, stop: StopRequest | None = None
+def prepare_in_training_evaluation(config: Config, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """Load the feature extractor, and check before the first update that later evaluations will work.
+
+    Args:
+        config: of the run.
+        device: of the extractor.
+
+    Raises:
+        UserError: naming everything that does not fit.
+    """
+    reduced, problems = _reduced(config, config.training.num_evaluation_samples), Problems()
+    extractor = problems.attempt(lambda: load_extractor(reduced.benchmark, device))
+    splits = problems.attempt(lambda: load_splits(reduced, _run_folder(config)))
+    problems += check_packages(reduced.benchmark)
+    problems.attempt(lambda: sampling_of(build_scheduler(config.model), reduced))
+    if extractor is not None:
+        problems += check_features(extractor, reduced, splits, "training.num_evaluation_samples")
+    if problems or extractor is None:
+        raise problems.error()
+    return extractor
+
+
+def evaluate_in_training(
+    pipeline: DDPMPipeline,
+    config: Config,
+    step: int,
+    num_samples: int,
+    extractor: FeatureExtractor | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, float] | None:
+    """Measure a model in training by the metrics that need samples only: no reconstructions, likelihood or pictures.
+
+    All processes call this together. The report is written to `evaluation/step-N` of the run folder, and its label
+    names the step.
+
+    Args:
+        pipeline: of the weights to measure.
+        config: of the run.
+        step: updates done.
+        num_samples: to draw, at least 2.
+        extractor: of features, from `prepare_in_training_evaluation`; None loads it.
+        stop: as in `evaluate`.
+
+    Returns:
+        The values of the metrics by key, in the main process; None in the others.
+
+    Raises:
+        Stopped: as in `evaluate`.
+    """
+    report = evaluate(
+        _run_folder(config),
+        _reduced(config, num_samples),
+        output=_run_folder(config) / "evaluation" / f"step-{step}",
+        pipeline=pipeline,
+        extractor=extractor,
+        label=f"in-training evaluation at step {step:,}",
+        pictures=False,
+        stop=stop,
+        is_in_training=True,  # a run that resumed from an earlier checkpoint reaches the step with other weights
+    )
+    if report is None:
+        return None
+    return {key: each.value for key, each in report.metrics.items() if each.value is not None}
+
+
+def run(
+    plan: EvaluationPlan, label: str | None = None, pictures: bool = True, stop: StopRequest | None = None
 ) -> Report | None:
-    """Draw the samples of a plan, score them, and write the report; see `evaluate`."""
+    """Draw the samples of a plan, compute the metrics, and write the report; see `evaluate`."""
     state, started, benchmark = PartialState(), time.perf_counter(), plan.benchmark
-    # which waits for all: until then, others look whether the folder is free; what trains may differ by rounding
-    weights = None if plan.renew else plan.settings["weights"]
+    # All processes have checked the folder once they meet here. Weights in training may differ by rounding.
+    weights = None if plan.is_in_training else plan.settings["weights"]
     assert_same_across_ranks({**plan.settings, "weights": weights, "the folder": str(plan.folder)})
     if state.is_main_process:
-        if plan.is_stale:
+        if plan.is_in_training and other_contents(plan):
             shutil.rmtree(plan.folder)
         write_text_atomic(plan.folder / SETTINGS, json.dumps(plan.settings, indent=2) + "\n")
     state.wait_for_everyone()
-    check = (stop or StopRequest()).check
-    references = _references(plan, stop)
-    seeds = [plan.drawing.seed + repeat for repeat in range(benchmark.num_seeds)]
-    num_drawn, sampling_started = 0, time.perf_counter()
-    folders = {seed: plan.folder / "features" / f"seed-{seed}" for seed in seeds}
-    stores = {seed: FeatureStore(folder, _layout(plan), check) for seed, folder in folders.items()}
-    for seed, store in stores.items():
+
+    references = {}
+    for split, images in plan.splits.items():
+        dataset = plan.config.dataset.model_copy(update={"split": split})
+        store = extract_reference(dataset, images, plan.extractor, plan.pipeline.device, stop)
+        references[split] = FeatureSet.of(store, len(images), is_cached=True)
+
+    samples, num_drawn, sampling_started = {}, 0, time.perf_counter()
+    for seed in plan.seeds:
+        num_features, num_classes = plan.extractor.num_features, plan.extractor.num_classes
+        check = (stop or StopRequest()).check
+        folder = plan.folder / "features" / f"seed-{seed}"
+        store = FeatureStore(folder, benchmark.batch_size, num_features, num_classes, check)
         num_drawn += draw_samples(
             plan.pipeline,
-            plan.drawing_of(seed),
+            replace(plan.sampling, seed=seed),
             plan.extractor,
             store,
             plan.folder / "samples" / f"seed-{seed}",
@@ -107,96 +202,154 @@ def carry_out(
             benchmark.save_samples,
             stop,
         )
+        samples[seed] = FeatureSet.of(store, benchmark.n_samples)
+
     report = None
     with (stop or StopRequest()).together():
         if state.is_main_process:
             seconds = {"samples": time.perf_counter() - sampling_started, "drawn_by_main_process": num_drawn}
-            report = _report(plan, references, stores, label, pictures)
+            report = _measure(plan, references, samples, label, pictures)
             report = replace(report, seconds=seconds | {"total": time.perf_counter() - started})
             write_report(plan.folder, report, benchmark.save_metrics)
     return report
 
 
-def _report(
-    plan: Plan,
-    references: dict[str, Reference],
-    stores: dict[int, FeatureStore],
+def _measure(
+    plan: EvaluationPlan,
+    references: dict[str, FeatureSet],
+    samples: dict[int, FeatureSet],
     label: str | None,
     pictures: bool,
 ) -> Report:
-    """Everything that follows the samples, by the main process."""
-    count, wanted = plan.benchmark.n_samples, plan.benchmark.metrics
-    training = _set(references[plan.training_split])
-    drawn = {seed: FeatureSet.of(store.table(count), store.logits(count)) for seed, store in stores.items()}
-    scores = _compare(plan, references, drawn)
-    conditional = plan.drawing.class_labels is not None
-    held_out = HeldOut.choose(plan.splits[plan.held_out_split], plan.benchmark.num_held_out, conditional)
-    reconstructions = reconstructions_of(plan, held_out) if wanted.ssim or wanted.psnr else []
-    rows = measure_reconstructions(reconstructions, held_out, plan, wanted)
-    baselines = measure_baselines(plan, held_out)
+    """Compute everything that follows the samples, in the main process."""
+    benchmark, wanted, pipeline, extractor = plan.benchmark, plan.benchmark.metrics, plan.pipeline, plan.extractor
+    seed, steps, batch_size = plan.sampling.seed, plan.sampling.num_inference_steps, benchmark.batch_size
+    scores = score_samples(plan, references, samples)
+
+    is_conditional = plan.sampling.class_labels is not None
+    held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, is_conditional)
+    are_training_images = plan.held_out_split == plan.training_split
+    reconstructions = []
+    if wanted.ssim or wanted.psnr:
+        reconstructions = cached_reconstructions(
+            plan.folder / "reconstructions.safetensors",
+            lambda: reconstruct(pipeline, held_out, benchmark.reconstruction_levels, steps, seed, batch_size),
+        )
     if wanted.bits_per_dim:
-        scores.samples["bits_per_dim"] = measure_likelihood(plan, held_out)
-    neighbors: Neighbors | None = None
-    if wanted.memorization and len(training) > 1:
-        shown = drawn[plan.drawing.seed].table.select(range(min(NUM_PAIRS, count)))
-        neighbors = nearest(shown, training.table, min(NUM_NEIGHBORS_SHOWN, len(training)), _metric_device(plan))
-    captions = draw_pictures(plan, held_out, reconstructions, neighbors) if pictures else {}
-    return build_report(plan, scores, rows, baselines, len(held_out.images), captions, label)
+        num_timesteps = benchmark.likelihood_timesteps
+
+        def likelihood() -> dict[str, MetricValue]:
+            return {"bits_per_dim": measure_likelihood(pipeline, held_out, num_timesteps, seed, batch_size)}
+
+        settings = {"num_timesteps": num_timesteps, "num_images": len(held_out.images)}
+        scores.samples.update(cached_values(plan.folder / "scores" / "likelihood.json", settings, likelihood))
+    training = plan.splits[plan.training_split].images
+    captions = {}
+    if pictures:
+        features, shown = references[plan.training_split], range(min(NUM_PAIRS, benchmark.n_samples))
+        neighbors = None
+        if wanted.memorization and len(features) > 1:
+            count = min(NUM_NEIGHBORS_SHOWN, len(features))
+            neighbors = nearest(samples[seed].table.select(shown), features.table, count, metric_device(plan))
+        captions = draw_pictures(plan, held_out, reconstructions, neighbors)
+    report = Report(
+        label=label,
+        model=ModelSection(name=plan.model, weights=plan.settings["weights"], ema=_ema(plan.model)),
+        sampling=SamplingSection(
+            n_samples=benchmark.n_samples,
+            seeds=plan.seeds,
+            sampler=plan.sampler_name,
+            num_inference_steps=steps,
+            network_evaluations=plan.network_evaluations,
+            batch_size=batch_size,
+            classes=f"each of {len(plan.sampling.class_labels)} in turn" if plan.sampling.class_labels else "none",
+        ),
+        features=FeaturesSection(
+            name=extractor.name,
+            label=extractor.label,
+            description=extractor.description,
+            fingerprint=extractor.fingerprint,
+            resize=extractor.resize,
+            num_features=extractor.num_features,
+        ),
+        reference=plan.references[plan.reference_split],
+        held_out=HeldOutSection(
+            split=plan.held_out_split,
+            num_images=len(held_out.images),
+            are_training_images=are_training_images,
+            fingerprint=plan.references[plan.held_out_split].fingerprint,
+            likelihood_timesteps=benchmark.likelihood_timesteps,
+        ),
+        real_vs_real=scores.text,
+        num_matched=None if scores.matched is None else scores.num_real,
+        metrics=scores.metrics(plan),
+        reconstructions=measure_reconstructions(pipeline, held_out, reconstructions, seed, wanted),
+        baselines=measure_baselines(held_out, training[held_out.others] if are_training_images else training, wanted),
+        pictures=captions,
+        versions=_versions(),
+    )
+    return replace(report, warnings=list(_warnings(report, benchmark.allow_few_samples)))
 
 
-def _compare(plan: Plan, references: dict[str, Reference], drawn: dict[int, FeatureSet]) -> Scores:
-    """The figures of the samples of each seed, and of real images in their place."""
-    benchmark, folder = plan.benchmark, plan.folder / "scores"
-    sets = {split: _set(reference) for split, reference in references.items()}
-    reference, training = sets[plan.reference_split], sets[plan.training_split]
-    asked = {
-        "metrics": benchmark.metrics.model_dump(),
-        "allow_few_samples": benchmark.allow_few_samples,
-        "n": benchmark.n_samples,
-        "version": __version__,
-    }
-
-    def score(
-        file: Path, key: Any, candidates: FeatureSet, real: FeatureSet, train: FeatureSet
-    ) -> dict[str, MetricValue]:
-        few, device, metrics = benchmark.allow_few_samples, _metric_device(plan), benchmark.metrics
-        return kept_metrics(file, key, lambda: score_set(candidates, real, train, metrics, plan.extractor, device, few))
-
-    figures = [score(folder / f"seed-{seed}.json", asked, each, reference, training) for seed, each in drawn.items()]
-    real = in_place_of_samples(plan, sets, benchmark.n_samples)
-    # real images are the same for every model: what they come to lies beside their features
-    asked = asked | {"sets": {split: each.key for split, each in references.items()}, "text": real.text}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    file = references[plan.reference_split].folder / f"real-vs-real-{digest}.json"
-    of_real = score(file, asked, real.candidates, real.real, real.training)
-    matched = None
-    if (len(real.candidates), len(real.real)) != (benchmark.n_samples, len(reference)):
-        fewer = [
-            score(folder / f"seed-{seed}-matched.json", asked, real.matched_samples(each), real.real, real.training)
-            for seed, each in drawn.items()
-        ]
-        matched = combine(fewer)
-    return Scores(combine(figures), of_real, matched, real.text, len(real.candidates))
+def _run_folder(config: Config) -> Path:
+    return Path(config.output_dir or "runs/run")
 
 
-def _references(plan: Plan, stop: StopRequest | None) -> dict[str, Reference]:
-    """The real images that samples are scores with, in this or that way."""
-    device, dataset = plan.pipeline.device, plan.config.dataset
-    return {
-        split: load_reference(dataset.model_copy(update={"split": split}), images, plan.extractor, device, stop)
-        for split, images in plan.splits.items()
-    }
+def _reduced(config: Config, num_samples: int) -> Config:
+    """The configuration with metrics of samples only, and fewer samples."""
+    metrics = config.benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
+    benchmark = config.benchmark.model_copy(
+        update={"n_samples": num_samples, "num_seeds": 1, "metrics": metrics, "save_samples": False}
+    )
+    return config.model_copy(update={"benchmark": benchmark})
 
 
-def _set(reference: Reference) -> FeatureSet:
-    return FeatureSet(reference.table, reference.logits, reference.moments, reference.radii)
+def _warnings(report: Report, allow_few_samples: bool) -> Iterator[str]:
+    """What must not be read into the values."""
+    num_samples, num_features, features = report.sampling.n_samples, report.features.num_features, report.features
+    if report.label:
+        yield f"Not a full evaluation: {report.label}."
+    if num_samples < ENOUGH_SAMPLES:
+        yield (
+            f"{num_samples:,} samples, fewer than {ENOUGH_SAMPLES:,}: a Fréchet distance is too high by an amount that "
+            "depends on the count. Compare with evaluations of the same count, and with the real images."
+        )
+    if features.name != "inception":
+        yield (
+            f"The features are those of {features.label}: no metric here is an FID, a KID or an Inception score, and "
+            "none compares with the literature's."
+        )
+    if report.held_out.are_training_images and (report.reconstructions or "bits_per_dim" in report.metrics):
+        yield (
+            "No held-out images were named (benchmark.held_out_split, dataset.validation_split): reconstructions and "
+            "bits/dim are those of training images, which the model has seen."
+        )
+    least = min(num_samples, report.reference.num_images)
+    if allow_few_samples and "frechet_distance" in report.metrics and least <= num_features:
+        yield (
+            f"A Fréchet distance from {least:,} images in {num_features:,} dimensions rests on singular covariances: "
+            "take it for no more than a sign of life."
+        )
+    for metric in report.metrics.values():
+        if metric.problem:
+            yield f"{metric.name}: {metric.problem}."
 
 
-def _layout(plan: Plan) -> Layout:
-    return Layout(plan.benchmark.batch_size, plan.extractor.num_features, plan.extractor.num_classes)
+def _ema(model: str) -> str:
+    """Whether the weights are averaged, as far as the folder of the model tells."""
+    try:
+        decay = float(run_config(model)["training"]["ema_decay"])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return "not recorded: the weights as they were saved"
+    return f"yes, decay {decay}: a run saves the averaged weights for use"
 
 
-def _metric_device(plan: Plan) -> torch.device:
-    """Where float64 is to be had."""
-    device = plan.pipeline.device
-    return device if device.type == "cuda" else torch.device("cpu")
+def _versions() -> dict[str, str]:
+    versions = {"ddpm_hf": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return versions | {"device": device}

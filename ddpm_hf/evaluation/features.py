@@ -1,241 +1,204 @@
-"""From images to features: what every extractor is, and how one is found by name."""
+"""Features of samples and of real images: drawn or read by all processes together, and never computed twice."""
 
 import hashlib
-import importlib.util
-import inspect
-import sys
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float32, UInt8
-from torch import Tensor, nn
+from accelerate import PartialState
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
 
-from ddpm_hf.config import BenchmarkConfig
-from ddpm_hf.runtime.distributed import main_process_first
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.config import DatasetConfig
+from ddpm_hf.data import ImageSet
+from ddpm_hf.evaluation.extractors.base import Extraction, FeatureExtractor, Features, Images
+from ddpm_hf.evaluation.feature_store import FeatureStore, own_share, progress_bar
+from ddpm_hf.evaluation.report import ReferenceSection
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.images import to_uint8
+from ddpm_hf.pipelines.pictures import save_png
+from ddpm_hf.pipelines.sampling import SamplingSettings
+from ddpm_hf.runtime.cache_folder import cache_folder
+from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.memory import Chunks
+from ddpm_hf.runtime.signals import StopRequest
 
-Images = UInt8[Tensor, "batch channels height width"]
+NUM_SHOWN = 64
+"""First samples that are always kept as images, for the pictures of the report."""
 
-
-@dataclass(frozen=True)
-class Features:
-    """What an extractor sees in a batch.
-
-    Attributes:
-        values: one row per image.
-        logits: of the extractor's own classes, or None if it is no classifier.
-    """
-
-    values: Float32[Tensor, "batch features"]
-    logits: Float32[Tensor, "batch classes"] | None
+REFERENCE_BATCH_SIZE = 128
 
 
-class FeatureExtractor(nn.Module):
-    """A frozen network that looks at uint8 images; subclasses implement `forward`.
+def draw_samples(
+    pipeline: DDPMPipeline,
+    settings: SamplingSettings,
+    extractor: FeatureExtractor,
+    store: FeatureStore,
+    folder: Path,
+    num_samples: int,
+    keep_images: bool,
+    stop: StopRequest | None = None,
+) -> int:
+    """Draw samples 0 to num_samples - 1 and extract their features, with one batch in memory at a time.
 
-    Args:
-        name: as given in `benchmark.features`.
-        label: how the report names the features.
-        description: what they are, in one sentence.
-        resize: how images come to the network's size.
-        num_features: length of a row.
-        num_classes: of its logits; 0 if it is no classifier.
-        channels: of the images that it takes; an extractor of 3 takes gray ones too.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        label: str,
-        description: str,
-        resize: str,
-        num_features: int,
-        num_classes: int = 0,
-        channels: tuple[int, ...] = (1, 3),
-    ) -> None:
-        super().__init__()
-        self.name, self.label, self.description, self.resize = name, label, description, resize
-        self.num_features, self.num_classes, self.channels = num_features, num_classes, channels
-
-    def forward(self, images: Images) -> Features:
-        """Look at images.
-
-        Args:
-            images: 0 to 255, of any size.
-        """
-        raise NotImplementedError
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of name, weights and resizing: features of different fingerprints are not comparable."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return f"{self.name}|{self.resize}|{digest.hexdigest()[:16]}"
-
-
-class Extraction:
-    """An extractor at work on one batch after the other, in parts where a batch is too large for the memory.
+    All processes call this together. A batch is drawn by one of them, so a sample is the same to the bit with any
+    number of processes. It is finished once its features are stored: they hold NaN for a sample that is not finite,
+    which its image cannot.
 
     Args:
-        extractor: what looks at the images.
-        device: where it is.
-    """
-
-    def __init__(self, extractor: FeatureExtractor, device: torch.device | str) -> None:
-        self.extractor, self.device, self._chunks = extractor, device, Chunks("looking at")
-
-    @torch.inference_mode()
-    def __call__(self, images: Images) -> Features:
-        """Look at images, wherever they are."""
-
-        def look(part: range) -> Features:
-            return self.extractor(images[part.start : part.stop].to(self.device))
-
-        found = self._chunks(range(len(images)), look)
-        if len(found) == 1:
-            return found[0]
-        logits = [each.logits for each in found if each.logits is not None]
-        return Features(torch.cat([each.values for each in found]), torch.cat(logits) if logits else None)
-
-
-def to_network_size(
-    images: Images, size: tuple[int, int], channels: int, mode: str
-) -> Float32[Tensor, "batch network_channels network_height network_width"]:
-    """Resize images to what a network takes, and repeat a gray channel for one that takes colours.
-
-    Args:
-        images: 0 to 255.
-        size: height and width.
-        channels: 1 or 3.
-        mode: of torch's interpolation, with anti-aliasing.
+        pipeline: draws the images.
+        settings: how they are drawn.
+        extractor: of their features.
+        store: of the features.
+        folder: of the images.
+        num_samples: at least 1.
+        keep_images: keep all images, not only the first.
+        stop: polled at every denoising step.
 
     Returns:
-        In [0, 1].
-    """
-    pixels = images.float() / 255
-    if pixels.shape[1] == 1 and channels == 3:
-        pixels = pixels.expand(-1, 3, -1, -1)
-    if tuple(pixels.shape[2:]) != size:
-        pixels = F.interpolate(pixels, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
-    return pixels
-
-
-def load_extractor(config: BenchmarkConfig, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Find the extractor that a configuration names, with its weights, ready to use.
-
-    All processes of a launch call this together; what has to be fetched or trained, one of them does.
+        The number of samples that this process drew.
 
     Raises:
-        UserError: if it is unknown, or a package or its weights are missing; with the command that mends it.
+        Stopped: in all processes, if a stop was requested; finished batches are kept.
+        UserError: if processes do not see the same folder.
     """
-    extractor = main_process_first(lambda: _load(config))
-    return extractor.eval().requires_grad_(False).to(device)
+    is_polled, stop = stop is not None, stop or StopRequest()
+    folder.mkdir(parents=True, exist_ok=True)
+    num_kept = num_samples if keep_images else min(NUM_SHOWN, num_samples)
+    files = {index: sample_file(folder, index) for index in range(num_kept)}
+    without_features = {batch.start for batch in store.missing(num_samples)}
+    own = own_share(
+        [
+            batch
+            for batch in store.batches(num_samples)
+            if batch.start in without_features or any(not files[index].exists() for index in batch if index < num_kept)
+        ]
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    chunks, extraction = Chunks("sampling"), Extraction(extractor, pipeline.device)
+
+    def poll(*_: object) -> None:
+        stop.check()
+
+    def draw(chunk: range) -> tuple[Images, Bool[Tensor, " chunk"]]:
+        output = settings.draw(pipeline, chunk, "pt", callback_on_step_end=poll if is_polled else None)
+        pixels = torch.as_tensor(output.images)
+        is_finite = pixels.isfinite().flatten(1).all(1)
+        return to_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
+
+    num_drawn = sum(map(len, own))
+    with stop.together(), progress_bar(num_drawn, "samples", quiet=not own, delay=0) as progress:
+        for batch in own:
+            images, is_finite = (torch.cat(each) for each in zip(*chunks(batch, draw), strict=True))
+            for index, image in zip(batch, images, strict=True):
+                if index < num_kept:
+                    save_png(to_pil(image), files[index])
+            store.write(batch, _with_nan(extraction(images), ~is_finite))
+            progress.update(len(batch))
+    store.check_complete(num_samples)
+    return num_drawn
 
 
-def _load(config: BenchmarkConfig) -> FeatureExtractor:
-    name = config.features
-    if name == "inception":
-        from ddpm_hf.evaluation.inception import load_inception
+def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureExtractor) -> ReferenceSection:
+    """Everything that the features of real images depend on.
 
-        return load_inception(config.inception_weights, config.inception_resize)
-    if name == "digits":
-        from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
-
-        return load_digits_classifier()
-    if ".py:" in name:
-        return UserExtractor(name, *load_user_module(name))
-    from ddpm_hf.evaluation.vision_models import load_vision_model
-
-    return load_vision_model(name)
-
-
-class UserExtractor(FeatureExtractor):
-    """A module of the user's, from uint8 images to one row of features each.
+    The fingerprint covers the decoded pixels. So it changes with the file, revision, column, size or decoder.
 
     Args:
-        name: how the report names the features.
-        module: takes (batch, channels, height, width), 0 to 255.
-        code: that the module runs, beside its weights; None for that of its class.
-        channels: of the images that it takes.
+        dataset: where the images come from, for a person to read.
+        images: the images themselves.
+        extractor: with its weights and resizing.
     """
-
-    def __init__(
-        self, name: str, module: nn.Module, code: str | None = None, channels: tuple[int, ...] = (1, 3)
-    ) -> None:
-        super().__init__(name, name, "a module of the user's", "the module's own", 0, channels=channels)
-        self.module = module.eval()
-        self._code = _code_of(module) if code is None else code
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of name, weights and code: a module without weights may be changed all the same."""
-        return f"{super().fingerprint}|{hashlib.sha256(self._code.encode()).hexdigest()[:16]}"
-
-    def probe(self, image_shape: tuple[int, int, int]) -> None:
-        """Learn the number of features from two images, a black and a white one.
-
-        Args:
-            image_shape: channels, height, width.
-
-        Raises:
-            UserError: if the module fails on them, or returns anything but a row for each.
-        """
-        device = next((tensor.device for tensor in self.module.state_dict().values()), torch.device("cpu"))
-        try:
-            images = torch.tensor([0, 255], dtype=torch.uint8, device=device).view(2, 1, 1, 1)
-            with torch.no_grad():
-                rows = self.module(images.expand(2, *image_shape).contiguous())
-        except Exception as error:
-            raise UserError(f"benchmark.features: {self.name} fails on uint8 images {image_shape}: {error}") from error
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != 2 or not rows.shape[1]:
-            shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise UserError(
-                f"benchmark.features: {self.name} returns {shape} for two images; allowed: a tensor (batch, features)"
-            )
-        self.num_features = rows.shape[1]
-
-    def forward(self, images: Images) -> Features:
-        """Look at images.
-
-        Args:
-            images: 0 to 255.
-        """
-        return Features(self.module(images).float(), None)
+    pixels = images.images.contiguous()
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    for part in pixels.split(4096):
+        digest.update(part.numpy().tobytes())
+    crops = {"crop": "shorter side resized by Lanczos, middle square", "pad": "longer side resized by Lanczos, bars"}
+    background = ", ".join(map(str, dataset.background))
+    return ReferenceSection(
+        dataset=dataset.name,
+        config=dataset.config,
+        revision=dataset.revision,
+        split=dataset.split,
+        image_column=dataset.image_column,
+        num_images=len(images),
+        image_shape=list(pixels.shape[1:]),
+        transform=f"gray or RGB on a background of ({background}), {crops[dataset.resize]}, 8 bits",
+        fingerprint=digest.hexdigest(),
+        extractor=extractor.fingerprint,
+        resize=extractor.resize,
+        batch_size=REFERENCE_BATCH_SIZE,
+    )
 
 
-def load_user_module(name: str) -> tuple[nn.Module, str]:
-    """Import FILE.py:NAME, a module or a function that makes one; returns it and the text of the file.
+def extract_reference(
+    dataset: DatasetConfig,
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    device: torch.device | str,
+    stop: StopRequest | None = None,
+) -> FeatureStore:
+    """Extract the features of real images, or find those of an earlier evaluation in the cache.
+
+    All processes call this together, and share the missing batches.
+
+    Args:
+        dataset: where the images come from.
+        images: all of them.
+        extractor: of the features.
+        device: of the extractor.
+        stop: polled at every batch.
+
+    Returns:
+        The features, in a folder of the cache whose name is a hash of `reference_key`.
 
     Raises:
-        UserError: if there is no such file or name, or it is no module.
+        Stopped: in all processes, if a stop was requested; finished batches are kept.
+        UserError: if processes do not see the same cache.
     """
-    file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise UserError(f"benchmark.features: given {name!r}, but there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"_ddpm_hf_features_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"benchmark.features: {path} is no Python file")
-    source = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = source
-    try:
-        spec.loader.exec_module(source)
-        found = getattr(source, attribute)
-        module = found if isinstance(found, nn.Module) else found()
-    except Exception as error:
-        raise UserError(f"benchmark.features: {name} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise UserError(f"benchmark.features: {name} is {type(module).__name__}; allowed: a torch module")
-    return module, path.read_text(encoding="utf-8", errors="replace")
+    stop = stop or StopRequest()
+    key = asdict(reference_key(dataset, images, extractor))
+    folder = cache_folder() / "references" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    store = FeatureStore(folder, REFERENCE_BATCH_SIZE, extractor.num_features, extractor.num_classes, stop.check)
+    if PartialState().is_local_main_process:
+        write_text_atomic(folder / "key.json", json.dumps(key, indent=2) + "\n")
+    own = own_share(store.missing(len(images)))
+    extraction = Extraction(extractor, device)
+    with stop.together(), progress_bar(sum(map(len, own)), "features of the reference", quiet=not own) as progress:
+        for batch in own:
+            store.write(batch, extraction(images.images[batch.start : batch.stop]))
+            progress.update(len(batch))
+    store.check_complete(len(images))
+    return store
 
 
-def _code_of(module: nn.Module) -> str:
-    try:
-        return inspect.getsource(type(module))
-    except (OSError, TypeError):  # of a class that was typed in, there is none
-        return ""
+def sample_file(folder: Path, index: int) -> Path:
+    """The file of sample i."""
+    return folder / f"{index:06}.png"
+
+
+def read_images(files: Sequence[Path]) -> Images:
+    """Read samples back."""
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            pixels = np.asarray(image)
+        images.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()))
+    return torch.stack(images)
+
+
+def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
+    """An image as PIL represents it: a gray one has mode L."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _with_nan(features: Features, is_lost: Bool[Tensor, " batch"]) -> Features:
+    """Set the features of lost samples to NaN, so that no metric hides them."""
+    lost = is_lost.to(features.values.device)[:, None]
+    logits = None if features.logits is None else features.logits.masked_fill(lost, torch.nan)
+    return Features(features.values.masked_fill(lost, torch.nan), logits)

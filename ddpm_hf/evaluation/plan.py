@@ -1,44 +1,54 @@
-"""An evaluation that is to be: loaded and checked as a whole before the first sample is drawn."""
+"""What an evaluation is going to do: everything is loaded and checked before the first sample is drawn."""
 
-import dataclasses
+import copy
 import hashlib
+import importlib.util
 import json
 import re
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
+from accelerate import PartialState
 
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
-from ddpm_hf.config import BenchmarkConfig, Config
-from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.checks import Problems, check_features, check_packages, check_shapes, find_drawing
-from ddpm_hf.evaluation.features import FeatureExtractor, load_extractor
-from ddpm_hf.evaluation.reference import reference_key
-from ddpm_hf.evaluation.splits import held_out_split, load_splits
+from ddpm_hf.config import BenchmarkConfig, Config, DatasetConfig
+from ddpm_hf.data import ImageSet, load_image_set, load_image_sets
+from ddpm_hf.evaluation.extractors import UserExtractor, load_extractor
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor
+from ddpm_hf.evaluation.features import reference_key
+from ddpm_hf.evaluation.report import ReferenceSection
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import visible_files
 
 SETTINGS = "settings.json"
 
+Loaded = TypeVar("Loaded")
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+
+@dataclass(frozen=True)
+class EvaluationPlan:
     """An evaluation that has passed every check.
 
     Attributes:
-        config: its configuration.
-        model: what the person called the model.
-        pipeline: the model.
-        extractor: what looks at the images.
+        config: of the evaluation.
+        model: as the user named it.
+        pipeline: of the model.
+        extractor: of features.
         splits: the images of each split that is used.
-        drawing: how samples are drawn, with the first seed.
+        sampling: how samples are drawn, with the first seed.
         sampler_name: of the scheduler that draws them.
         network_evaluations: of one sample.
-        settings: everything that samples and features depend on; two evaluations of equal settings share a folder.
-        folder: where the evaluation goes.
-        renew: the model is one in training, whose folder may hold what it was before.
-        is_stale: it does.
+        references: what the features of each split depend on.
+        settings: everything that samples and features depend on; evaluations of the same settings share a folder.
+        folder: of the evaluation.
+        is_in_training: the weights change, and what the folder holds of other weights is deleted.
     """
 
     config: Config
@@ -46,22 +56,23 @@ class Plan:
     pipeline: DDPMPipeline
     extractor: FeatureExtractor
     splits: dict[str, ImageSet]
-    drawing: SamplingSettings
+    sampling: SamplingSettings
     sampler_name: str
     network_evaluations: int
+    references: dict[str, ReferenceSection]
     settings: dict[str, Any]
     folder: Path
-    renew: bool
-    is_stale: bool
+    is_in_training: bool
 
     @property
     def benchmark(self) -> BenchmarkConfig:
-        """The section of the configuration that this is about."""
+        """The section `benchmark` of the configuration."""
         return self.config.benchmark
 
-    def drawing_of(self, seed: int) -> SamplingSettings:
-        """How the samples of a seed are drawn."""
-        return dataclasses.replace(self.drawing, seed=seed)
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each repetition."""
+        return [self.sampling.seed + repeat for repeat in range(self.benchmark.num_seeds)]
 
     @property
     def training_split(self) -> str:
@@ -75,8 +86,25 @@ class Plan:
 
     @property
     def held_out_split(self) -> str:
-        """The split of the images that are reconstructed."""
+        """The split of the images for reconstructions and likelihood."""
         return held_out_split(self.config)
+
+
+class Problems(list[str]):
+    """Everything that does not fit, collected so that the user sees all of it at once."""
+
+    def attempt(self, load: Callable[[], Loaded]) -> Loaded | None:
+        """Load something; None if the user has to correct something first."""
+        try:
+            return load()
+        except UserError as error:
+            self.append(str(error))
+            return None
+
+    def error(self) -> UserError:
+        """All problems in one error, with a line for each."""
+        listed = f" {self[0]}" if len(self) == 1 else "".join(f"\n  {each}" for each in self)
+        return UserError(f"cannot be evaluated:{listed}")
 
 
 def make_plan(
@@ -85,23 +113,22 @@ def make_plan(
     output: Path | None = None,
     pipeline: DDPMPipeline | None = None,
     extractor: FeatureExtractor | None = None,
-    renew: bool = False,
-) -> Plan:
-    """Load everything and check it; nothing is written.
+    is_in_training: bool = False,
+) -> EvaluationPlan:
+    """Load and check everything; nothing is written.
 
     Args:
-        model: a saved pipeline, a run folder, or an id on the Hub.
+        model: a run folder, a saved pipeline, or an id on the Hub.
         config: whose dataset and benchmark sections say what is measured.
-        output: the folder of the evaluation; None makes one of its own below the model's.
-        pipeline: the model itself, where it is loaded already.
+        output: folder of the evaluation; None makes one below the model's.
+        pipeline: of the model, if it is loaded already.
         extractor: likewise, instead of `benchmark.features`.
-        renew: for a model in training, whose folder is replaced where it is not of this evaluation.
+        is_in_training: the weights change, and what the folder holds of other weights is deleted.
 
     Raises:
         UserError: naming everything that does not fit.
     """
-    problems = Problems()
-    benchmark = config.benchmark
+    problems, benchmark = Problems(), config.benchmark
     if pipeline is None:
         pipeline = problems.attempt(lambda: load_pipeline(model))
     if extractor is None:
@@ -109,100 +136,237 @@ def make_plan(
         extractor = problems.attempt(lambda: load_extractor(benchmark, device))
     splits = problems.attempt(lambda: load_splits(config, model))
     problems += check_packages(benchmark)
-    how = None
+    found = None
     if pipeline is not None:
         problems += check_shapes(pipeline, config)
-        how = problems.attempt(lambda: find_drawing(pipeline.scheduler, config))
+        found = problems.attempt(lambda: sampling_of(pipeline.scheduler, config))
     if extractor is not None:
         problems += check_features(extractor, config, splits)
-    if problems or pipeline is None or extractor is None or splits is None or how is None:
+    if problems or pipeline is None or extractor is None or splits is None or found is None:
         raise problems.error()
-    drawing, sampler_name, evaluations = how
-    settings = _settings(config, pipeline, extractor, splits, drawing)
-    folder = output or _default_folder(model, sampler_name, settings, extractor, drawing)
-    is_stale = False
-    try:
-        _check_folder(folder, settings)
-    except UserError:
-        if not renew:
-            raise
-        is_stale = True
-    return Plan(
-        config,
-        str(model),
-        pipeline,
-        extractor,
-        splits,
-        drawing,
-        sampler_name,
-        evaluations,
-        settings,
-        folder,
-        renew,
-        is_stale,
-    )
-
-
-def evaluations_of(model: str | Path) -> Path:
-    """Where the evaluations of a model go: below its folder, or in runs/ for one of the Hub."""
-    path = Path(model).expanduser()
-    return (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation"
-
-
-def _settings(
-    config: Config,
-    pipeline: DDPMPipeline,
-    extractor: FeatureExtractor,
-    splits: dict[str, ImageSet],
-    drawing: SamplingSettings,
-) -> dict[str, Any]:
-    benchmark = config.benchmark
-    keys = {
+    sampling, sampler_name, evaluations = found
+    references = {
         split: reference_key(config.dataset.model_copy(update={"split": split}), images, extractor)
         for split, images in splits.items()
     }
-    # diffusers' own notes begin with _; which values are defaults, it lists in another order in every process
+    # Entries that begin with _ are diffusers' own, and in another order in every process.
     scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
-    return {
+    settings = {
         "weights": weights_hash(pipeline.unet),
         "scheduler": json.loads(json.dumps(scheduler, default=str)),
-        "seed": drawing.seed,
-        "sampler": drawing.sampler,
-        "num_inference_steps": drawing.num_inference_steps,
-        "num_classes": config.model.num_classes,
+        **asdict(sampling),
         "batch_size": benchmark.batch_size,
-        "training": keys[config.dataset.split],
-        "reference": keys[benchmark.reference_split or config.dataset.split],
-        "held_out": keys[held_out_split(config)],
+        "training": asdict(references[config.dataset.split]),
+        "reference": asdict(references[benchmark.reference_split or config.dataset.split]),
+        "held_out": asdict(references[held_out_split(config)]),
         "num_held_out": benchmark.num_held_out,
         "reconstruction_levels": list(benchmark.reconstruction_levels),
         "likelihood_timesteps": benchmark.likelihood_timesteps,
     }
+    if output is None:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        features = re.sub(r"\W+", "-", extractor.label).strip("-").lower()
+        steps = f"{sampler_name}-{sampling.num_inference_steps}-steps"
+        output = evaluations_of(model) / f"{steps}-{features}-seed-{sampling.seed}-{digest}"
+    plan = EvaluationPlan(
+        config=config,
+        model=str(model),
+        pipeline=pipeline,
+        extractor=extractor,
+        splits=splits,
+        sampling=sampling,
+        sampler_name=sampler_name,
+        network_evaluations=evaluations,
+        references=references,
+        settings=settings,
+        folder=output,
+        is_in_training=is_in_training,
+    )
+    if not is_in_training and (problem := other_contents(plan)):
+        raise UserError(f"--output: {problem}")
+    return plan
 
 
-def _default_folder(
-    model: str | Path, sampler: str, settings: dict[str, Any], extractor: FeatureExtractor, drawing: SamplingSettings
-) -> Path:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    features = re.sub(r"\W+", "-", extractor.label).strip("-").lower()
-    name = f"{sampler}-{drawing.num_inference_steps}-steps-{features}-seed-{drawing.seed}-{digest}"
-    return evaluations_of(model) / name
-
-
-def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder with anything but an evaluation of the same settings."""
+def other_contents(plan: EvaluationPlan) -> str | None:
+    """Describe what the folder of an evaluation holds, if not an evaluation of the same settings."""
+    folder, file = plan.folder, plan.folder / SETTINGS
     if not folder.exists():
-        return
-    file = folder / SETTINGS
+        return None
     if not folder.is_dir() or (not file.exists() and visible_files(folder)):
-        raise UserError(f"--output: {folder} exists and holds no evaluation; choose another folder")
+        return f"{folder} exists and holds no evaluation; choose another folder"
     if not file.exists():
-        return
+        return None
     try:
         before = json.loads(file.read_text())
     except ValueError:
-        raise UserError(f"--output: {file} is damaged; choose another folder, or delete this one") from None
-    if changed := [name for name, value in settings.items() if before.get(name) != value]:
-        raise UserError(
-            f"--output: {folder} holds an evaluation of other settings ({', '.join(changed)}); choose another folder"
+        return f"{file} is damaged; choose another folder, or delete this one"
+    if changed := [name for name, value in plan.settings.items() if before.get(name) != value]:
+        return f"{folder} holds an evaluation of other settings ({', '.join(changed)}); choose another folder"
+    return None
+
+
+def evaluations_of(model: str | Path) -> Path:
+    """The folder of a model's evaluations: below its own, or in runs/ for a model on the Hub."""
+    path = Path(model).expanduser()
+    return (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation"
+
+
+def sampling_of(own: Any, config: Config) -> tuple[SamplingSettings, str, int]:
+    """How samples are drawn, the sampler's name, and the network evaluations of a sample.
+
+    Args:
+        own: the scheduler of the model.
+        config: whose benchmark section may name another sampler and its steps.
+
+    Raises:
+        UserError: if there is no such sampler, or it cannot take so many steps.
+    """
+    benchmark, name = config.benchmark, config.benchmark.sampler
+    steps = benchmark.num_inference_steps or own.config.num_train_timesteps
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scheduler = copy.deepcopy(own) if name is None else make_sampler(name, own)
+        set_num_steps(scheduler, steps)
+    except ValueError as error:
+        raise UserError(f"benchmark.sampler, benchmark.num_inference_steps: {error}") from error
+    classes = None if config.model.num_classes is None else list(range(config.model.num_classes))
+    sampling = SamplingSettings(config.seed, steps, name, classes)
+    return sampling, name or type(scheduler).__name__.removesuffix("Scheduler").lower(), len(scheduler.timesteps)
+
+
+def held_out_split(config: Config) -> str:
+    """The split of the held-out images: the benchmark's, else the dataset's, else the training images."""
+    dataset = config.dataset
+    return config.benchmark.held_out_split or dataset.validation_split or _held_out_fraction(dataset) or dataset.split
+
+
+def load_splits(config: Config, model: str | Path) -> dict[str, ImageSet]:
+    """Load every set of images that is used, once each, by the name of its split.
+
+    What `dataset.validation_fraction` held out of a run's training is held out here too.
+
+    Args:
+        config: whose dataset and benchmark sections name them.
+        model: whose run, if it has one, has the seed that the held-out images were drawn by.
+
+    Raises:
+        UserError: naming every split that cannot be loaded.
+    """
+    benchmark, dataset = config.benchmark, config.dataset
+    progress, problems = PartialState().is_main_process, Problems()
+    if benchmark.held_out_split:
+        dataset = dataset.model_copy(update={"validation_split": None})
+    seed = int((run_config(model) or {}).get("seed", config.seed))
+    splits: dict[str, ImageSet] = {}
+    loaded = problems.attempt(lambda: load_image_sets(dataset, config.model, seed, progress))
+    if loaded is not None:
+        splits[dataset.split] = loaded[0]
+        if loaded[1] is not None:
+            splits[dataset.validation_split or _held_out_fraction(dataset)] = loaded[1]
+    for field in ("reference_split", "held_out_split"):
+        split = getattr(benchmark, field)
+        if split is None or split in splits or split == dataset.split:
+            continue
+        update = {"validation_split": None, "validation_fraction": 0.0, "split": split}
+        try:
+            splits[split] = load_image_set(dataset.model_copy(update=update), config.model, progress)
+        except UserError as error:
+            problems.append(str(error).replace("dataset.split", f"benchmark.{field}", 1))
+    if problems:
+        raise UserError("; ".join(problems))
+    return splits
+
+
+def run_config(model: str | Path) -> dict[str, Any] | None:
+    """The configuration of the run that a model's folder is, or is a checkpoint of; None if there is none."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
+    for file in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def check_packages(benchmark: BenchmarkConfig) -> list[str]:
+    """Missing packages, and whether any metric is enabled."""
+    metrics = benchmark.metrics
+    if not any(metrics.model_dump().values()):
+        return ["benchmark.metrics: all are false; set at least one of them to true"]
+    if (metrics.ssim or metrics.psnr) and importlib.util.find_spec("torchmetrics") is None:
+        return ["benchmark.metrics: ssim and psnr need torchmetrics: pip install 'torchmetrics>=1.7,<2'"]
+    return []
+
+
+def check_shapes(pipeline: DDPMPipeline, config: Config) -> list[str]:
+    """In what the images of the model differ from those of the configuration."""
+    network, model = pipeline.unet.config, config.model
+    size = network.sample_size
+    side = size if isinstance(size, int) or size is None else size[0]
+    problems = []
+    if network.in_channels != model.image_channels:
+        problems.append(
+            f"model_config.image_channels: given {model.image_channels}, but the model draws {network.in_channels}"
         )
+    if side != model.image_size:
+        problems.append(f"model_config.image_size: given {model.image_size}, but the model draws {side}")
+    classes = network.num_class_embeds
+    if classes is not None and model.num_classes is None:
+        problems.append("model_config.num_classes: the model is class-conditional; give the number of its classes")
+    if model.num_classes is not None and (classes or 0) < model.num_classes:
+        problems.append(
+            f"model_config.num_classes: given {model.num_classes}, but the model knows {classes or 'no classes'}"
+        )
+    return problems
+
+
+def check_features(
+    extractor: FeatureExtractor,
+    config: Config,
+    splits: dict[str, ImageSet] | None,
+    count_field: str = "benchmark.n_samples",
+) -> list[str]:
+    """Check that the extractor accepts the model's images, and that there are enough images for its features.
+
+    Args:
+        extractor: of features; a user's own finds the number of its features here.
+        config: of the evaluation.
+        splits: the images, by split; None if they could not be loaded.
+        count_field: option of the configuration that benchmark.n_samples comes from.
+    """
+    benchmark, model = config.benchmark, config.model
+    problems = Problems()
+    if model.image_channels not in extractor.channels:
+        problems.append(
+            f"benchmark.features: {extractor.name} takes images of {extractor.channels[0]} channel, those of the "
+            f"model have {model.image_channels}"
+        )
+    elif isinstance(extractor, UserExtractor):
+        problems.attempt(lambda: extractor.probe((model.image_channels, model.image_size, model.image_size)))
+        if problems:
+            return problems
+    if not benchmark.metrics.fid or benchmark.allow_few_samples:
+        return problems
+    least = extractor.num_features + 1
+    why = (
+        f"at least {least:,} for a Fréchet distance in the {extractor.num_features:,} features of {extractor.name}; or "
+        "benchmark.allow_few_samples=true, or benchmark.metrics.fid=false"
+    )
+    if benchmark.n_samples < least:
+        problems.append(f"{count_field}: given {benchmark.n_samples:,}; allowed: {why}")
+    if splits is not None:
+        split = benchmark.reference_split or config.dataset.split
+        if len(splits[split]) < least:
+            problems.append(f"split {split!r} has {len(splits[split]):,} images to compare with; allowed: {why}")
+    return problems
+
+
+def _held_out_fraction(dataset: DatasetConfig) -> str:
+    """The name of the images that a fraction holds out; empty if there are none."""
+    fraction = dataset.validation_fraction
+    return f"{dataset.split}, {fraction:.4g} of it held out" if fraction else ""

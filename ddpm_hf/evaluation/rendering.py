@@ -1,12 +1,23 @@
-"""A report for people: report.md with its pictures beside it, and report.html with the pictures inside."""
+"""A report for people: pictures, report.md beside them, and report.html with the pictures inside."""
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
+import torch
+from PIL import Image
+
+from ddpm_hf.evaluation.features import NUM_SHOWN, read_images, sample_file, to_pil
+from ddpm_hf.evaluation.metrics.held_out import HeldOut, Reconstructions, ddim_range
+from ddpm_hf.evaluation.metrics.neighbors import Neighbors, memorized
+from ddpm_hf.evaluation.plan import EvaluationPlan
 from ddpm_hf.evaluation.report import MetricValue, Report
+from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
+from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.markdown import markdown_table
 
@@ -18,6 +29,12 @@ td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left }
 img { max-width: 100%; image-rendering: pixelated }
 figure { margin: 2rem 0 }
 """
+
+FOLDER = "pictures"
+NUM_STRIPS, NUM_STAGES = 6, 10
+NUM_PAIRS = 8
+NUM_NEIGHBORS_SHOWN = 3
+NUM_INTERPOLATION_STEPS = 9
 
 
 @dataclass(frozen=True)
@@ -206,3 +223,85 @@ def _about_pairs(report: Report) -> str:
         "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without the "
         "network: the noised image, scaled back."
     )
+
+
+def draw_pictures(
+    plan: EvaluationPlan, held_out: HeldOut, reconstructions: list[Reconstructions], neighbors: Neighbors | None
+) -> dict[str, str]:
+    """Draw the pictures that do not exist yet, in the main process.
+
+    Args:
+        plan: of the evaluation, whose samples exist.
+        held_out: the originals of the reconstructions.
+        reconstructions: one for each method; none if they were not asked for.
+        neighbors: the nearest training images of the first samples; None if they were not asked for.
+
+    Returns:
+        The caption of each picture, by its file relative to the folder of the evaluation.
+    """
+    num_shown = min(NUM_SHOWN, plan.benchmark.n_samples)
+    folder = plan.folder / "samples" / f"seed-{plan.sampling.seed}"
+    samples = [to_pil(image) for image in read_images([sample_file(folder, index) for index in range(num_shown)])]
+    captions: dict[str, str] = {}
+
+    def picture(name: str, caption: str, draw: Callable[[], Image.Image], is_renewed: bool = False) -> None:
+        file = plan.folder / FOLDER / f"{name}.png"
+        captions[file.relative_to(plan.folder).as_posix()] = caption
+        if is_renewed or not file.exists():
+            save_png(draw(), file)
+
+    num_strips = min(NUM_STRIPS, num_shown)
+
+    @cache
+    def sampled() -> DDPMPipelineOutput:
+        num_stages = min(NUM_STAGES, plan.sampling.num_inference_steps)
+        return plan.sampling.draw(plan.pipeline, range(num_strips), return_intermediates=num_stages)
+
+    def strips(form: Literal["x_t", "x_0"]) -> Image.Image:
+        return denoising_strips([sampled()], form)
+
+    picture("samples", f"Samples 0 to {num_shown - 1}, not selected.", lambda: image_grid(samples), is_renewed=True)
+    steps = f"{NUM_STAGES} of the steps from noise to image"
+    picture("denoising", f"x_t of samples 0 to {num_strips - 1} at {steps}, then the image.", lambda: strips("x_t"))
+    picture("predicted_x0", f"The image that the network predicted at the same {steps}.", lambda: strips("x_0"))
+    if reconstructions:
+        methods = "; ".join(each.method for each in reconstructions)
+        picture("reconstructions", f"Left to right: original; {methods}.", lambda: _pairs(held_out, reconstructions))
+    if len(held_out.images) > 1:
+        caption = "Between two held-out images: both encoded by DDIM, mixed spherically, decoded."
+        picture("interpolation", caption, lambda: _interpolation(plan, held_out))
+    if neighbors is not None:
+        copies = memorized(neighbors)[:NUM_PAIRS].nonzero().flatten().tolist()
+        marked = f"Memorised: {', '.join(map(str, copies))}." if copies else "None of them is memorised."
+        caption = f"Samples (left) and their {NUM_NEIGHBORS_SHOWN} nearest training images in feature space. {marked}"
+        picture("nearest", caption, lambda: _nearest(plan, samples, neighbors), is_renewed=True)
+    return captions
+
+
+def _pairs(held_out: HeldOut, reconstructions: list[Reconstructions]) -> Image.Image:
+    columns = [held_out.images, *(each.images for each in reconstructions)]
+    rows = range(min(NUM_PAIRS, len(held_out.images)))
+    return image_grid([to_pil(column[row]) for row in rows for column in columns], columns=len(columns))
+
+
+def _interpolation(plan: EvaluationPlan, held_out: HeldOut) -> Image.Image:
+    first, last = (to_pil(image) for image in held_out.images[:2])
+    labels = None
+    if held_out.labels is not None:  # one class at each end, which change half-way
+        half = NUM_INTERPOLATION_STEPS // 2
+        labels = [held_out.labels[0]] * (NUM_INTERPOLATION_STEPS - half) + [held_out.labels[1]] * half
+    top, steps = ddim_range(plan.pipeline, plan.sampling.num_inference_steps)
+    images = plan.pipeline.interpolate(
+        first, last, NUM_INTERPOLATION_STEPS, top, num_inference_steps=steps, class_labels=labels
+    )
+    return image_grid([first, *images, last], columns=NUM_INTERPOLATION_STEPS + 2)
+
+
+def _nearest(plan: EvaluationPlan, samples: list[Image.Image], neighbors: Neighbors) -> Image.Image:
+    training = plan.splits[plan.training_split].images
+    cells = []
+    for row in range(min(NUM_PAIRS, len(samples), len(neighbors.indices))):
+        found = neighbors.indices[row, :NUM_NEIGHBORS_SHOWN]
+        found = torch.cat([found, found[-1:].expand(NUM_NEIGHBORS_SHOWN - len(found))])
+        cells += [samples[row], *(to_pil(training[index]) for index in found.tolist())]
+    return image_grid(cells, columns=NUM_NEIGHBORS_SHOWN + 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.colours import Colours
+from ddpm_hf.evaluation.metrics.distances import Colours
 from ddpm_hf.pipelines import DDPMPipeline, DDPMPipelineOutput
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.pipelines.sampling import SamplingSettings, every_class

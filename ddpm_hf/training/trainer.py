@@ -36,7 +36,7 @@ SHARE_BEFORE_COLOURS = 0.2
 """Of a run, before which previews are too noisy for their colours to say anything."""
 
 if TYPE_CHECKING:
-    from ddpm_hf.evaluation.features import FeatureExtractor
+    from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ class Trainer:
     def _draw_preview(self) -> None:
         with self._room_for("preview"):
             colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
-            self.journal.write(self.step, {"preview": colours.figures()})
+            self.journal.write(self.step, {"preview": colours.logged()})
             drift = colours.drift_from(self.previews.real)
             if drift and self.step >= SHARE_BEFORE_COLOURS * self.num_steps:
                 model = self.config.model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.digits_classifier import accuracy
+from ddpm_hf.evaluation.extractors.digits_classifier import accuracy
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ddpm_hf.config import Config, load_config
-from ddpm_hf.evaluation.features import Features
-from ddpm_hf.evaluation.store import FeatureStore, FeatureTable, Layout
+from ddpm_hf.evaluation.extractors.base import Features
+from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable
 from ddpm_hf.pipelines import DDPMPipeline
 
 CONFIG = """
@@ -79,8 +79,9 @@ def make_table(tmp_path: Path) -> Callable[[torch.Tensor], FeatureTable]:
     count = iter(range(1000))
 
     def make(rows: torch.Tensor) -> FeatureTable:
-        store = FeatureStore(tmp_path / f"store-{next(count)}", Layout(len(rows), rows.shape[1], 0))
-        store.write(range(len(rows)), Features(rows.float(), None))
+        store = FeatureStore(tmp_path / f"store-{next(count)}", max(1, len(rows) // 3), rows.shape[1])
+        for batch in store.missing(len(rows)):
+            store.write(batch, Features(rows[batch.start : batch.stop].float(), None))
         return store.table(len(rows))
 
     return make

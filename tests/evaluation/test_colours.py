@@ -1,10 +1,10 @@
-"""Colours that drift are told; those that differ by accident are not."""
+"""Colours that drift are reported; those that differ by chance are not."""
 
 import re
 
 import torch
 
-from ddpm_hf.evaluation.colours import Colours
+from ddpm_hf.evaluation.metrics.distances import Colours
 
 
 def images(count: int, shift: tuple[float, float, float] = (0, 0, 0), seed: int = 0) -> torch.Tensor:

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import sys
 from dataclasses import asdict
 
@@ -8,12 +9,12 @@ import torch
 
 from ddpm_hf.config import load_config
 from ddpm_hf.evaluation import evaluate, evaluate_in_training, prepare_in_training_evaluation
-from ddpm_hf.evaluation.digits_classifier import DigitsClassifier, load_digits_classifier
-from ddpm_hf.evaluation.evaluate import carry_out
-from ddpm_hf.evaluation.features import UserExtractor
+from ddpm_hf.evaluation.evaluate import run as run_plan
+from ddpm_hf.evaluation.extractors import UserExtractor
+from ddpm_hf.evaluation.extractors.digits_classifier import DigitsClassifier, load_digits_classifier
+from ddpm_hf.evaluation.features import read_images, sample_file
 from ddpm_hf.evaluation.plan import make_plan
 from ddpm_hf.evaluation.report import Report
-from ddpm_hf.evaluation.sampling import read_images, sample_file
 from ddpm_hf.runtime.errors import UserError
 
 
@@ -182,7 +183,7 @@ def test_a_lost_sample_stays_lost_when_only_its_image_is_left(make_config, make_
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(torch.nan)
     before = measure()
-    (tmp_path / "out/features/seed-0/done.u32").write_bytes(b"")  # as if stopped between the images and the features
+    shutil.rmtree(tmp_path / "out/features/seed-0")  # as if stopped between the images and the features
     (tmp_path / "out/scores/seed-0.json").unlink()
     assert measure() == before
     assert "70 of 70 images" in before["frechet_distance"].problem
@@ -225,7 +226,7 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_drawn(model_folder, mak
         "image_size: given 16, but the model draws 8",
         "image_channels: given 3, but the model draws 1",
         "sampler is 'dimm'; possible are ddpm, ddim",
-        "digits looks at images of 1 channel",
+        "digits takes images of 1 channel",
     ):
         assert part in text
     assert not (tmp_path / "out").exists()
@@ -293,11 +294,11 @@ def test_what_a_crash_leaves_of_the_settings_keeps_no_evaluation_out(run, tmp_pa
 def test_nothing_is_written_until_all_processes_have_looked(model_folder, make_config, tmp_path, monkeypatch):
     """One that is late would find a folder with half of its settings, and refuse it."""
     plan, there = make_plan(model_folder, make_config(), tmp_path / "evaluation"), []
-    module = sys.modules[carry_out.__module__]  # in its package, a function has its name
+    module = sys.modules[run_plan.__module__]  # in its package, a function has its name
     monkeypatch.setattr(
         module, "assert_same_across_ranks", lambda what: there.append((plan.folder.exists(), what["weights"]))
     )
-    carry_out(plan, pictures=False)
+    run_plan(plan, pictures=False)
     assert there == [(False, plan.settings["weights"])]
 
 

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ddpm_hf.evaluation import neighbors
-from ddpm_hf.evaluation.neighbors import memorized, nearest, precision_recall
+from ddpm_hf.evaluation.metrics import neighbors
+from ddpm_hf.evaluation.metrics.neighbors import memorized, nearest, precision_recall
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr("ddpm_hf.evaluation.store.BLOCK_BYTES", 8 * 5 * 7)
+    monkeypatch.setattr("ddpm_hf.evaluation.feature_store.BLOCK_BYTES", 8 * 5 * 7)
     monkeypatch.setattr(neighbors, "QUERY_ROWS", 6)
 
 

@@ -7,8 +7,7 @@ import pytest
 from processes import TORCHRUN, free_port
 
 from ddpm_hf.evaluation import evaluate, evaluate_in_training
-from ddpm_hf.evaluation.comparison import compare
-from ddpm_hf.evaluation.programs import evaluate_once, sweep
+from ddpm_hf.evaluation.programs import compare, evaluate_once, sweep
 from ddpm_hf.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -165,10 +164,10 @@ MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from ddpm_hf.config.benchmark import BenchmarkMetrics
-from ddpm_hf.evaluation.digits_classifier import load_digits_classifier
-from ddpm_hf.evaluation.sampling import draw_samples
-from ddpm_hf.evaluation.scoring import FeatureSet, score_set
-from ddpm_hf.evaluation.store import FeatureStore, Layout
+from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
+from ddpm_hf.evaluation.feature_store import FeatureStore
+from ddpm_hf.evaluation.features import draw_samples
+from ddpm_hf.evaluation.metrics import FeatureSet, score_set
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.sampling import SamplingSettings
 
@@ -181,10 +180,10 @@ class Noise:
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 classifier = load_digits_classifier()
-stores = [FeatureStore(folder / name, Layout(128, 64, 10)) for name in ("samples", "real")]
+stores = [FeatureStore(folder / name, 128, 64, 10) for name in ("samples", "real")]
 for store, number in zip(stores, (count, 500)):
     draw_samples(Noise(), SamplingSettings(0, 1), classifier, store, folder / f"images-{number}", number, False)
-samples, real = [FeatureSet.of(s.table(n), s.logits(n)) for s, n in zip(stores, (count, 500))]
+samples, real = [FeatureSet.of(s, n) for s, n in zip(stores, (count, 500))]
 wanted = BenchmarkMetrics(precision_recall=False)
 figures = score_set(samples, real, real, wanted, classifier, "cpu", False)
 assert all(figure.value is not None for figure in figures.values()), figures

@@ -1,7 +1,6 @@
-"""A small classifier of handwritten digits, trained in seconds: features that need no download.
+"""Features of digits without a download: a small classifier of scikit-learn's 8x8 digits, trained in seconds.
 
-It knows scikit-learn's 8x8 digits and nothing else. A Fréchet distance in its features is an FD (digits classifier),
-never an FID.
+A Fréchet distance in its features is an FD (digits classifier), never an FID.
 """
 
 import logging
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
-from ddpm_hf.evaluation.features import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.losses.digits import train_classifier
 from ddpm_hf.runtime.cache_folder import cache_folder
 from ddpm_hf.runtime.files import atomic_write
@@ -24,25 +23,25 @@ from ddpm_hf.runtime.randomness import generator_at
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of network and training below; another one is another file in the cache."""
+"""Of the network and its training below; part of the name of the cached file."""
 
 NUM_FEATURES = 64
 EPOCHS, BATCH_SIZE = 30, 64
 
 
 class DigitsClassifier(FeatureExtractor):
-    """Two convolutions and a layer of 64 features below the ten classes.
+    """Two convolutions and a layer of 64 features below ten classes.
 
     Args:
-        accuracy: on the fifth of the digits that it was not trained on, in [0, 1]; None before training.
+        accuracy: on the held-out fifth of the digits, in [0, 1]; None before training.
     """
 
     def __init__(self, accuracy: float | None = None) -> None:
-        right = "" if accuracy is None else f", right on {accuracy:.1%} of the fifth that it has not seen"
+        tested = "" if accuracy is None else f", with an accuracy of {accuracy:.1%} on the held-out fifth"
         super().__init__(
             name="digits",
             label="digits classifier",
-            description=f"{NUM_FEATURES} features of ddpm-hf's own small classifier of scikit-learn's digits{right}",
+            description=f"{NUM_FEATURES} features of ddpm-hf's own small classifier of scikit-learn's digits{tested}",
             resize="bilinear with anti-aliasing to 8x8",
             num_features=NUM_FEATURES,
             num_classes=10,
@@ -61,28 +60,24 @@ class DigitsClassifier(FeatureExtractor):
         self.head = nn.Linear(NUM_FEATURES, 10)
 
     def forward(self, images: Images) -> Features:
-        """Look at digits.
-
-        Args:
-            images: gray, 0 to 255, of any size.
-        """
+        """Extract features of gray images of any size; see `FeatureExtractor.forward`."""
         values = self.body(to_network_size(images, (8, 8), 1, "bilinear"))
         return Features(values, self.head(values))
 
 
 def load_digits_classifier() -> DigitsClassifier:
-    """The classifier from the cache; trained first, where it is not there or damaged."""
+    """Load the classifier from the cache; train it first if it is not there, or damaged."""
     file = cache_folder() / f"digits-classifier-{VERSION}.safetensors"
     if (cached := _load(file)) is not None:
         return cached
-    logger.info("training the digits classifier, a matter of seconds")
+    logger.info("Training the digits classifier, which takes seconds")
     classifier = train_digits_classifier()
     _save(classifier, file)
     return classifier
 
 
 def train_digits_classifier() -> DigitsClassifier:
-    """Train on four fifths of the digits; always the same four, from the same first weights, in the same order."""
+    """Train on four fifths of the digits: split, initialisation and order are fixed, and so are the weights."""
     digits = load_image_set(
         DatasetConfig(), ModelConfig(image_size=8, image_channels=1, channel_multipliers=(1,), attention_levels=())
     )
@@ -109,10 +104,10 @@ def train_digits_classifier() -> DigitsClassifier:
 
 @torch.no_grad()
 def accuracy(classifier: FeatureExtractor, images: Images, labels: Int64[Tensor, " batch"]) -> float:
-    """The share of labelled images that it names rightly, in [0, 1]."""
-    parts = zip(images.split(1000), labels.split(1000), strict=True)
-    right = [_logits(classifier, some).argmax(1) == named for some, named in parts]
-    return float(torch.cat(right).double().mean())
+    """The share of labelled images that are classified correctly, in [0, 1]."""
+    batches = zip(images.split(1000), labels.split(1000), strict=True)
+    is_correct = [_logits(classifier, batch).argmax(1) == classes for batch, classes in batches]
+    return float(torch.cat(is_correct).double().mean())
 
 
 def _logits(classifier: FeatureExtractor, images: Images) -> Float32[Tensor, "batch classes"]:
@@ -130,7 +125,7 @@ def _load(file: Path) -> DigitsClassifier | None:
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        logger.warning("the cached classifier %s is damaged (%s) and is trained again", file, error)
+        logger.warning("The cached classifier %s is damaged (%s): training it again", file, error)
         return None
 
 
@@ -139,4 +134,4 @@ def _save(classifier: DigitsClassifier, file: Path) -> None:
         with atomic_write(file) as aside:
             save_file(classifier.state_dict(), aside, {"accuracy": repr(classifier.accuracy)})
     except (OSError, SafetensorError) as error:
-        logger.warning("the digits classifier cannot be kept in %s (%s); it is trained each time", file.parent, error)
+        logger.warning("The digits classifier cannot be cached in %s (%s): it is trained each time", file.parent, error)

@@ -1,7 +1,7 @@
 import torch
 
 from ddpm_hf.evaluation.evaluate import evaluate
-from ddpm_hf.evaluation.splits import held_out_split, load_splits
+from ddpm_hf.evaluation.plan import held_out_split, load_splits
 
 
 def rows(images) -> set[bytes]:

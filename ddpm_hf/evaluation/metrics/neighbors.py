@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space: precision and recall, and whether samples are copies of training images."""
+"""Nearest neighbours in feature space: precision, recall and memorisation."""
 
 import math
 from collections.abc import Iterator
@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from ddpm_hf.evaluation.progress import bar
-from ddpm_hf.evaluation.store import FeatureTable
+from ddpm_hf.evaluation.feature_store import FeatureTable, progress_bar
 
 QUERY_ROWS, REFERENCE_ROWS = 512, 4096
-"""Rows that are compared with each other at a time: 16 MB of distances, however many rows there are."""
+"""Rows that are compared at a time: 16 MB of distances, however many rows there are."""
 
 PRECISION_RECALL_K = 3
 
@@ -42,10 +41,10 @@ def nearest(
         queries: the rows to find neighbours for.
         references: the rows to find them among; at least k, or k + 1 if they are the same.
         k: at least 1.
-        device: where distances are computed; it must know float64.
-        same: the two tables are one, and no row is its own neighbour.
+        device: that computes distances; it must support float64.
+        same: the two tables are the same one, and no row is its own neighbour.
     """
-    # made before the loop: small results that outlive large temporary ones would leave holes in the memory
+    # allocated before the loop: small results between large temporary ones would fragment the memory
     distances = torch.empty(len(queries), k, dtype=torch.float64)
     indices = torch.empty(len(queries), k, dtype=torch.int64)
     start = 0
@@ -72,8 +71,8 @@ def nearest(
 
 
 def _with_bar(table: FeatureTable, what: str) -> Iterator[Float64[Tensor, "rows features"]]:
-    """The rows that are compared, a block at a time, under a bar: all pairs of many images take minutes."""
-    with bar(len(table), what) as progress:
+    """Blocks of rows with a progress bar, since all pairs of many images take minutes."""
+    with progress_bar(len(table), what) as progress:
         for block in table.blocks(QUERY_ROWS):
             yield block
             progress.update(len(block))
@@ -82,8 +81,8 @@ def _with_bar(table: FeatureTable, what: str) -> Iterator[Float64[Tensor, "rows 
 def _exact_distances(
     queries: Float64[Tensor, "rows features"], references: FeatureTable, indices: Int64[Tensor, "rows k"]
 ) -> Float64[Tensor, "rows k"]:
-    """Distances without the cancellation of `_squared_distances`: 0 for a copy, and not its rounding."""
-    others = torch.stack([references.read(column.tolist()) for column in indices.T], dim=1)
+    """Distances without the cancellation of `_squared_distances`, so that those of copies are exactly 0."""
+    others = references.read(indices.flatten().tolist()).view(*indices.shape, -1)
     return (queries[:, None] - others).square().sum(2).sqrt()
 
 
@@ -109,11 +108,11 @@ def _within(
 
 
 def radii(table: FeatureTable, device: torch.device | str = "cpu") -> Float64[Tensor, " rows"]:
-    """The distance of each row from its third neighbour.
+    """The distance of each row from its third nearest neighbour.
 
     Args:
         table: more than 3 rows.
-        device: where distances are computed; it must know float64.
+        device: that computes distances; it must support float64.
     """
     return nearest(table, table, PRECISION_RECALL_K, device, same=True).distances[:, -1].contiguous()
 
@@ -129,11 +128,11 @@ def precision_recall(
     Args:
         real: more than 3 rows.
         fake: likewise, of the same features.
-        device: where distances are computed; it must know float64.
-        real_radii: `radii` of the real rows, where they are known.
+        device: that computes distances; it must support float64.
+        real_radii: `radii` of the real rows, if they are known.
 
     Returns:
-        Precision, the share of samples within the real images' neighbourhoods; recall, the other way round.
+        Precision, the share of samples within the real images' neighbourhoods, and recall, the reverse; in [0, 1].
     """
     real_radii = radii(real, device) if real_radii is None else real_radii
     precision = _within(fake, real, real_radii, device).double().mean()
@@ -142,12 +141,12 @@ def precision_recall(
 
 
 def memorized(neighbors: Neighbors) -> Bool[Tensor, " queries"]:
-    """Which samples are copies: far closer to one training image than to the next (Yoon et al. 2023).
+    """Which samples are copies: much closer to one training image than to the second nearest (Yoon et al. 2023).
 
-    A sample on top of a training image is one, also where that image is in the data twice.
+    A sample at distance 0 of a training image is a copy even if that image is in the data twice.
 
     Args:
-        neighbors: the two nearest training images of each sample, or more.
+        neighbors: at least the two nearest training images of each sample.
     """
     first, second = neighbors.distances[:, 0], neighbors.distances[:, 1]
     return (first < MEMORIZED_RATIO * second) | (first == 0)

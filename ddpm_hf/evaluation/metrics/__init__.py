@@ -1,0 +1,226 @@
+"""All metrics of one set of images against another, in the features of an extractor."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float64
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddpm_hf.config.benchmark import BenchmarkMetrics
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor
+from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable, progress_bar
+from ddpm_hf.evaluation.metrics.distances import (
+    FeatureStatistics,
+    classifier_score,
+    feature_statistics,
+    frechet_distance,
+    kernel_distance,
+)
+from ddpm_hf.evaluation.metrics.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
+from ddpm_hf.evaluation.report import Better, MetricValue
+from ddpm_hf.runtime.files import atomic_write, write_text_atomic
+from ddpm_hf.runtime.signals import run_in_thread
+
+NAMES: dict[str, tuple[str, Better]] = {
+    "frechet_distance": ("FD", "lower"),
+    "classifier_score": ("classifier score", "higher"),
+    "kernel_distance": ("KD", "lower"),
+    "precision": ("precision", "higher"),
+    "recall": ("recall", "higher"),
+    "memorization_rate": ("memorisation rate", "lower"),
+}
+"""Name and better direction of each metric of samples."""
+
+INCEPTION_NAMES = {"frechet_distance": "FID", "classifier_score": "Inception score", "kernel_distance": "KID"}
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of some images.
+
+    Attributes:
+        table: one row for each image.
+        logits: likewise; None if the extractor is no classifier.
+        cache: folder in which statistics and radii are kept; None computes them each time.
+    """
+
+    table: FeatureTable
+    logits: FeatureTable | None = None
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, store: FeatureStore, num_images: int, is_cached: bool = False) -> "FeatureSet":
+        """The first images of a store; `is_cached` keeps what is computed from them in the store's folder."""
+        return cls(store.table(num_images), store.logits(num_images), store.folder if is_cached else None)
+
+    def select(self, positions: Sequence[int]) -> "FeatureSet":
+        """Some of the images."""
+        logits = None if self.logits is None else self.logits.select(positions)
+        return FeatureSet(self.table.select(positions), logits)
+
+    def statistics(self) -> FeatureStatistics:
+        """The sums that a Fréchet distance needs."""
+
+        def compute() -> dict[str, Tensor]:
+            with progress_bar(len(self), "feature statistics") as progress:
+                found = feature_statistics(self.table, progress.update)
+            return {"count": torch.tensor(found.count), "total": found.total, "outer": found.outer}
+
+        tensors = self._cached("statistics", compute)
+        return FeatureStatistics(int(tensors["count"]), tensors["total"], tensors["outer"])
+
+    def radii(self, device: torch.device | str) -> Float64[Tensor, " images"]:
+        """The distance of each image from its third nearest neighbour, which precision needs."""
+        return self._cached("radii", lambda: {"radii": radii(self.table, device)})["radii"]
+
+    def _cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        if self.cache is None:
+            return compute()
+        # not beside the batches, whose files are named *.safetensors
+        file = self.cache / "statistics" / f"{name}-{len(self)}.safetensors"
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError):
+            found = compute()
+        with atomic_write(file) as aside:
+            save_file(found, aside)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def metric_name(key: str, extractor: FeatureExtractor) -> str:
+    """The name of a metric for a person: FID, KID and Inception score only in Inception's features.
+
+    Args:
+        key: of `NAMES`.
+        extractor: of the features.
+    """
+    if extractor.name == "inception" and key in INCEPTION_NAMES:
+        return INCEPTION_NAMES[key]
+    return f"{NAMES[key][0]} ({extractor.label})"
+
+
+def score_set(
+    candidates: FeatureSet,
+    real: FeatureSet,
+    training: FeatureSet,
+    wanted: BenchmarkMetrics,
+    extractor: FeatureExtractor,
+    device: torch.device | str,
+    allow_few: bool,
+) -> dict[str, MetricValue]:
+    """Compute the metrics of images against real ones.
+
+    Args:
+        candidates: samples, or real images in their place.
+        real: what they are compared with.
+        training: what they may be copies of.
+        wanted: which metrics are.
+        extractor: of the features.
+        device: that computes distances between rows; it must support float64.
+        allow_few: compute a Fréchet distance from too few images for a covariance of full rank.
+
+    Returns:
+        The wanted metrics by key, each with its value or the reason why it has none.
+    """
+    num_lost = sum(int((~block.isfinite().all(1)).sum()) for block in candidates.table.blocks())
+    values: dict[str, MetricValue] = {}
+
+    def add(key: str, compute: Callable[[], MetricValue], least: int, needs: str) -> None:
+        count = min(len(candidates), len(real))
+        if count < least:
+            values[key] = MetricValue(None, None, f"not computed: {count:,} images, and {needs}")
+        elif num_lost:
+            cause = f"{num_lost:,} of {len(candidates):,} images have features that are not finite"
+            values[key] = MetricValue(None, None, f"NaN: {cause}")
+        else:
+            values[key] = compute().or_problem("the features of the reference are not finite, or overflow")
+
+    if wanted.fid:
+        dimension = extractor.num_features
+        add(
+            "frechet_distance",
+            # the eigenvalues of 2,048 features take seconds, in which a stop must be noticed
+            lambda: run_in_thread(
+                partial(frechet_distance, real.statistics(), candidates.statistics()), candidates.table.store.check
+            ),
+            2 if allow_few else dimension + 1,
+            f"a covariance of {dimension:,} features needs {dimension + 1:,}",
+        )
+    if wanted.inception_score:
+        logits = candidates.logits
+        if logits is None:
+            problem = f"not computed: {extractor.name} is no classifier"
+            values["classifier_score"] = MetricValue(None, None, problem)
+        else:
+            add("classifier_score", lambda: classifier_score(logits), 2, "it needs 2")
+    if wanted.kid:
+        add("kernel_distance", lambda: kernel_distance(real.table, candidates.table), 4, "it needs 4")
+    if wanted.precision_recall:
+        k, both = PRECISION_RECALL_K, dict[str, float]()
+
+        def compute(key: str) -> MetricValue:
+            if not both:
+                found = precision_recall(real.table, candidates.table, device, real.radii(device))
+                both.update(zip(("precision", "recall"), found, strict=True))
+            return MetricValue(both[key])
+
+        for key in ("precision", "recall"):
+            add(key, partial(compute, key), k + 1, f"{k} neighbours need {k + 1}")
+    if wanted.memorization and len(training) < 2:
+        problem = "not computed: one training image, and two neighbours need 2"
+        values["memorization_rate"] = MetricValue(None, None, problem)
+    elif wanted.memorization:
+
+        def compute_rate() -> MetricValue:
+            is_copy = memorized(nearest(candidates.table, training.table, 2, device))
+            return MetricValue(float(is_copy.double().mean()))
+
+        add("memorization_rate", compute_rate, 2, "two neighbours need 2")
+    return values
+
+
+def over_seeds(runs: list[dict[str, MetricValue]]) -> dict[str, MetricValue]:
+    """Mean and standard deviation of each metric over seeds; with one seed, its own values."""
+    if len(runs) == 1:
+        return runs[0]
+    combined = {}
+    for key in runs[0]:
+        values = torch.tensor([run[key].value for run in runs if run[key].value is not None], dtype=torch.float64)
+        problem = next((run[key].problem for run in runs if run[key].problem), None)
+        is_complete = len(values) == len(runs)
+        combined[key] = (
+            MetricValue(float(values.mean()), float(values.std())) if is_complete else MetricValue(None, None, problem)
+        )
+    return combined
+
+
+def cached_values(
+    file: Path, settings: object, compute: Callable[[], dict[str, MetricValue]]
+) -> dict[str, MetricValue]:
+    """Read metrics from a file, if they were computed with the same settings; otherwise compute and write them.
+
+    Args:
+        file: JSON; values of other settings in it are replaced.
+        settings: everything that the values depend on, as plain values.
+        compute: the metrics.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["settings"] == settings:
+            return TypeAdapter(dict[str, MetricValue]).validate_python(stored["values"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    values = compute()
+    content = {"settings": settings, "values": {key: asdict(value) for key, value in values.items()}}
+    write_text_atomic(file, json.dumps(content, indent=2) + "\n")
+    return values

@@ -1,0 +1,378 @@
+"""Metrics of held-out images: SSIM and PSNR of reconstructions, bits per dimension, and baselines of all three."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpm_hf.config.benchmark import BenchmarkMetrics
+from ddpm_hf.data import ImageSet
+from ddpm_hf.evaluation.feature_store import progress_bar
+from ddpm_hf.evaluation.report import Baseline, MetricValue, Reconstruction
+from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.images import from_uint8, to_uint8
+from ddpm_hf.runtime.files import atomic_write
+from ddpm_hf.runtime.memory import Chunks
+from ddpm_hf.runtime.randomness import derive_seed, generator_at
+from ddpm_hf.schedulers import DDPMScheduler
+from ddpm_hf.schedulers.likelihood import variational_bound
+
+Images = UInt8[Tensor, "batch channels height width"]
+PerImage = Float64[Tensor, " batch"]
+
+DATA_RANGE = 1.0
+"""Of SSIM and PSNR: 8-bit images, scaled to [0, 1]."""
+
+MIN_SSIM_SIDE = 6
+"""Of images in pixels: SSIM's 11x11 Gaussian window mirrors the borders, and smaller images are too small for that."""
+
+MAX_DDIM_STEPS = 100
+NUM_LEVELS = 256
+MAX_TRAINING_IMAGES = 10_000
+MAX_BINS = 4_000_000
+"""Counts of levels in memory at a time."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out images of an evaluation, the same ones for every model.
+
+    Attributes:
+        images: some of the split, in a fixed random order.
+        labels: their classes, for a class-conditional model.
+        others: indices of the rest of the split, likewise in random order.
+    """
+
+    images: Images
+    labels: list[int] | None
+    others: Int64[Tensor, " others"]
+
+    @classmethod
+    def choose(cls, images: ImageSet, count: int, conditional: bool) -> "HeldOut":
+        """Choose images of a split.
+
+        Args:
+            images: the split.
+            count: at most so many.
+            conditional: whether the model needs their classes.
+        """
+        shuffled = torch.randperm(len(images), generator=generator_at(0, "held-out images"))
+        order = shuffled[:count]
+        labels = images.labels[order].tolist() if conditional and images.labels is not None else None
+        return cls(images.images[order], labels, shuffled[count:])
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Held-out images, encoded and decoded by one method.
+
+    Attributes:
+        method: for a person.
+        timestep: that the images were encoded to.
+        num_inference_steps: of decoding.
+        images: in the order of the originals.
+        is_noised: whether noise was added, rather than encoded by DDIM.
+    """
+
+    method: str
+    timestep: int
+    num_inference_steps: int
+    images: Images
+    is_noised: bool = True
+
+
+def ssim(images: Images, originals: Images) -> PerImage:
+    """Structural similarity of each pair (Wang et al. 2004), by torchmetrics; at least 6 pixels a side."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
+
+    one, other = images.double() / 255, originals.double() / 255
+    return structural_similarity_index_measure(one, other, data_range=DATA_RANGE, reduction=None)  # type: ignore[return-value]
+
+
+def psnr(images: Images, originals: Images) -> PerImage:
+    """Peak signal-to-noise ratio of each pair in dB, by torchmetrics; infinite for equal images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds to import
+
+    one, other = images.double() / 255, originals.double() / 255
+    return peak_signal_noise_ratio(one, other, data_range=DATA_RANGE, reduction=None, dim=(1, 2, 3))
+
+
+def reconstruct(
+    pipeline: DDPMPipeline,
+    held_out: HeldOut,
+    levels: Sequence[float],
+    num_inference_steps: int,
+    seed: int,
+    batch_size: int,
+) -> list[Reconstructions]:
+    """Add noise up to each level and denoise by ancestral sampling; and encode and decode by DDIM.
+
+    Args:
+        pipeline: of the model.
+        held_out: the originals.
+        levels: fractions of the T timesteps, in (0, 1).
+        num_inference_steps: of sampling from pure noise; a level takes its share of them.
+        seed: of the noise.
+        batch_size: images at a time.
+    """
+    T, originals = pipeline.scheduler.config.num_train_timesteps, held_out.images
+    pipeline.set_progress_bar_config(disable=True)
+    batches = [range(at, min(at + batch_size, len(originals))) for at in range(0, len(originals), batch_size)]
+    seeds, chunks = _noise_seeds(seed, len(originals)), Chunks("reconstructing")
+    found = []
+    with progress_bar(len(batches) * (len(levels) + 1), "reconstructions", "batch", delay=0) as progress:
+
+        def in_batches(decode: Callable[[range, Tensor, list[int] | None], Any]) -> Images:
+            def work(chunk: range) -> Images:
+                labels = None if held_out.labels is None else held_out.labels[chunk.start : chunk.stop]
+                pixels = originals[chunk.start : chunk.stop].float() / 255
+                return to_uint8(decode(chunk, pixels, labels).nan_to_num(0.0), (0, 1)).cpu()
+
+            decoded: list[Images] = []
+            for batch in batches:
+                decoded += chunks(batch, work)
+                progress.update()
+            return torch.cat(decoded)
+
+        for level in levels:
+            t = min(max(round(level * T), 1), T) - 1
+            steps = min(max(round(num_inference_steps * (t + 1) / T), 1), t + 1)
+
+            def denoise(chunk: range, pixels: Tensor, labels: Any, t: int = t, steps: int = steps) -> Any:
+                own_seeds = seeds[chunk.start : chunk.stop]
+                return pipeline.reconstruct(pixels, t, None, steps, "pt", seeds=own_seeds, class_labels=labels)
+
+            found.append(Reconstructions(f"noised to t = {t} and denoised", t, steps, in_batches(denoise)))
+
+        top, ddim_steps = ddim_range(pipeline, num_inference_steps)
+
+        def by_ddim(chunk: range, pixels: Tensor, labels: Any) -> Any:
+            return pipeline.decode(pipeline.encode(pixels, ddim_steps, top, labels), ddim_steps, top, labels, "pt")
+
+        method = f"encoded by DDIM to t = {top} and decoded"
+        found.append(Reconstructions(method, top, ddim_steps, in_batches(by_ddim), is_noised=False))
+    return found
+
+
+def cached_reconstructions(file: Path, compute: Callable[[], list[Reconstructions]]) -> list[Reconstructions]:
+    """Read reconstructions from a file; compute and write them if it is missing or damaged."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            facts = json.loads(stored.metadata()["methods"])
+            return [Reconstructions(**each, images=stored.get_tensor(str(at))) for at, each in enumerate(facts)]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        found = compute()
+    facts = [{name: value for name, value in vars(each).items() if name != "images"} for each in found]
+    with atomic_write(file) as aside:
+        save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"methods": json.dumps(facts)})
+    return found
+
+
+def measure_reconstructions(
+    pipeline: DDPMPipeline, held_out: HeldOut, found: list[Reconstructions], seed: int, wanted: BenchmarkMetrics
+) -> list[Reconstruction]:
+    """SSIM and PSNR of each method, and of the noised images that it started from.
+
+    Args:
+        pipeline: that made the reconstructions.
+        held_out: the originals.
+        found: the reconstructions.
+        seed: of their noise.
+        wanted: whether SSIM and PSNR are.
+    """
+    rows = []
+    for each in found:
+        start = noised(pipeline, held_out.images, each.timestep, seed) if each.is_noised else None
+        values: dict[str, Any] = {}
+        for name in (name for name in ("ssim", "psnr") if getattr(wanted, name)):
+            values[name] = _mean_of_pairs(name, each.images, held_out.images)
+            if start is not None:
+                values[f"{name}_without_network"] = _mean_of_pairs(name, start, held_out.images).value
+        rows.append(
+            Reconstruction(
+                method=each.method,
+                timestep=each.timestep,
+                num_inference_steps=each.num_inference_steps,
+                num_images=len(held_out.images),
+                **values,
+            )
+        )
+    return rows
+
+
+def ddim_range(pipeline: DDPMPipeline, num_inference_steps: int) -> tuple[int, int]:
+    """The highest timestep that DDIM encodes to by default, and the number of DDIM steps from there.
+
+    Args:
+        pipeline: of the model.
+        num_inference_steps: of sampling from pure noise.
+    """
+    top = pipeline.last_with_signal()
+    return top, min(num_inference_steps, MAX_DDIM_STEPS, top + 1)
+
+
+def noised(pipeline: DDPMPipeline, originals: Images, timestep: int, seed: int) -> Images:
+    """x_t / sqrt(alpha_bar_t): the best that is known of the images at t without a network.
+
+    Args:
+        pipeline: of the model.
+        originals: held-out images.
+        timestep: t, in [0, T).
+        seed: of the noise.
+    """
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    generators = [torch.Generator().manual_seed(each) for each in _noise_seeds(seed, len(originals))]
+    eps = torch.stack([torch.randn(originals.shape[1:], generator=generator) for generator in generators])
+    x_0 = from_uint8(originals, torch.float64)
+    x_t = scheduler.add_noise(x_0, eps.double(), torch.full((len(originals),), timestep))
+    alpha_bar = max(float(scheduler.alphas_cumprod[timestep]), 1e-12)
+    return to_uint8((x_t / alpha_bar**0.5).clamp(-1, 1), (-1, 1))
+
+
+def bits_per_dim(
+    pipeline: DDPMPipeline, held_out: HeldOut, num_timesteps: int | None, seed: int, batch_size: int
+) -> Float32[Tensor, " num_images"]:
+    """The variational bound on the negative log-likelihood of each image, in bits per dimension (DDPM, eq. 5).
+
+    Args:
+        pipeline: of the model; whatever its scheduler, the bound is that of DDPM with the same betas.
+        held_out: the images.
+        num_timesteps: network evaluations of each image, 3 to T; None is T.
+        seed: of timesteps and noise.
+        batch_size: images at a time.
+    """
+    scheduler, images = DDPMScheduler.from_config(pipeline.scheduler.config), held_out.images
+    device, network = pipeline.device, pipeline.unet
+    labels = None if held_out.labels is None else torch.tensor(held_out.labels, device=device)
+    bits: list[Tensor] = []
+
+    def bound(chunk: range) -> Float32[Tensor, " chunk"]:
+        x_0 = from_uint8(images[chunk.start : chunk.stop]).to(device)
+        arguments = {} if labels is None else {"class_labels": labels[chunk.start : chunk.stop]}
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return network(x_t.to(network.dtype), t, **arguments).sample.float()
+
+        seeds = [derive_seed(seed, "bits per dim", index) for index in chunk]
+        return variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu()
+
+    chunks = Chunks("measuring the likelihood of")
+    with pipeline.sampling(), progress_bar(len(images), "likelihood", delay=0) as progress:
+        for start in range(0, len(images), batch_size):
+            batch = range(start, min(start + batch_size, len(images)))
+            bits += chunks(batch, bound)
+            progress.update(len(batch))
+    return torch.cat(bits)
+
+
+def measure_likelihood(
+    pipeline: DDPMPipeline, held_out: HeldOut, num_timesteps: int | None, seed: int, batch_size: int
+) -> MetricValue:
+    """Mean bits per dimension of held-out images, and the standard deviation over them; see `bits_per_dim`."""
+    T = pipeline.scheduler.config.num_train_timesteps
+    if T < 3:
+        return MetricValue(None, None, f"not computed: the bound needs 3 timesteps, the model has {T}")
+    count = T if num_timesteps is None else min(num_timesteps, T)
+    bits = bits_per_dim(pipeline, held_out, count, seed, batch_size)
+    return _mean(bits, "bits", "the network's output is not finite")
+
+
+def measure_baselines(held_out: HeldOut, training: Images, wanted: BenchmarkMetrics) -> list[Baseline]:
+    """The metrics of held-out images without any model.
+
+    Args:
+        held_out: the images.
+        training: other images of the same kind.
+        wanted: which metrics are.
+    """
+    values = unrelated_pairs(held_out.images) if wanted.ssim or wanted.psnr else {}
+    what = f"each of {len(held_out.images)} held-out images and another one of them"
+    rows = [
+        Baseline(name=name.upper(), what=what, better="higher", value=value)
+        for name, value in values.items()
+        if getattr(wanted, name)
+    ]
+    if not wanted.bits_per_dim:
+        return rows
+    rows.append(Baseline(name="bits/dim", what="all levels equally likely", better="lower", value=8.0))
+    if len(training):
+        order = torch.randperm(len(training), generator=generator_at(0, "histograms"))
+        chosen = training[order[:MAX_TRAINING_IMAGES].sort().values]
+        bits = _mean(histogram_bits(chosen, held_out.images), "bits", "")
+        what = f"a coder that knows how often each pixel has each level in {len(chosen):,} other training images"
+        rows.append(Baseline(name="bits/dim", what=what, better="lower", value=bits.value, std=bits.std))
+    return rows
+
+
+def unrelated_pairs(originals: Images) -> dict[str, float]:
+    """Mean SSIM and PSNR of each real image and another one: realistic images that share nothing with the original.
+
+    Args:
+        originals: in random order; each is compared with the next one, the last with the first.
+
+    Returns:
+        "ssim" and "psnr" in dB, unless the value is infinite, or the images are too few or too small.
+    """
+    if len(originals) < 2:
+        return {}
+    others = originals.roll(1, 0)
+    values = {}
+    if min(originals.shape[2:]) >= MIN_SSIM_SIDE:
+        values["ssim"] = float(ssim(others, originals).mean())
+    values["psnr"] = float(psnr(others, originals).mean())
+    return {name: value for name, value in values.items() if abs(value) != float("inf")}
+
+
+def histogram_bits(
+    training: UInt8[Tensor, "others channels height width"], images: Images
+) -> Float64[Tensor, " batch"]:
+    """Bits per dimension of a coder that knows how often each pixel has each level, but no dependence between pixels.
+
+    Each pixel is coded with probability (count + 1/256) / (images + 1), as if one more training image had all levels
+    equally. Without any training images that is 8 bits.
+
+    Args:
+        training: at least 1 image.
+        images: to be coded; none of them should be a training image.
+    """
+    known, coded = training.flatten(1), images.flatten(1).long()
+    num_pixels, bits = known.shape[1], torch.zeros(len(images), dtype=torch.float64)
+    for start in range(0, num_pixels, MAX_BINS // NUM_LEVELS):
+        part = slice(start, start + MAX_BINS // NUM_LEVELS)
+        bins = torch.arange(known[:1, part].shape[1]) * NUM_LEVELS
+        counts = torch.zeros(len(bins) * NUM_LEVELS, dtype=torch.float64)
+        for block in known.split(512):
+            counts += torch.bincount((block[:, part].long() + bins).flatten(), minlength=len(counts))
+        probabilities = (counts + 1 / NUM_LEVELS) / (len(known) + 1)
+        bits -= probabilities.log2()[coded[:, part] + bins].sum(1)
+    return bits / num_pixels
+
+
+def _noise_seeds(seed: int, count: int) -> list[int]:
+    return [derive_seed(seed, "reconstruction", index) for index in range(count)]
+
+
+def _mean_of_pairs(name: str, images: Images, originals: Images) -> MetricValue:
+    side = min(images.shape[2:])
+    if name == "ssim" and side < MIN_SSIM_SIDE:
+        problem = f"not computed: SSIM's window needs {MIN_SSIM_SIDE} pixels a side, there are {side}"
+        return MetricValue(None, None, problem)
+    values = (ssim if name == "ssim" else psnr)(images, originals)
+    num_exact, others = int(values.isinf().sum()), values[values.isfinite()]
+    rest = f", the mean of the others is {float(others.mean()):.4g} dB" if len(others) else ""
+    return _mean(values, name.upper(), f"{num_exact} of {len(values)} images are reproduced exactly{rest}")
+
+
+def _mean(values: Float[Tensor, " images"], name: str, cause: str) -> MetricValue:
+    values = values.double()
+    if num_lost := int(values.isnan().sum()):
+        return MetricValue(None, None, f"NaN: {num_lost} of {len(values)} images have no {name}; {cause}")
+    std = float(values.std()) if len(values) > 1 else None
+    return MetricValue(float(values.mean()), std).or_problem(cause)
