@@ -1,4 +1,4 @@
-"""What the network refuses, in words that name the mistake and the remedy."""
+"""Validation of the network's configuration and input."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# what UNet2DModel also has; the value that ours has
-ONLY: dict[str, Sequence[Any]] = {
+# arguments of UNet2DModel with the values that DDPMUNet supports
+SUPPORTED: dict[str, Sequence[Any]] = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,),
@@ -24,15 +24,15 @@ UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what `DDPMUNet` cannot express, or nobody could.
+    """Validate the arguments of `DDPMUNet`.
 
     Args:
         config: the arguments of `DDPMUNet`.
 
     Raises:
-        ValueError: naming the argument, what it may be, and where else to turn.
+        ValueError: naming the argument and its possible values.
     """
-    for name, possible in ONLY.items():
+    for name, possible in SUPPORTED.items():
         _check(name, config[name], possible)
     channels = config["block_out_channels"]
     for name, possible in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
@@ -42,22 +42,10 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} has {len(config[name])} entries but block_out_channels has {len(channels)}: give one per level"
             )
-    groups, head_dim = config["norm_num_groups"], config["attention_head_dim"]
+    groups = config["norm_num_groups"]
     odd = [count for count in channels if count % groups]
     if odd:
         raise ValueError(f"block_out_channels {odd} cannot be split into norm_num_groups={groups} equal groups")
-    heads = [count for count in attention_channels(config) if head_dim and count % head_dim]
-    if heads:
-        raise ValueError(f"levels of {heads} channels cannot be split into heads of attention_head_dim={head_dim}")
-
-
-def attention_channels(config: Mapping[str, Any]) -> set[int]:
-    """Give the channels of the levels that have attention, the middle included."""
-    channels = config["block_out_channels"]
-    down = zip(config["down_block_types"], channels, strict=True)
-    up = zip(config["up_block_types"], reversed(channels), strict=True)
-    with_attention = {count for block_type, count in (*down, *up) if "Attn" in block_type}
-    return with_attention | ({channels[-1]} if config["add_attention"] else set())
 
 
 def _check(name: str, value: Any, possible: Sequence[Any]) -> None:
@@ -76,19 +64,19 @@ def check_input(
     num_timesteps: int | None,
     num_classes: int | None,
 ) -> None:
-    """Refuse input that the network cannot take. Values are looked at only where that does not stall a device.
+    """Validate the input of `DDPMUNet`. Values are read only on a CPU: to read them on a GPU would stall it.
 
     Args:
         sample: noisy images.
-        timesteps: as the caller gave them, as a tensor.
-        class_labels: as the caller gave them.
-        in_channels: channels that the network takes.
-        side_factor: what the sides must be multiples of.
-        num_timesteps: T; None: unknown.
+        timesteps: of the images, or one for all.
+        class_labels: of the images.
+        in_channels: channels of the network's input.
+        side_factor: height and width must be multiples of it.
+        num_timesteps: T; None if unknown.
         num_classes: None for an unconditional network.
 
     Raises:
-        ValueError: naming the shape or range that is expected, and what came.
+        ValueError: naming the expected shape or range, and the given one.
     """
     if sample.ndim != 4 or sample.shape[1] != in_channels:
         raise ValueError(f"sample must have shape (batch, {in_channels}, height, width), not {tuple(sample.shape)}")

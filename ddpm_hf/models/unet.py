@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_hf.models.checks import check_config, check_input
 from ddpm_hf.models.fast import accelerate, prepacked
@@ -24,7 +26,6 @@ from ddpm_hf.models.layers.residual import (
     ConvUpBlock,
     MiddleBlock,
     NormSiLU,
-    checkpoint_layer,
 )
 from ddpm_hf.runtime.stock import StockOnDisk
 
@@ -179,11 +180,15 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Tensor] | None = None) -> None:
         """Keep only the inputs of every residual and attention block, and compute these again in the backward pass.
 
+        Source: Chen et al. 2016, https://huggingface.co/papers/1604.06174.
+
         Args:
-            gradient_checkpointing_func: called with a layer and its inputs; None is `checkpoint_layer`.
+            gradient_checkpointing_func: called with a layer and its inputs; None is
+                `torch.utils.checkpoint.checkpoint`.
         """
         # diffusers' own default is a local function, with which no model can be pickled
-        super().enable_gradient_checkpointing(gradient_checkpointing_func or checkpoint_layer)
+        function = gradient_checkpointing_func or partial(checkpoint, use_reentrant=False)
+        super().enable_gradient_checkpointing(function)
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Compile each residual and attention block alone: far sooner done than compiling the whole network.

@@ -14,13 +14,13 @@ matrix products. Three things differ from the paper:
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from ddpm_hf.models.fast.cpu import runs_eagerly_on_cpu
 
@@ -41,31 +41,29 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 
 
 class WinogradConv(nn.Conv2d):
-    """A 3x3 convolution of stride 1 and padding 1 that trains by Winograd's algorithm where that is the faster."""
+    """A 3x3 convolution of stride 1 and padding 1 that trains by Winograd's algorithm where that is faster."""
 
     def forward(self, input: Map) -> MapOut:
         if self.bias is None or not gains(input, self.weight):
             return super().forward(input)
-        if torch.compiler.is_compiling():
-            return _whichever_is_faster(input, self.weight, self.bias)
-        return convolve(input, self.weight, self.bias)
+        return conv3x3(input, self.weight, self.bias)
 
 
 def gains(input: Map, weight: Weight) -> bool:
-    """Tell whether Winograd's algorithm is the faster one, and allowed.
+    """Whether Winograd's algorithm is faster, and allowed.
 
     It is allowed in training alone: an image must not depend on the size of its batch when sampling. In bfloat16 its
-    error would be twice that of a convolution. What is exported is to know PyTorch's own operators only.
+    error would be twice that of a convolution. An exported network has PyTorch's own operators only.
 
     Args:
-        input: of the convolution; the compiler, which would compile once for each answer, is not told of its batch.
+        input: of the convolution. Under torch.compile, which would compile once for each answer, its batch is ignored;
+            `conv3x3` looks at it.
         weight: of the convolution.
     """
-    if not torch.is_grad_enabled() or _is_exporting():
+    compiling = torch.compiler.is_compiling()
+    if not torch.is_grad_enabled() or _is_exporting() or torch.is_autocast_enabled("cpu"):
         return False
-    if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    if not torch.compiler.is_compiling() and not runs_eagerly_on_cpu(input):
+    if input.device.type != "cpu" or not (compiling or runs_eagerly_on_cpu(input)):
         return False
     height, width = input.shape[2:]
     suits = (
@@ -73,78 +71,67 @@ def gains(input: Map, weight: Weight) -> bool:
         and height % TILE == width % TILE == 0
         and min(weight.shape[:2]) >= MIN_CHANNELS
     )
-    return suits and (torch.compiler.is_compiling() or (input.is_contiguous() and _has_tiles_enough(input)))
+    return suits and (compiling or (input.is_contiguous() and _has_enough_tiles(input)))
 
 
-def _has_tiles_enough(input: Map) -> bool:
+def _has_enough_tiles(input: Map) -> bool:
     batch, _, height, width = input.shape
     return batch * height * width >= MIN_TILES * TILE**2
 
 
-def convolve(input: Map, weight: Weight, bias: Tensor) -> MapOut:
-    """Compute the convolution of stride 1 and padding 1 by Winograd's algorithm, whatever `gains` says.
-
-    Args:
-        input: on a CPU, in memory's usual order; sides of any length.
-        weight: of the convolution.
-        bias: one number per output channel.
-    """
-    return _Winograd.apply(input, weight, bias)
-
-
-class _Winograd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(input, weight, bias)
-        return _output(input, weight, bias)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias = ctx.saved_tensors  # type: ignore[attr-defined]
-        if torch.is_grad_enabled():  # differentiated once more, which plain convolution can be
-            wanted = [value for value in (input, weight, bias) if value.requires_grad]
-            found = iter(
-                torch.autograd.grad(F.conv2d(input, weight, bias, padding=1), wanted, grads, create_graph=True)
-            )
-            return tuple(next(found) if value.requires_grad else None for value in (input, weight, bias))
-        return _gradients(grads[0].contiguous(), input, weight, ctx.needs_input_grad)  # type: ignore[attr-defined]
-
-
-# For the compiler, which cannot look into these two, they are one operator each. What it gives them has the shapes that
-# it saw but for the batch, by whose size they choose the algorithm.
+# Both are operators of PyTorch's, since the compiler cannot look into them: it sees their shapes but for the batch, by
+# whose size they choose the algorithm.
 
 
 @torch.library.custom_op("ddpm_hf::conv3x3", mutates_args=())
-def _whichever_is_faster(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if _has_tiles_enough(input):
+def conv3x3(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve with stride 1 and padding 1, by Winograd's algorithm if the batch has enough tiles."""
+    if _has_enough_tiles(input):
         return _output(input.contiguous(), weight, bias)
     return F.conv2d(input, weight, bias, padding=1).contiguous()
 
 
 @torch.library.custom_op("ddpm_hf::conv3x3_backward", mutates_args=())
-def _whichever_is_faster_backward(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if _has_tiles_enough(input):
-        wanted = (True, True, True)  # so none is None
-        return _gradients(grad.contiguous(), input.contiguous(), weight, wanted)  # type: ignore[return-value]
-    return torch.ops.aten.convolution_backward(
-        grad, input, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True]
-    )
+def conv3x3_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of `conv3x3`, of which those that are not needed are empty."""
+    gradients = _gradients if _has_enough_tiles(input) else _direct_gradients
+    found = gradients(grad.contiguous(), input.contiguous(), weight, needed)
+    of_input, of_weight, of_bias = (grad.new_empty(0) if each is None else each.contiguous() for each in found)
+    return of_input, of_weight, of_bias
 
 
-@_whichever_is_faster.register_fake
+@conv3x3.register_fake
 def _(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return input.new_empty(input.shape[0], weight.shape[0], *input.shape[2:])
 
 
-@_whichever_is_faster_backward.register_fake
-def _(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(input), torch.empty_like(weight), weight.new_empty(len(weight))
+@conv3x3_backward.register_fake
+def _(grad: Tensor, input: Tensor, weight: Tensor, needed: Sequence[bool]) -> tuple[Tensor, ...]:
+    shapes = (input.shape, weight.shape, weight.shape[:1])
+    return tuple(grad.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True))
 
 
-_whichever_is_faster.register_autograd(
-    lambda ctx, grad: _whichever_is_faster_backward(grad, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():  # to be differentiated once more, as PyTorch's own operator can be
+        return _direct_gradients(grad, input, weight, ctx.needs_input_grad)
+    gradients = conv3x3_backward(grad, input, weight, ctx.needs_input_grad)
+    return tuple(each if need else None for each, need in zip(gradients, ctx.needs_input_grad, strict=True))
+
+
+conv3x3.register_autograd(
+    _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], inputs[1])
 )
+
+
+def _direct_gradients(
+    grad: Tensor, input: Tensor, weight: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, list(needed)
+    )
 
 
 def _output(input: Map, weight: Weight, bias: Tensor) -> MapOut:
@@ -157,9 +144,9 @@ def _output(input: Map, weight: Weight, bias: Tensor) -> MapOut:
     return output
 
 
-def _gradients(grad: MapOut, input: Map, weight: Weight, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Give the gradients of input, weight and bias, those that are wanted."""
-    for_input, for_weight, for_bias = wanted
+def _gradients(grad: MapOut, input: Map, weight: Weight, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of input, weight and bias that are needed."""
+    for_input, for_weight, for_bias = needed
     # autocast must not reach the products if backward() is called under it
     with torch.autocast("cpu", enabled=False):
         grad_input = torch.zeros_like(input) if for_input else None
@@ -229,10 +216,9 @@ def _band_matrices(tiles: int) -> tuple[np.ndarray, np.ndarray]:
     """Give B^T and A of a row of tiles: (points * tiles, inputs with padding) and (points * tiles, outputs)."""
     output, _, input = _matrices()
     analysis = np.zeros((POINTS, tiles, tiles * TILE + 2))
-    synthesis = np.zeros((POINTS, tiles, tiles * TILE))
     for tile in range(tiles):
         analysis[:, tile, tile * TILE : tile * TILE + POINTS] = input
-        synthesis[:, tile, tile * TILE : (tile + 1) * TILE] = output.T
+    synthesis = np.einsum("op,tu->ptuo", output, np.eye(tiles))
     return analysis.reshape(POINTS * tiles, -1), synthesis.reshape(POINTS * tiles, -1)
 
 

@@ -37,6 +37,9 @@ class SelfAttentionBlock(nn.Module):
         norm_groups: groups of the normalisation.
         norm_eps: added to its variance.
 
+    Raises:
+        ValueError: if head_dim does not divide the channels.
+
     Attributes:
         processor: the function that attends, by default `attend`; see `DDPMUNet.set_attn_processor`.
     """
@@ -47,6 +50,8 @@ class SelfAttentionBlock(nn.Module):
         self, channels: int, head_dim: int | None = None, norm_groups: int = 32, norm_eps: float = 1e-6
     ) -> None:
         super().__init__()
+        if head_dim and channels % head_dim:
+            raise ValueError(f"{channels} channels cannot be split into heads of attention_head_dim={head_dim}")
         self.processor: AttentionFunction = attend
         self.head_dim = channels if head_dim is None else head_dim
         self.group_norm = nn.GroupNorm(norm_groups, channels, norm_eps)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ddpm_hf.models.layers.attention import SelfAttentionBlock
 from ddpm_hf.models.layers.resampling import Downsample, Upsample
@@ -94,33 +93,18 @@ class ResidualBlock(nn.Module):
         return residual + (joined if self.conv_shortcut is None else self.conv_shortcut(joined))
 
 
-def checkpoint_layer(layer: Callable[..., Tensor], *args: Any) -> Tensor:
-    """Run a layer and keep only its inputs; the backward pass runs it again, with the same dropout.
-
-    Source: Chen et al. 2016, https://huggingface.co/papers/1604.06174.
-
-    Args:
-        layer: the layer.
-        args: its inputs.
-
-    Returns:
-        The layer's output.
-    """
-    return checkpoint(layer, *args, use_reentrant=False)
-
-
 class CheckpointedBlock(nn.Module):
-    """A block of layers whose gradient checkpointing `ModelMixin.enable_gradient_checkpointing` turns on."""
+    """A block of layers, whose gradient checkpointing `DDPMUNet.enable_gradient_checkpointing` turns on."""
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor] = staticmethod(checkpoint_layer)
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def run(self, layer: nn.Module, *args: Any) -> Tensor:
-        """Call one layer, with gradient checkpointing if that is on.
+        """Call one layer.
 
         Args:
             layer: the layer.
-            args: its inputs.
+            args: its inputs, all that gradient checkpointing keeps of it for the backward pass.
 
         Returns:
             The layer's output.

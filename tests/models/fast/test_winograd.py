@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.models.fast import accelerate
-from ddpm_hf.models.fast.winograd import WinogradConv, convolve, gains
+from ddpm_hf.models.fast.winograd import WinogradConv, conv3x3, gains
 from ddpm_hf.models.layers.residual import BlockOptions, ResidualBlock
 
 
@@ -21,10 +21,17 @@ def operands(*shape: int, features: int = 4, dtype: torch.dtype = torch.float64)
     return tuple(value.requires_grad_() for value in values)
 
 
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have few tiles go by Winograd's algorithm, too."""
+    monkeypatch.setattr("ddpm_hf.models.fast.winograd.MIN_TILES", 0)
+
+
+@pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("sides", [(16, 16), (8, 4), (1, 2), (9, 11), (20, 37), (33, 64)])
 def test_value_and_gradients_are_those_of_a_convolution(sides: tuple[int, int]) -> None:
     inputs = operands(3, 5, *sides)
-    expected, result = F.conv2d(*inputs, padding=1), convolve(*inputs)
+    expected, result = F.conv2d(*inputs, padding=1), conv3x3(*inputs)
     torch.testing.assert_close(result, expected)
     direction = torch.randn_like(expected)
     torch.testing.assert_close(
@@ -32,11 +39,12 @@ def test_value_and_gradients_are_those_of_a_convolution(sides: tuple[int, int]) 
     )
 
 
+@pytest.mark.usefixtures("any_size")
 def test_work_in_pieces_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = operands(5, 3, 20, 24)
     expected = F.conv2d(*inputs, padding=1)
     monkeypatch.setattr("ddpm_hf.models.fast.winograd.PIECE", 2 * 4 * 24 * 24)  # two images at once
-    result = convolve(*inputs)
+    result = conv3x3(*inputs)
     torch.testing.assert_close(result, expected)
     direction = torch.randn_like(expected)
     torch.testing.assert_close(
@@ -44,19 +52,21 @@ def test_work_in_pieces_is_the_same_work(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+@pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("sides", [(5, 6), (17, 4)])
 def test_derivatives(sides: tuple[int, int]) -> None:
     inputs = operands(2, 2, *sides, features=3)
-    assert torch.autograd.gradcheck(convolve, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(convolve, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(conv3x3, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(conv3x3, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
-def test_only_the_gradients_that_are_wanted(wanted: tuple[int, ...]) -> None:
-    inputs = tuple(value.detach().requires_grad_(index in wanted) for index, value in enumerate(operands(2, 3, 8, 8)))
-    convolve(*inputs).square().sum().backward()
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2)])
+def test_only_the_gradients_that_are_needed(needed: tuple[int, ...]) -> None:
+    inputs = tuple(value.detach().requires_grad_(index in needed) for index, value in enumerate(operands(2, 3, 8, 8)))
+    conv3x3(*inputs).square().sum().backward()
     gradients = [value.grad for value in inputs]
-    assert [gradient is not None for gradient in gradients] == [index in wanted for index in range(3)]
+    assert [gradient is not None for gradient in gradients] == [index in needed for index in range(3)]
     for value in inputs:
         value.grad = None
     F.conv2d(*inputs, padding=1).square().sum().backward()
@@ -67,7 +77,7 @@ def test_rounding_stays_near_that_of_a_convolution() -> None:
     """As measured: 1.1e-6 against 2.2e-7, where the points of the paper would give 2.3e-6."""
     inputs = operands(8, 128, 16, 16, features=128, dtype=torch.float32)
     exact = [value.detach().double().requires_grad_() for value in inputs]
-    expected, result = F.conv2d(*exact, padding=1), convolve(*inputs)
+    expected, result = F.conv2d(*exact, padding=1), conv3x3(*inputs)
     direction = torch.randn_like(result)
     pairs = zip(
         (result, *torch.autograd.grad(result, inputs, direction)),
@@ -82,7 +92,7 @@ def test_rounding_stays_near_that_of_a_convolution() -> None:
 def test_twice_the_same_is_the_same() -> None:
     inputs = operands(8, 128, 16, 16, features=128, dtype=torch.float32)
     direction = torch.randn(8, 128, 16, 16)
-    first, second = (torch.autograd.grad(convolve(*inputs), inputs, direction) for _ in range(2))
+    first, second = (torch.autograd.grad(conv3x3(*inputs), inputs, direction) for _ in range(2))
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
@@ -110,7 +120,7 @@ def name_of_graph(output: torch.Tensor) -> str:
 
 def test_layer_takes_it_and_gives_way() -> None:
     layer, images = WinogradConv(128, 128, 3, padding=1), torch.randn(8, 128, 16, 16)
-    assert "Winograd" in name_of_graph(layer(images))
+    assert "conv3x3" in name_of_graph(layer(images))
     assert "Convolution" in name_of_graph(layer(images[:1]))
     assert "Convolution" in name_of_graph(layer(images.contiguous(memory_format=torch.channels_last)))
 
@@ -120,7 +130,7 @@ def test_default_device_and_modes_leave_no_trace() -> None:
     with torch.device("meta"):
         first = layer(images)
     with torch.inference_mode():
-        convolve(images, layer.weight, layer.bias)
+        conv3x3(images, layer.weight, layer.bias)
     torch.testing.assert_close(layer(images), first, rtol=0, atol=0)
     first.sum().backward()
     with torch.autocast("cpu", torch.bfloat16):  # backward under autocast stays in float32
