@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_hf.config.model import ModelConfig
 from ddpm_hf.models import DDPMUNet, build_network
+from ddpm_hf.models.fast import restore
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {
@@ -185,6 +186,9 @@ def measure(args: argparse.Namespace, name: str, task: str, batch: int, dtype: s
     if mode == "checkpointed":
         stock = build_pair(name, args.device)[1]  # ours against itself
         ours.enable_gradient_checkpointing()
+    if mode == "plain":
+        stock = build_pair(name, args.device)[1]
+        restore(stock)
     if mode == "compiled":
         ours.compile_repeated_blocks(dynamic=True)
     calls = make_call(stock, name, task, batch, stock_dtype), make_call(ours, name, task, batch, dtype)
@@ -234,7 +238,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Written by `benchmarks/network.py`, whose head says how. Mode: *eager* and *compiled* (ours compiled block by "
         "block, stock eager) at the same dtype; *prepacked* is ours as it samples, its weights laid out once for many "
         "passes (which are in its memory here); *default* is our bfloat16 against stock's float32; *checkpointed* is "
-        "ours with gradient checkpointing against ours without.",
+        "ours with gradient checkpointing against ours without; *plain* is ours against ours with plain layers.",
         "",
         "| device | threads | network | task | batch | dtype | mode | stock s | ours s | ratio (lowest to highest) | "
         "ratio of CPU time | of peak | memory, MB | torch, diffusers, date |",
@@ -299,7 +303,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=("train", "forward"), default=["train"])
     parser.add_argument("--batches", nargs="+", type=int, default=[16])
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    modes = ("eager", "prepacked", "compiled", "default", "checkpointed")
+    modes = ("eager", "prepacked", "compiled", "default", "checkpointed", "plain")
     parser.add_argument("--modes", nargs="+", choices=modes, default=["eager"])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""The network: how its blocks are wired, and nothing else."""
+"""The network: how its blocks are wired, and how it is initialised."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm_hf.models.checks import check_config, check_input
 from ddpm_hf.models.fast import accelerate, prepacked
-from ddpm_hf.models.initialization import initialize_ddpm
 from ddpm_hf.models.layers.attention import AttentionFunction, SelfAttentionBlock
 from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
 from ddpm_hf.models.layers.residual import (
@@ -26,49 +25,53 @@ from ddpm_hf.models.layers.residual import (
     ConvUpBlock,
     MiddleBlock,
     NormSiLU,
+    ResidualBlock,
 )
 from ddpm_hf.runtime.stock import StockOnDisk
+
+# variance_scaling(1e-10) of the original code, whose limit is sqrt(3 * scale / fan_avg): Glorot's with this gain
+ALMOST_ZERO_GAIN = 1e-5
 
 
 class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # diffusers' two disagree on config_name
     """The U-Net of DDPM (appendix B), with the weights of `diffusers.UNet2DModel`.
 
-    Names and defaults of the arguments are UNet2DModel's, so that a config.json means the same to both; `build_network`
+    Names and defaults of the arguments are UNet2DModel's, so that a config.json means the same to both. `build_network`
     makes the paper's network from a `ModelConfig`.
 
     Args:
-        sample_size: height and width of the images, in pixels; for the reader of the config, not enforced.
+        sample_size: height and width of the images, in pixels; informative, not enforced.
         in_channels: channels of the noisy image.
         out_channels: channels of the prediction.
         center_input_sample: map input from [0, 1] to [-1, 1] first.
-        time_embedding_type: "positional", the only one.
+        time_embedding_type: only "positional".
         time_embedding_dim: length of the time embedding; None is 4 * block_out_channels[0].
         freq_shift: see `TransformerPositionalEmbedding`.
         flip_sin_to_cos: see `TransformerPositionalEmbedding`.
         down_block_types: one per level, finest first: "DownBlock2D", or "AttnDownBlock2D" with attention.
-        mid_block_type: "UNetMidBlock2D", the only one.
+        mid_block_type: only "UNetMidBlock2D".
         up_block_types: one per level, coarsest first: "UpBlock2D", or "AttnUpBlock2D" with attention.
         block_out_channels: channels of each level, finest first.
         layers_per_block: residual blocks per level on the way down; one more on the way up.
-        mid_block_scale_factor: 1, the only one.
+        mid_block_scale_factor: only 1.
         downsample_padding: see `Downsample`.
-        downsample_type: "conv", the only one.
-        upsample_type: "conv", the only one.
+        downsample_type: only "conv".
+        upsample_type: only "conv".
         dropout: see `ResidualBlock`.
-        act_fn: "silu", the only one; "swish" is its other name.
+        act_fn: only "silu", or its other name "swish".
         attention_head_dim: see `SelfAttentionBlock`.
         norm_num_groups: groups of each normalisation.
         attn_norm_num_groups: groups of the normalisation of the middle's attention; None is norm_num_groups.
         norm_eps: added to the variance by each normalisation.
-        resnet_time_scale_shift: "default", the only one.
+        resnet_time_scale_shift: only "default".
         add_attention: have attention in the middle.
-        class_embed_type: None, the only one.
+        class_embed_type: only None.
         num_class_embeds: number of classes; None: unconditional.
         num_train_timesteps: T, above every timestep; None: not checked.
         initialization: "ddpm" or "pytorch"; see `initialize_ddpm`.
 
     Raises:
-        ValueError: for what the network cannot express, naming the argument.
+        ValueError: naming the argument that the network does not support.
     """
 
     stock_class = "UNet2DModel"
@@ -161,14 +164,20 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
         if initialization == "ddpm":
             initialize_ddpm(self)
-        accelerate(self)
+        accelerate(self)  # faster forms of the same layers; `restore` takes them out again
 
     @classmethod
     def from_stock(cls, unet: UNet2DModel) -> "DDPMUNet":
-        """Make ours of a stock network, around the same parameters: nothing is copied.
+        """Wrap the parameters of a stock network, without a copy.
 
         Args:
-            unet: the stock network; what trains one trains the other.
+            unet: the stock network; training one trains the other.
+
+        Returns:
+            The network, in the stock network's mode (training or evaluation).
+
+        Raises:
+            ValueError: if DDPMUNet does not support the stock network's configuration.
         """
         with torch.device("meta"):
             network: DDPMUNet = cls.from_config(unet.config)  # type: ignore[assignment]
@@ -191,7 +200,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         super().enable_gradient_checkpointing(function)
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Compile each residual and attention block alone: far sooner done than compiling the whole network.
+        """Compile each residual and attention block alone, which takes far less time than the whole network.
 
         Args:
             args: as of `torch.compile`.
@@ -203,11 +212,11 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         super().compile_repeated_blocks(*args, **kwargs)
 
     def set_attn_processor(self, processor: AttentionFunction) -> None:
-        """Choose the function that attends, in every attention block: this stands for diffusers' method of this name.
+        """Set the attention function of every attention block, in place of diffusers' method of this name.
 
         Args:
-            processor: takes query, key and value, each (batch, heads, positions, head_dim); gives the same shape. The
-                default is `ddpm_hf.models.layers.attention.attend`.
+            processor: takes query, key and value, each (batch, heads, positions, head_dim), and returns the same shape.
+                The default is `ddpm_hf.models.layers.attention.attend`.
 
         Raises:
             ValueError: for one of diffusers' processors, which work on diffusers' own attention layers.
@@ -222,7 +231,11 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
                 module.processor = processor
 
     def prepacked(self) -> AbstractContextManager[None]:
-        """Be faster within, for many forward passes without gradients on a CPU; the weights must not change there."""
+        """Speed up many forward passes without gradients on a CPU, by weights laid out once.
+
+        Returns:
+            A context, within which the weights must not change.
+        """
         return prepacked(self)
 
     def forward(
@@ -232,21 +245,21 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predict the noise in noisy images: epsilon_theta(x_t, t) of DDPM, eq. 11 (or what it was trained for).
+        """Predict the noise in noisy images: epsilon_theta(x_t, t) of DDPM, eq. 11 (or another training target).
 
-        The shapes are told below and not in the signature, since `check_input` says what is wrong with them.
+        Shapes are not in the signature, since `check_input` checks them with a message that says how to mend them.
 
         Args:
             sample: x_t, (batch, in_channels, height, width); sides are multiples of 2 ** (levels - 1).
             timestep: t, in [0, T): one for all images, or (batch,).
             class_labels: (batch,), for a network with classes.
-            return_dict: give `UNet2DOutput`, else a tuple.
+            return_dict: return a `UNet2DOutput`, else a tuple.
 
         Returns:
             The prediction, (batch, out_channels, height, width).
 
         Raises:
-            ValueError: for input of the wrong shape or out of range; values that lie on a GPU are not looked at.
+            ValueError: for input of the wrong shape, or out of range on a CPU; values on a GPU are not read.
         """
         timesteps = timestep if isinstance(timestep, Tensor) else torch.full((1,), timestep)
         check_input(
@@ -265,7 +278,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:
             time = time + self.class_embedding(class_labels).to(time.dtype)
-        time = F.silu(time)  # which every residual block begins with
+        time = F.silu(time)  # the first layer of every block's time projection, computed once
 
         hidden = self.conv_in(sample)
         skips = [hidden]
@@ -278,3 +291,31 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         prediction = self.conv_out(self.conv_norm_out(hidden))
 
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+
+def initialize_ddpm(network: DDPMUNet) -> None:
+    """Draw the weights as the authors' code of DDPM (nn.py, `default_init`) does.
+
+    Convolutions and linear layers: uniform, variance 1 / mean(fan in, fan out), zero bias. The last layer of each
+    residual branch and of the network: the same with variance scaled by 1e-10, so that each block begins as (almost)
+    its shortcut, and the first loss of noise prediction is 1. Embedding tables keep PyTorch's N(0, 1).
+
+    Args:
+        network: changed in place; on the meta device nothing happens.
+    """
+    almost_zero: list[nn.Module] = [network.conv_out]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            _glorot(module, gain=1.0)
+        elif isinstance(module, ResidualBlock):
+            almost_zero.append(module.conv2)
+        elif isinstance(module, SelfAttentionBlock):
+            almost_zero.append(module.to_out[0])
+    for module in almost_zero:
+        _glorot(module, gain=ALMOST_ZERO_GAIN)
+
+
+def _glorot(module: nn.Module, gain: float) -> None:
+    # through the module `nn.init`: diffusers switches initialisation off there while it loads weights
+    nn.init.xavier_uniform_(module.get_parameter("weight"), gain)
+    nn.init.zeros_(module.get_parameter("bias"))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf.models.layers.attention import SelfAttentionBlock, attend
 from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
@@ -61,6 +62,26 @@ def test_attention_block_starts_from_its_input() -> None:
     torch.nn.init.zeros_(block.to_out[0].bias)
     hidden = torch.randn(2, 16, 4, 6)
     torch.testing.assert_close(block(hidden), hidden, rtol=0, atol=0)
+
+
+class _Largest(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_images_never_have_a_matrix_of_scores(dtype: torch.dtype) -> None:
+    block = SelfAttentionBlock(8, norm_groups=4).to(dtype)
+    hidden = torch.randn(1, 8, 64, 64, dtype=dtype, requires_grad=True)
+    with _Largest() as largest:
+        block(hidden).sum().backward()
+    assert largest.elements <= 8 * 64 * 64
 
 
 def test_blocks_alone_as_a_reader_would_call_them() -> None:

@@ -10,11 +10,10 @@ precision, under the transforms of torch.func, in an exported network.
 
 from torch import nn
 
-from ddpm_hf.models.fast.cpu import FastDropout, FastNormSiLU, attend_in_bfloat16
+from ddpm_hf.models.fast.cpu import FastDropout, FastNormSiLU
 from ddpm_hf.models.fast.doubling import DoublingConv, FusedUpsample
 from ddpm_hf.models.fast.packed import prepacked
 from ddpm_hf.models.fast.winograd import WinogradConv
-from ddpm_hf.models.layers.attention import SelfAttentionBlock, attend
 from ddpm_hf.models.layers.resampling import Upsample
 from ddpm_hf.models.layers.residual import NormSiLU, ResidualBlock
 
@@ -41,8 +40,6 @@ def accelerate(network: nn.Module) -> None:
                 module.dropout.__class__ = FastDropout
         elif type(module) is Upsample and type(module.conv) is nn.Conv2d:
             module.__class__, module.conv.__class__ = FusedUpsample, DoublingConv
-        elif isinstance(module, SelfAttentionBlock) and module.processor is attend:
-            module.processor = attend_in_bfloat16
 
 
 def restore(network: nn.Module) -> None:
@@ -54,5 +51,3 @@ def restore(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) in FORMS:
             module.__class__ = type(module).__bases__[0]
-        elif isinstance(module, SelfAttentionBlock) and module.processor is attend_in_bfloat16:
-            module.processor = attend

@@ -1,4 +1,4 @@
-"""Normalisation, dropout and attention in forms that cost a CPU less time or memory.
+"""Normalisation and dropout in forms that cost a CPU less memory or time.
 
 Under torch.compile the plain forms run, since the compiler fuses them itself. What each is worth:
 benchmarks/results/network_limits.md.
@@ -10,14 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from ddpm_hf.models.layers.attention import attend
 from ddpm_hf.models.layers.residual import NormSiLU
 
 Map = Float[Tensor, "batch channels height width"]
-Heads = Float[Tensor, "batch heads positions head_dim"]
-
-# up to 32x32 positions the scores of all pairs may be stored; beyond that they never are
-MAX_POSITIONS_OF_EXPLICIT_SCORES = 1024
 
 
 def runs_eagerly_on_cpu(input: Tensor) -> bool:
@@ -38,10 +33,8 @@ class FastNormSiLU(NormSiLU):
     """`NormSiLU` that keeps x alone for the backward pass, instead of x and the normalised x."""
 
     def forward(self, input: Map) -> Map:
-        if not runs_eagerly_on_cpu(input):
+        if not (torch.is_grad_enabled() and runs_eagerly_on_cpu(input)):
             return super().forward(input)
-        if not torch.is_grad_enabled():
-            return F.silu(nn.GroupNorm.forward(self, input), inplace=True)
         return _NormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
 
@@ -92,21 +85,3 @@ class FastDropout(nn.Dropout):
         kept = draws.view(torch.int16)[:count].ge_(dropped - 2**15)
         scaled = kept.to(input.dtype).mul_(65536 / (65536 - dropped))
         return input * scaled.view(input.shape)
-
-
-def attend_in_bfloat16(query: Heads, key: Heads, value: Heads) -> Heads:
-    """`attend`, with the scores of all pairs in float32 where a CPU computes in bfloat16.
-
-    PyTorch's CPU kernel takes twice as long in bfloat16; its scores and softmax are float32, too.
-
-    Args:
-        query: see `attend`.
-        key: see `attend`.
-        value: see `attend`.
-    """
-    few = key.shape[2] <= MAX_POSITIONS_OF_EXPLICIT_SCORES
-    if not (few and query.device.type == "cpu" and query.dtype == torch.bfloat16):
-        return attend(query, key, value)
-    with torch.autocast("cpu", enabled=False):
-        scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().mT
-        return scores.softmax(-1).to(value.dtype) @ value

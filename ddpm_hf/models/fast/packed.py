@@ -1,9 +1,8 @@
 """Convolutions that keep their weights in oneDNN's layout from one forward pass to the next, for sampling on a CPU.
 
-PyTorch convolves there with oneDNN, which wants weights in blocks of its own. PyTorch lays them out anew in every call,
-and under autocast rounds them as well; with few images that takes as long as a good part of the convolution. Sampling
-makes many passes with the same weights: laid out once, they serve all of them. What is gained:
-benchmarks/results/network.md.
+PyTorch convolves there with oneDNN, whose kernels take weights in blocks. PyTorch reorders them in every call, and
+under autocast rounds them as well; with few images that takes a good part of the convolution's time. Sampling makes
+many passes with the same weights, which need to be reordered once. What it gains: benchmarks/results/network.md.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +22,10 @@ MapOut = Float[Tensor, "batch out_channels out_height out_width"]
 
 @contextmanager
 def prepacked(network: nn.Module) -> Iterator[None]:
-    """Lay out the weights of convolutions once for all forward passes without gradients that are made within.
+    """Lay out the weights of convolutions once for all forward passes without gradients within.
 
-    The weights must not change meanwhile. They are held twice as long as it lasts: once more in what oneDNN wants.
-    Convolutions that somebody else has taken over are left as they are: those that are compiled, offloaded or sharded.
+    The weights must not change meanwhile, and take twice their memory. Convolutions with a forward pass of their own
+    (compiled, offloaded) or weights of another class (sharded, quantised) stay as they are.
 
     Args:
         network: on a CPU; elsewhere nothing happens.
@@ -44,7 +43,7 @@ def prepacked(network: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    """Tell whether a convolution is oneDNN's, with weights and a forward pass of its own."""
+    """Whether a convolution is oneDNN's, with weights and a forward pass of its own."""
     return (
         type(conv.weight) is nn.Parameter
         and conv.weight.device.type == "cpu"
@@ -55,7 +54,7 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 
 
 def _has_kernels(dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN convolves in a precision, on this CPU."""
+    """Whether oneDNN convolves in a precision, on this CPU."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

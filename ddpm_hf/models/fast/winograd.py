@@ -177,7 +177,7 @@ class _Span:
 
 
 def _pieces(input: Map, weight: Weight) -> Iterator[tuple[slice, _Span, _Span]]:
-    """Cut the work into pieces that fit a cache: some images, some rows and some columns of them."""
+    """Split the work into pieces that fit a cache: some images, some rows and some columns of them."""
     batch, _, height, width = input.shape
     rows, columns = ([_span(start, side, input) for start in range(0, side, BLOCK)] for side in (height, width))
     numbers = max(weight.shape[:2]) * len(rows[0].analysis) * len(columns[0].analysis)
@@ -199,7 +199,7 @@ def _span(start: int, side: int, like: Tensor) -> _Span:
 
 @functools.cache
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give A^T, G and B^T of F(4, 3): evaluation at the points, and its inverse, transposed (Lavin and Gray, 5.3)."""
+    """A^T, G and B^T of F(4, 3): evaluation at the points, and its inverse, transposed (Lavin and Gray, 5.3)."""
     points = np.array([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
     evaluation = np.zeros((POINTS, POINTS))
     evaluation[:-1] = points[:, None] ** np.arange(POINTS)
@@ -213,7 +213,7 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def _band_matrices(tiles: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give B^T and A of a row of tiles: (points * tiles, inputs with padding) and (points * tiles, outputs)."""
+    """B^T and A of a row of tiles: (points * tiles, inputs with padding) and (points * tiles, outputs)."""
     output, _, input = _matrices()
     analysis = np.zeros((POINTS, tiles, tiles * TILE + 2))
     for tile in range(tiles):

@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.models.fast import FORMS, accelerate, restore
-from ddpm_hf.models.layers.attention import SelfAttentionBlock, attend
 from ddpm_hf.models.layers.residual import BlockOptions, ResidualBlock
 
 SMALL = {
@@ -60,7 +59,6 @@ def test_in_and_out_again() -> None:
     names, parameters = list(network.state_dict()), dict(network.named_parameters())
     restore(network)
     assert not any(type(module).__module__.startswith("ddpm_hf.models.fast") for module in network.modules())
-    assert all(module.processor is attend for module in network.modules() if isinstance(module, SelfAttentionBlock))
     assert list(network.state_dict()) == names
     assert all(network.get_parameter(name) is parameter for name, parameter in parameters.items())
     accelerate(network)
@@ -76,13 +74,10 @@ def test_layers_that_are_not_plain_stay_as_they_are() -> None:
     network = plain(make())
     block, upsample = network.mid_block.resnets[0], network.up_blocks[0].upsamplers[0]
     block.conv1.__class__ = upsample.conv.__class__ = Quantised
-    network.set_attn_processor(lambda query, key, value: value)
-    chosen = network.mid_block.attentions[0].processor
     before = {name: type(module) for name, module in upsample.named_modules()}
     accelerate(network)
     assert type(block.conv1) is Quantised
     assert {name: type(module) for name, module in upsample.named_modules()} == before
-    assert network.mid_block.attentions[0].processor is chosen
 
 
 def test_same_values_and_gradients_as_the_plain_network() -> None:
