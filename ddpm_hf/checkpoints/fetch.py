@@ -10,10 +10,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
-from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET
-from ddpm_hf.checkpoints.safetensors_header import check_weights
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, tensor_shapes
+from ddpm_hf.checkpoints.hashes import content_hash
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hashes import content_hash
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline, remember_commit
 
 logger = logging.getLogger(__name__)
@@ -249,7 +248,7 @@ def _check_all_weights(folder: Path, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         if pattern.endswith(".safetensors"):
             for file in folder.glob(pattern):
-                check_weights(file)
+                tensor_shapes(file)  # raises if the file is not valid
 
 
 def _check_pipeline(address: HubAddress, names: Iterable[str]) -> None:

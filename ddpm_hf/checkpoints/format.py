@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from ddpm_hf.checkpoints.hashes import Content, sha256, size_of
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import fsync
-from ddpm_hf.runtime.hashes import Content, sha256, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +197,21 @@ def find_best(checkpoints: list[Path]) -> Path | None:
     """The checkpoint with the lowest score, the newest among equals; None if no score was measured."""
     scored = [(score, checkpoint) for checkpoint in checkpoints if (score := _score(checkpoint)) is not None]
     return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file, by name.
+
+    Opening the file validates its header: the tensors have to cover the file exactly once.
+
+    Raises:
+        UserError: if the file is not valid safetensors.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{file.name} is not a valid safetensors file ({error}); it is not loaded") from None
 
 
 def _score(checkpoint: Path) -> float | None:

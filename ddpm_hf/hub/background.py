@@ -1,4 +1,8 @@
-"""Uploads beside the training: it hands over a folder and goes on at once."""
+"""Uploads beside the training, which hands over a folder and continues at once.
+
+huggingface_hub's `run_as_future` and `CommitScheduler` do not replace this thread: at the end of the process they wait
+for an upload however long it hangs, they keep no folder that is pruned meanwhile, and drop no upload for a newer one.
+"""
 
 import logging
 import os
@@ -12,9 +16,8 @@ from typing import Literal
 from tqdm import tqdm
 
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.check import check_access
 from ddpm_hf.hub.export import checkpoint_package, pipeline_package
-from ddpm_hf.hub.share import checkpoint_destination, pipeline_destination, push_command
+from ddpm_hf.hub.share import check_access, checkpoint_destination, destinations, pipeline_destination, push_command
 from ddpm_hf.hub.upload import prepare, push
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError
 from ddpm_hf.runtime.signals import Stopped, StopRequest
@@ -22,79 +25,77 @@ from ddpm_hf.runtime.signals import Stopped, StopRequest
 logger = logging.getLogger(__name__)
 
 STAGING = ".hub"
-"""Folder in the run folder where checkpoints are held while they wait: hard links, which take no space."""
+"""Folder in the run folder with the checkpoints that wait: hard links, which take no space."""
 
 ATTEMPTS = 40
-"""Of one upload, unless a newer one replaces it: with the longest pauses more than half an hour."""
+"""Attempts of one upload unless a newer one replaces it; with the longest pauses they take over half an hour."""
 
 Kind = Literal["pipeline", "checkpoint"]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One upload: of what, from where; what it holds on to is thrown away afterwards."""
+class _Upload:
+    """A folder that is to be uploaded; step is None for the finished run."""
 
     kind: Kind
-    source: Path
+    folder: Path
     step: int | None
-    is_staged: bool
+
+    def discard(self) -> None:
+        """Remove the folder if it is a staged copy."""
+        if self.folder.parent.name == STAGING:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class HubUploader:
-    """Uploads of a run in the background: one at a time, and of several that wait the newest of its kind only.
+    """The uploads of a run, one at a time; of several of a kind that wait, only the newest is done.
 
-    No method but `check` and `start` ever raises, and none but `drain` ever waits. Where settings.repo_id is None,
-    every method does nothing.
+    No method but `check` and `start` raises, and none but `drain` waits. If settings.repo_id is None, all methods do
+    nothing.
 
     Args:
         settings: the `hub` section.
         run: the run folder.
-        client: the Hub; None is the usual one.
+        client: None: the usual Hub.
     """
 
     def __init__(self, settings: HubConfig, run: Path, client: HubClient | None = None) -> None:
-        self.settings, self.run = settings, run
-        client = client or HubClient()
-        self._checking = client
-        retries = replace(client.retries, attempts=max(client.retries.attempts, ATTEMPTS), sleep=self._pause)
-        self._client = HubClient(client.api.endpoint, client.token, retries)
-        self._changed = threading.Condition()
-        self._waiting: dict[Kind, _Job] = {}
-        self._in_flight: _Job | None = None
-        self._failed: dict[Kind, str] = {}
-        self._pushed_step: int | None = None
+        self.settings, self.run, self._client = settings, run, client or HubClient()
+        retries = self._client.retries
+        patient = replace(retries, attempts=max(retries.attempts, ATTEMPTS), sleep=self._pause)
+        self._background_client = HubClient(self._client.api.endpoint, self._client.token, patient)
+        self._changed = threading.Condition()  # of the attributes below, which both threads use
+        self._waiting: dict[Kind, _Upload] = {}
+        self._in_flight: _Upload | None = None
+        self._errors: dict[Kind, str] = {}
         self._done_bytes = self._all_bytes = 0
-        self._closed = False
         self._last_url: str | None = None
+        self._closed = False
+        self._pushed_step = 0
         self._thread: threading.Thread | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is uploaded at all."""
-        return self.settings.repo_id is not None
 
     def check(self) -> None:
         """Check token, namespace, permission and repository before the first step; nothing is made.
 
         Raises:
-            UserError: naming what does not fit.
+            UserError: naming the option that cannot be used.
         """
-        if self.is_on:
-            check_access(self._checking, self.settings)
+        if self.settings.repo_id is not None:
+            check_access(self._client, self.settings)
 
     def start(self) -> None:
-        """Make the repositories, private from their first second if so told, and begin to wait for folders.
+        """Make the repositories, private from the start if the settings say so, and start the thread.
 
         Raises:
             UserError: if the token may not do that.
         """
-        if not self.is_on:
+        if self.settings.repo_id is None:
             return
-        for destination in check_access(self._checking, self.settings):
-            try:
-                prepare(self._checking, destination)
-            except HubUnreachableError as error:
-                logger.warning("%s: the run starts all the same and pushes when the Hub is back", error)
+        try:
+            for destination in destinations(self._client, self.settings):
+                prepare(self._client, destination)
+        except HubUnreachableError as error:
+            logger.warning("%s: the run starts nevertheless and pushes once the Hub is back", error)
         if not self.settings.license:
             logger.warning("hub.license is not given: the model card will say unknown; set it, such as apache-2.0")
         shutil.rmtree(self.run / STAGING, ignore_errors=True)
@@ -102,33 +103,33 @@ class HubUploader:
         self._thread.start()
 
     def submit(self, checkpoint: Path, step: int, last: bool = False) -> None:
-        """Hand over a checkpoint; it is uploaded if `hub.push_every` updates have passed, or it is the last.
+        """Hand over a checkpoint; it is uploaded if `hub.push_every` updates have passed, or it is the last one.
 
         Args:
             checkpoint: a complete checkpoint folder, which may be removed right afterwards.
             step: updates done.
-            last: of the run, or before an interruption.
+            last: whether it is the last one of the run, or before an interruption.
         """
-        every, keeps = self.settings.push_every, self.settings.keeps_checkpoints
-        passed = step - (self._pushed_step or 0)
-        due = last or (keeps if every is None else passed >= every)
-        kinds: list[Kind] = [*(["pipeline"] if every and not last else []), *(["checkpoint"] if keeps else [])]  # type: ignore[list-item]
-        if not due or self._thread is None:
+        every, keeps_checkpoints = self.settings.push_every, self.settings.keeps_checkpoints
+        is_due = last or (keeps_checkpoints if every is None else step - self._pushed_step >= every)
+        if not is_due or self._thread is None:
             return
         self._pushed_step = step
-        for kind in kinds:
-            self._hand_over(kind, checkpoint, step)
+        if every and not last:  # the finished pipeline follows the last checkpoint
+            self._put(_Upload("pipeline", self._stage(checkpoint, "pipeline"), step))
+        if keeps_checkpoints:
+            self._put(_Upload("checkpoint", self._stage(checkpoint, "checkpoint"), step))
 
     def submit_finished(self) -> None:
-        """Hand over the finished pipeline, which lies in the run folder with its pictures and figures."""
+        """Hand over the finished run."""
         if self._thread is not None:
-            self._put(_Job("pipeline", self.run, None, is_staged=False))
+            self._put(_Upload("pipeline", self.run, None))
 
     def drain(self, limit: float | None = None, stop: StopRequest | None = None) -> bool:
-        """Wait for what is still to be uploaded, with a bar, and say what came of it.
+        """Wait for the remaining uploads, with a progress bar, and report the result.
 
         Args:
-            limit: seconds; None is `hub.wait_at_end`.
+            limit: seconds; None: `hub.wait_at_end`.
             stop: polled several times a second; a request ends the wait.
 
         Returns:
@@ -149,66 +150,64 @@ class HubUploader:
             if self._last_url:
                 print(f"on the Hub: {self._last_url}")
             return True
-        reasons = "; ".join(dict.fromkeys(self._failed.values())) or "the time was up"
+        reasons = "; ".join(dict.fromkeys(self._errors.values())) or "the time limit was reached"
         command = push_command(self.run, self.settings, checkpoints="checkpoint" in unfinished)
-        print(f"not all is on the Hub ({reasons}); everything is in {self.run}/, push it later with:\n  {command}")
+        print(f"not everything is on the Hub ({reasons}); it is in {self.run}/, push it later with:\n  {command}")
         return False
 
-    # the training's side
+    # called by the training
 
-    def _hand_over(self, kind: Kind, checkpoint: Path, step: int) -> None:
-        """Hold on to a checkpoint by hard links; it may be pruned while it waits."""
-        staged = self.run / STAGING / f"{kind}-{step}"
+    def _stage(self, checkpoint: Path, kind: Kind) -> Path:
+        """Hold a checkpoint by hard links, since it may be pruned while it waits."""
+        staged = self.run / STAGING / f"{kind}-{checkpoint.name}"
         try:
             shutil.rmtree(staged, ignore_errors=True)
             shutil.copytree(checkpoint, staged, copy_function=os.link)
-        except (OSError, shutil.Error):  # no hard links here: then it is uploaded if it stays for long enough
+        except (OSError, shutil.Error):  # without hard links it is uploaded if it is not pruned before
             shutil.rmtree(staged, ignore_errors=True)
-            self._put(_Job(kind, checkpoint, step, is_staged=False))
-        else:
-            self._put(_Job(kind, staged, step, is_staged=True))
+            return checkpoint
+        return staged
 
-    def _put(self, job: _Job) -> None:
+    def _put(self, upload: _Upload) -> None:
         with self._changed:
-            replaced = self._waiting.pop(job.kind, None)
-            self._waiting[job.kind] = job
+            replaced = self._waiting.pop(upload.kind, None)
+            self._waiting[upload.kind] = upload
             self._changed.notify_all()
         if replaced is not None:
-            _throw_away(replaced)
+            replaced.discard()
 
     def _is_busy(self) -> bool:
         with self._changed:
             return bool(self._waiting) or self._in_flight is not None
 
     def _close(self) -> set[Kind]:
-        """Take no more; what is in flight ends with the process."""
+        """Accept no more uploads; returns the kinds that are unfinished. One in flight ends with the process."""
         with self._changed:
             self._closed = True
-            unfinished = {*self._waiting, *self._failed, *([self._in_flight.kind] if self._in_flight else [])}
+            unfinished = {*self._waiting, *self._errors, *([self._in_flight.kind] if self._in_flight else [])}
             self._changed.notify_all()
         self._thread = None
         if not unfinished:
             shutil.rmtree(self.run / STAGING, ignore_errors=True)
         return unfinished
 
-    # the thread's side
+    # called by the thread
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while (upload := self._next()) is not None:
             try:
-                self._upload(job)
-            except Stopped:
-                pass  # a newer one waits, or nobody does any more
+                self._push(upload)
+                self._errors.pop(upload.kind, None)
+            except Stopped:  # for a newer upload, or at the end of the run
+                pass
             except Exception as error:
-                self._note_failure(job, str(error) or type(error).__name__)
-            else:
-                self._failed.pop(job.kind, None)
+                self._record_error(upload, str(error) or type(error).__name__)
             with self._changed:
                 self._in_flight = None
                 self._changed.notify_all()
-            _throw_away(job)
+            upload.discard()
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> _Upload | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
@@ -217,36 +216,35 @@ class HubUploader:
             self._done_bytes = self._all_bytes = 0
             return self._in_flight
 
-    def _upload(self, job: _Job) -> None:
-        if job.kind == "checkpoint":
-            destination = checkpoint_destination(self._client, self.settings)
-            package = checkpoint_package(job.source)
+    def _push(self, upload: _Upload) -> None:
+        client, settings = self._background_client, self.settings
+        if upload.kind == "checkpoint":
+            destination = checkpoint_destination(client, settings)
+            package = checkpoint_package(upload.folder)
         else:
-            destination = pipeline_destination(self._client, self.settings)
-            package = pipeline_package(self.run, self.settings, destination.repo_id, job.source)
+            destination = pipeline_destination(client, settings)
+            package = pipeline_package(self.run, settings, destination.repo_id, upload.folder)
         self._all_bytes = package.num_bytes
-        done = push(self._client, destination, package, self._note_progress)
-        if job.kind == "pipeline":
-            self._last_url = done.url
-        logger.info("%s: %s", destination, f"{done.num_changed} files changed" if done.num_changed else "up to date")
+        pushed = push(client, destination, package, self._show_progress)
+        if upload.kind == "pipeline":
+            self._last_url = pushed.url
+        changed = f"{pushed.num_changed} files changed" if pushed.num_changed else "up to date"
+        logger.info("%s: %s", destination, changed)
 
-    def _note_progress(self, num_bytes: int) -> None:
+    def _show_progress(self, num_bytes: int) -> None:
         self._done_bytes = num_bytes
 
-    def _note_failure(self, job: _Job, text: str) -> None:
-        if self._failed.get(job.kind) != text:
-            at = "the finished pipeline" if job.step is None else f"step {job.step:,}"
-            logger.warning("the upload of %s failed, and nothing else with it: %s", at, text)
-        self._failed[job.kind] = text
+    def _record_error(self, upload: _Upload, text: str) -> None:
+        if self._errors.get(upload.kind) != text:
+            what = "the finished pipeline" if upload.step is None else f"step {upload.step:,}"
+            logger.warning("the upload of %s failed; training is not affected: %s", what, text)
+        self._errors[upload.kind] = text
 
     def _pause(self, seconds: float) -> None:
-        """Pause between two attempts; give up if a newer folder waits or the run has ended."""
+        """Pause between two attempts; stop the upload if a newer one waits or the run has ended."""
         with self._changed:
-            job = self._in_flight
-            if self._changed.wait_for(lambda: self._closed or (job is not None and job.kind in self._waiting), seconds):
+            upload = self._in_flight
+            if self._changed.wait_for(
+                lambda: self._closed or (upload is not None and upload.kind in self._waiting), seconds
+            ):
                 raise Stopped
-
-
-def _throw_away(job: _Job) -> None:
-    if job.is_staged:
-        shutil.rmtree(job.source, ignore_errors=True)

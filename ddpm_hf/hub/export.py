@@ -20,6 +20,7 @@ from ddpm_hf.checkpoints.format import (
     make_manifest,
     read_manifest,
 )
+from ddpm_hf.checkpoints.hashes import Content
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.card import make_card
@@ -27,7 +28,6 @@ from ddpm_hf.hub.model_info import CONFIG, gather_model_info, read_config
 from ddpm_hf.hub.sanitize import refuse_tokens, sanitize, sanitize_config
 from ddpm_hf.hub.upload import CARD, Package
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hashes import Content
 
 NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)
 SHARDS = f"{UNET}/{WEIGHTS}.safetensors.index.json"

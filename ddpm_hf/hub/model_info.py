@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from ddpm_hf.checkpoints.environment import read_environment
-from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, Progress
+from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, WEIGHTS, Progress, tensor_shapes
 from ddpm_hf.checkpoints.run_folder import RunFolder
-from ddpm_hf.checkpoints.safetensors_header import check_weights
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
 from ddpm_hf.runtime.errors import UserError
@@ -107,14 +106,13 @@ def gather_model_info(
     """
     folder, is_finished = RunFolder(run), pipeline == run
     step, seconds = _read_last_line(folder.metrics) if is_finished else _read_progress(pipeline)
-    headers = [check_weights(file) for file in (pipeline / UNET).glob("*.safetensors")]
     return ModelInfo(
         repo_id=repo_id,
         revision=revision,
         config=read_config(run),
         network=_read_json(pipeline / UNET_CONFIG),
         scheduler=_read_json(pipeline / SCHEDULER_CONFIG),
-        num_parameters=sum(math.prod(tensor["shape"]) for header in headers for tensor in header.values()),
+        num_parameters=_count_parameters(pipeline / UNET),
         step=step,
         seconds=seconds,
         environment=read_environment(run),
@@ -132,6 +130,12 @@ def read_config(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return sanitize_config(config) if isinstance(config, dict) else {}
+
+
+def _count_parameters(unet: Path) -> int:
+    """The number of parameters, without those of further EMA weights, whose files are named as variants."""
+    files = [*unet.glob(f"{WEIGHTS}.safetensors"), *unet.glob(f"{WEIGHTS}-*.safetensors")]
+    return sum(math.prod(shape) for file in files for shape in tensor_shapes(file).values())
 
 
 def _read_progress(checkpoint: Path) -> tuple[int | None, float | None]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from ddpm_hf.checkpoints.hashes import Content
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hashes import Content
 
 PATH = re.compile(r"(?<![\w.:/\\-])(?:file://)?(?:~[\w-]*|[A-Za-z]:)?[/\\][\w.~+-][^\s\"'<>|;,()]*")
 """An absolute path, or one from a home folder, in a text; a URL does not match."""

@@ -1,57 +1,43 @@
-"""Push a run, finished or not, to where its configuration or the person says."""
+"""Push a run to where its configuration says, and check beforehand that it may be pushed there."""
 
+import logging
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from huggingface_hub.errors import RepositoryNotFoundError
+
 from ddpm_hf.checkpoints.format import find_latest
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
 from ddpm_hf.hub.upload import Destination, Pushed, push
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hub_client import HubClient
+from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
 
+logger = logging.getLogger(__name__)
 
-def pipeline_destination(client: HubClient, settings: HubConfig) -> Destination:
-    """Where the pipeline goes.
-
-    Raises:
-        UserError: if no repository is named.
-    """
-    if settings.repo_id is None:
-        raise UserError("hub.repo_id: not given; name a repository, as user/name, or a name alone for your own")
-    return Destination(full_repo_id(client, settings.repo_id), settings.revision, settings.private)
-
-
-def checkpoint_destination(client: HubClient, settings: HubConfig) -> Destination:
-    """Where checkpoints with all training state go."""
-    pipeline = pipeline_destination(client, settings)
-    repo_id = full_repo_id(client, settings.checkpoint_repo_id) if settings.checkpoint_repo_id else pipeline.repo_id
-    branch = settings.checkpoint_branch or ("main" if settings.checkpoint_repo_id else "checkpoints")
-    return Destination(repo_id, branch, settings.private, starts_empty=True)
-
-
-def full_repo_id(client: HubClient, repo_id: str) -> str:
-    """A repository's name with its owner: without one it is the token's."""
-    if "/" in repo_id:
-        return repo_id
-    owner = client.call("asking whose the token is", lambda: client.api.whoami(cache=True)["name"])
-    return f"{owner}/{repo_id}"
+OnProgress = Callable[[int, int], object]
+"""Called with the number of bytes done and that of all files."""
 
 
 def push_run(
     run: Path,
     settings: HubConfig,
     client: HubClient | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Pushed:
     """Push the pipeline of a run: the finished one, or else that of its newest complete checkpoint.
 
     Args:
         run: the run folder.
-        settings: where to, and what of it.
-        client: the Hub; None is the usual one.
-        on_progress: called with the bytes that are done and those of all files.
+        settings: where to push, and what of the run.
+        client: None: the usual Hub.
+        on_progress: called with the number of bytes done and that of all files.
+
+    Returns:
+        The commit that holds everything, its URL, and how many files differed; if none did, no commit was made.
 
     Raises:
         UserError: if the folder, the token or the repository cannot be used.
@@ -67,21 +53,24 @@ def push_newest_checkpoint(
     run: Path,
     settings: HubConfig,
     client: HubClient | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Pushed:
     """Push the newest complete checkpoint of a run with all its training state, for `--resume hub:…`.
 
     Args:
         run: the run folder.
-        settings: where to.
-        client: the Hub; None is the usual one.
-        on_progress: called with the bytes that are done and those of all files.
+        settings: where to push.
+        client: None: the usual Hub.
+        on_progress: called with the number of bytes done and that of all files.
+
+    Returns:
+        As `push_run`.
 
     Raises:
         UserError: if there is no complete checkpoint, or the token or the repository cannot be used.
         HubUnreachableError: if the Hub did not answer.
     """
-    client, checkpoint = client or HubClient(), find_latest(run / "checkpoints")
+    client, checkpoint = client or HubClient(), find_latest(RunFolder(run).checkpoints)
     if checkpoint is None:
         raise UserError(f"RUN_FOLDER: {run} holds no complete checkpoint; leave --checkpoints out")
     package = checkpoint_package(checkpoint)
@@ -96,3 +85,88 @@ def push_command(run: Path, settings: HubConfig, checkpoints: bool = False) -> s
     words += [] if settings.revision == "main" else ["--revision", settings.revision]
     words += ["--license", settings.license] if settings.license else []
     return shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
+
+
+def pipeline_destination(client: HubClient, settings: HubConfig) -> Destination:
+    """Where the pipeline is pushed.
+
+    Raises:
+        UserError: if no repository is given.
+    """
+    if settings.repo_id is None:
+        raise UserError("hub.repo_id: not given; name a repository, as user/name, or a name alone for your own")
+    return Destination(full_repo_id(client, settings.repo_id), settings.revision, settings.private)
+
+
+def checkpoint_destination(client: HubClient, settings: HubConfig) -> Destination:
+    """Where checkpoints with all training state are pushed."""
+    repo_id = full_repo_id(client, settings.checkpoint_repo_id or settings.repo_id or "")
+    branch = settings.checkpoint_branch or ("main" if settings.checkpoint_repo_id else "checkpoints")
+    return Destination(repo_id, branch, settings.private, starts_empty=True)
+
+
+def destinations(client: HubClient, settings: HubConfig) -> list[Destination]:
+    """Everywhere that a run is pushed."""
+    pipeline = pipeline_destination(client, settings)
+    return [pipeline, checkpoint_destination(client, settings)] if settings.keeps_checkpoints else [pipeline]
+
+
+def full_repo_id(client: HubClient, repo_id: str) -> str:
+    """The id of a repository with its owner, which is that of the token if none is given."""
+    if "/" in repo_id:
+        return repo_id
+    owner = client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True)["name"])
+    return f"{owner}/{repo_id}"
+
+
+def check_access(client: HubClient, settings: HubConfig) -> None:
+    """Check token, namespace, write permission and repository before a run begins; nothing is made.
+
+    A Hub that does not answer is reported only, since it may do so later.
+
+    Args:
+        client: the Hub.
+        settings: where to push.
+
+    Raises:
+        UserError: naming the option that cannot be used.
+    """
+    if is_offline():
+        raise UserError(
+            "hub.repo_id: HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or set hub.repo_id=null"
+        )
+    if not client.has_token:
+        raise UserError(
+            "hub.repo_id: there is no token for the Hub; make one with the role write "
+            "(huggingface.co/settings/tokens) and run: hf auth login, or set HF_TOKEN"
+        )
+    try:
+        _check_destinations(client, settings)
+    except HubUnreachableError as error:
+        logger.warning("%s: the run starts nevertheless and pushes once the Hub is back", error)
+
+
+def _check_destinations(client: HubClient, settings: HubConfig) -> None:
+    user = client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True))
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(
+            f"hub.repo_id: the token of {user['name']} may only read; make one with the role write "
+            "(huggingface.co/settings/tokens) and run: hf auth login"
+        )
+    namespaces = [user["name"], *(each["name"] for each in user.get("orgs", []))]
+    for destination in destinations(client, settings):
+        if destination.repo_id.split("/")[0] not in namespaces:
+            raise UserError(
+                f"hub.repo_id: given {destination.repo_id}, but the token is that of {user['name']}; "
+                f"allowed: repositories of {', '.join(namespaces)}"
+            )
+        client.call(f"checking {destination}", partial(_check_repository, client, destination), destination.repo_id)
+
+
+def _check_repository(client: HubClient, destination: Destination) -> None:
+    try:
+        private = client.api.repo_info(destination.repo_id).private
+    except RepositoryNotFoundError:
+        return  # it will be made
+    client.api.auth_check(destination.repo_id, write=True)
+    destination.check_privacy(bool(private))

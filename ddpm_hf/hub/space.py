@@ -8,11 +8,11 @@ import yaml
 
 from ddpm_hf._version import __version__
 from ddpm_hf.checkpoints.fetch import read_head
+from ddpm_hf.checkpoints.hashes import Content
 from ddpm_hf.hub.card import split_card
 from ddpm_hf.hub.sanitize import refuse_tokens
 from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push, read_card
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hashes import Content
 from ddpm_hf.runtime.hub_client import HubClient
 
 PACKAGE = Path(__file__).parents[1]

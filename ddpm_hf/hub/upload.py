@@ -11,8 +11,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.utils import disable_progress_bars
 
 from ddpm_hf.checkpoints.fetch import Head, download, read_head
+from ddpm_hf.checkpoints.hashes import Content, content_hash, size_of
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hashes import Content, content_hash, size_of
 from ddpm_hf.runtime.hub_client import HubClient
 
 CARD = "README.md"

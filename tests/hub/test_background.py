@@ -160,7 +160,7 @@ def test_a_hub_that_hangs_at_the_end_has_a_limit_and_leaves_a_command(hub, uploa
     up.submit_finished()
     assert not up.drain(0.5)
     out = capsys.readouterr().out
-    assert "not all is on the Hub (the time was up)" in out
+    assert "not everything is on the Hub (the time limit was reached)" in out
     command = shlex.split(out.splitlines()[-1])
     assert command == [
         *("python", "pipelines/push_to_hub.py", str(run)),
@@ -263,7 +263,7 @@ def test_a_hub_that_is_away_at_the_start_ends_no_run(hub, uploader, run, caplog)
     fault = hub.fault("*", status=503, times=9999)
     up.check()
     up.start()
-    assert "the run starts all the same" in caplog.text
+    assert "the run starts nevertheless" in caplog.text
     fault.times = 0
     up.submit_finished()
     assert up.drain()

@@ -1,4 +1,4 @@
-"""Hostile safetensors give an error, never a crash, and never more memory than the file has bytes."""
+"""Hostile safetensors are refused by the library itself: no crash, and no more memory than the file has bytes."""
 
 import json
 import os
@@ -7,10 +7,9 @@ import resource
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ddpm_hf.checkpoints.safetensors_header import MAX_HEADER_BYTES, check_weights
+from ddpm_hf.checkpoints.format import tensor_shapes
 from ddpm_hf.runtime.errors import UserError
 
 NUM_MUTATIONS = int(os.environ.get("DDPM_HF_MUTATIONS", "500"))
@@ -35,7 +34,7 @@ def tensor(first, last, shape=(2,), dtype="F32"):
 
 
 def test_a_good_file_passes(good):
-    assert set(check_weights(good)) == {"a", "b"}
+    assert tensor_shapes(good) == {"a": [3, 4], "b": [2]}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_a_good_file_passes(good):
         b"",
         b"\x05",
         (2**63).to_bytes(8, "little") + b"{}",
-        (MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}",
+        (100_000_000 + 1).to_bytes(8, "little") + b"{}",
         with_header(b"not json"),
         with_header(b"[]"),
         with_header(b"\xff\xfe{}"),
@@ -67,8 +66,8 @@ def test_a_good_file_passes(good):
 def test_a_bad_file_is_an_error_that_names_it(tmp_path, content):
     file = tmp_path / "bad.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.safetensors is no valid safetensors file"):
-        check_weights(file)
+    with pytest.raises(UserError, match=r"bad\.safetensors is not a valid safetensors file"):
+        tensor_shapes(file)
 
 
 @pytest.mark.parametrize("count", [NUM_MUTATIONS, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -94,17 +93,10 @@ def test_mutations_are_errors_or_harmless(good, tmp_path, count):
                 break
         file.write_bytes(raw)
         try:
-            check_weights(file)
+            tensor_shapes(file)
         except UserError:
             continue
         passed += 1
         load_file(file)  # what we let through, the library reads
     assert 0 < passed < count
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
-
-
-def test_the_library_refuses_too_what_reaches_it_without_us(tmp_path):
-    file = tmp_path / "bad.safetensors"
-    file.write_bytes(with_header({"a": tensor(0, 8), "b": tensor(4, 12)}, b"\0" * 12))
-    with pytest.raises(SafetensorError):
-        load_file(file)
