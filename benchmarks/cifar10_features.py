@@ -11,8 +11,7 @@ from torch import nn
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.losses.digits import train_classifier
-from ddpm_hf.runtime.cache_folder import cache_folder
-from ddpm_hf.runtime.files import atomic_write
+from ddpm_hf.runtime.files import atomic_write, cache_folder
 
 SIDE, NUM_FEATURES = 16, 64
 EPOCHS, BATCH_SIZE = 6, 128

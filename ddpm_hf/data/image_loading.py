@@ -16,8 +16,8 @@ from ddpm_hf.data.decoding import DECODER, Source, Transform, decode
 from ddpm_hf.data.image_set import Content, ImageSet, ImageStore
 from ddpm_hf.data.local_files import BUILT_IN
 from ddpm_hf.data.sources import fingerprint_of, open_source
-from ddpm_hf.runtime.cache_folder import cache_folder
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import cache_folder
 from ddpm_hf.runtime.randomness import generator_at
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_uint8
 from ddpm_hf.pipelines.pictures import save_png
 from ddpm_hf.pipelines.sampling import SamplingSettings
-from ddpm_hf.runtime.cache_folder import cache_folder
-from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.files import cache_folder, write_text_atomic
 from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.signals import StopRequest
 

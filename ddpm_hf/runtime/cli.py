@@ -1,4 +1,4 @@
-"""What all programs share: one-line errors, exit codes, quiet libraries, a word while they load."""
+"""What all programs share: one-line errors, exit codes, quiet libraries, a notice while they load."""
 
 import argparse
 import atexit
@@ -14,18 +14,17 @@ from typing import NoReturn, TextIO
 
 from ddpm_hf.runtime.errors import UserError
 
-SECONDS_BEFORE_THE_OTHERS_LEAVE = 1.0
-"""For which a process that is not the main one keeps a mistake to itself: it may be that of all, or follow from that of
-the main one."""
+SECONDS_TO_MAIN_PROCESS = 1.0
+"""Time that another process gives the main one to report an error first: all may have the same one."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes get one line, as all others do.
+    """A command-line parser that reports errors in one line.
 
     Args:
-        description: shown as it stands.
-        epilog: shown as it stands, below the options.
-        explain: asked what else to say of options that are not known.
+        description: printed verbatim.
+        epilog: printed verbatim, below the options.
+        explain: called with the message about an unknown option; returns text to add.
         prog: name of the program; None is that of its file.
     """
 
@@ -40,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.explain = explain
 
     def error(self, message: str) -> NoReturn:
-        """Leave with exit code 2."""
+        """Exit with code 2."""
         hint = self.explain(message) if self.explain and message.startswith("unrecognized") else ""
         print(f"{self.prog}: {message}{hint} (--help lists what there is)", file=sys.stderr)
         sys.exit(2)
@@ -51,23 +50,23 @@ def run(
 ) -> None:
     """Parse the command line and run a program; any error becomes one line on stderr.
 
-    Exit codes: 0 done; 1 failed; 2 something that was given cannot be used; 128 + n stopped by signal n.
+    Exit codes: 0 success; 1 failure; 2 unusable input; 128 + n stopped by signal n.
 
     Args:
         parser: the program's options; `--verbose` is added.
         main: the program.
-        argv: the command line; None takes the process's own.
+        argv: the command line; None is that of the process.
     """
-    parser.add_argument("--verbose", action="store_true", help="show where an error comes from, and what libraries say")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and the messages of libraries")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
-    _set_up_messages(arguments.verbose)
+    _configure_messages(arguments.verbose)
     code = 0
     try:
         main(arguments)
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
-        code = _tell(error, parser.prog)
+        code = _report(error, parser.prog)
     except KeyboardInterrupt:
         if is_main_process():
             print(f"\n{parser.prog}: stopped by Ctrl-C", file=sys.stderr)
@@ -76,11 +75,11 @@ def run(
 
 
 def leave(code: int) -> None:
-    """End the program; one of several processes, or one that was stopped, without the interpreter's own end.
+    """End the program; skip the interpreter's shutdown in a distributed or stopped one.
 
-    A thread that comes back from a library to an interpreter that ends has the whole process aborted. PyTorch's threads
-    by which processes speak do so for the tensors they let go of (pytorch/pytorch, issue 190489); an upload that was
-    left under way does. And a process that failed within an update would wait there for the others, who wait for it.
+    During shutdown, a thread that returns from a library aborts the process: PyTorch's communication threads do when
+    they free tensors (pytorch/pytorch issue 190489), and so does an unfinished upload. And a process that failed within
+    an update would wait for the others, which wait for it.
 
     Args:
         code: for the shell.
@@ -88,31 +87,31 @@ def leave(code: int) -> None:
     if code > 128 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # Ctrl-C ends the other end of a pipe, too
+            with suppress(OSError):  # Ctrl-C also ends the reader of a pipe
                 stream.flush()
         os._exit(code)
     if code:
         sys.exit(code)
 
 
-def _tell(error: Exception, program: str) -> int:
-    """Say what went wrong, unless another process does; gives the exit code."""
-    code = getattr(error, "exit_code", 2 if _is_the_users(error) else 1)
+def _report(error: Exception, program: str) -> int:
+    """Print an error, unless another process does; returns the exit code."""
+    code = getattr(error, "exit_code", 2 if _is_user_error(error) else 1)
     text = str(error) or type(error).__name__
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if not is_main_process():
-        # the launcher ends the others as soon as one has left: that is to be the one that tells why
-        time.sleep(SECONDS_BEFORE_THE_OTHERS_LEAVE)
+        # The launcher kills all processes as soon as one exits, which should be the one that reports the error.
+        time.sleep(SECONDS_TO_MAIN_PROCESS)
         if code > 2:
-            return code  # all were stopped together
+            return code  # a signal stopped all of them
         program = f"{program} (process {os.environ['RANK']})"
     print(f"{program}: {text}", file=sys.stderr)
     return code
 
 
-def _is_the_users(error: Exception) -> bool:
-    """Whether an error tells of what was given: a ValueError that our own code raises, no library's."""
+def _is_user_error(error: Exception) -> bool:
+    """Whether an error is about the input: a ValueError raised by ddpm_hf itself, not by a library."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -121,22 +120,22 @@ def _is_the_users(error: Exception) -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that speaks to the person."""
+    """Whether this is the process that prints messages."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launcher() -> str:
-    """How this program was started, for commands that it tells: `python`, or `accelerate launch`."""
+    """How this program was started, for commands that it prints: `python` or `accelerate launch`."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
     return "accelerate launch" if by_accelerate else "python"
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say on a terminal what takes seconds, until it is done.
+    """Show a notice on a terminal during a block that takes seconds.
 
     Args:
-        what: goes on within the block, such as "loading PyTorch".
+        what: happens in the block, such as "loading PyTorch".
     """
     shown = sys.stderr.isatty() and is_main_process()
     if shown:
@@ -148,7 +147,7 @@ def waiting(what: str) -> Iterator[None]:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _set_up_messages(verbose: bool) -> None:
+def _configure_messages(verbose: bool) -> None:
     level = logging.WARNING if is_main_process() else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
     warnings.showwarning = _show_warning
@@ -157,7 +156,7 @@ def _set_up_messages(verbose: bool) -> None:
         warnings.filterwarnings("default", category=UserWarning, module="ddpm_hf")
         for library in ("accelerate", "datasets", "diffusers", "huggingface_hub", "transformers"):
             logging.getLogger(library).setLevel(logging.ERROR)
-        for library in ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS"):  # those that set their level when imported
+        for library in ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS"):  # these set their level when imported
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
@@ -169,5 +168,5 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Stand for `warnings.showwarning`: what is wrong concerns the person, where in the code does not."""
+    """Replace `warnings.showwarning`: print the message without its place in the code."""
     logging.getLogger("ddpm_hf").warning("%s", message)

@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Atomic file writes, and the folder of cached files."""
 
 import os
 import secrets
@@ -67,3 +67,11 @@ def check_writable(folder: Path, option: str) -> None:
         raise UserError(f"{option}: {existing} is a file; choose another folder") from None
     except OSError as error:
         raise UserError(f"{option}: {folder} cannot be written to: {error.strerror}; choose another folder") from None
+
+
+def cache_folder() -> Path:
+    """The user's cache of ddpm-hf: $DDPM_HF_CACHE, or ddpm-hf in $XDG_CACHE_HOME, or in ~/.cache."""
+    if given := os.environ.get("DDPM_HF_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ddpm-hf"

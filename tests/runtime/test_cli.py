@@ -74,7 +74,7 @@ def test_a_mistake_of_another_process_alone_is_not_lost(monkeypatch, capsys):
         cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
     said = "do.py (process 3): --output: holds another evaluation\n"
     assert (leaving.value.code, capsys.readouterr().err) == (2, said)
-    assert slept == [cli.SECONDS_BEFORE_THE_OTHERS_LEAVE]
+    assert slept == [cli.SECONDS_TO_MAIN_PROCESS]
 
 
 def test_that_all_were_stopped_is_said_once(monkeypatch, capsys, left_at_once):
