@@ -125,11 +125,7 @@ class TrainingConfig(Section):
         is_measured = interval and self.checkpoint_every and self.checkpoint_every % interval == 0
         return self.refuse(
             (self.batch_size % num_passes, "batch_size", f"a multiple of gradient_accumulation_steps ({num_passes})"),
-            (
-                rate.min_lr > self.learning_rate,
-                "scheduler.min_lr",
-                f"at most learning_rate ({self.learning_rate})",
-            ),
+            (rate.min_lr > self.learning_rate, "scheduler.min_lr", f"at most learning_rate ({self.learning_rate})"),
             (
                 rate.type == "exponential" and rate.min_lr == 0,
                 "scheduler.min_lr",

@@ -75,12 +75,7 @@ def _schedule_tab(model: DemoModel) -> None:
         schedule_curves(model.pipeline.scheduler.alphas_cumprod.cpu(), Path(folder) / "schedule.png")
         curves = open_image(Path(folder) / "schedule.png")
     gr.Image(
-        curves,
-        show_label=False,
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_id="curves",
+        curves, show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], elem_id="curves"
     )
 
 
