@@ -134,62 +134,53 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
     model.limits = (limits or Limits()).within(model.time_steps, *model.size)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _describe_folder(model, folder)
+        _read_files(model, folder)
+        _read_evaluations(model, folder)
+        if not model.card:  # the one that a push would write
+            repo_id = str(folder) if folder.name else folder.resolve().name
+            names = [name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()]
+            info = gather_model_info(folder, find_pipeline(folder), repo_id, "main", names, None)
+            model.card = plain_card(make_card(info))
     elif not is_offline():
-        _describe_repository(model, HubAddress.parse(name))
+        try:
+            with TemporaryDirectory() as cache:
+                _read_files(model, _download_files(HubAddress.parse(name), Path(cache)))
+        except (UserError, HubUnreachableError) as error:
+            model.card = f"*The model's card could not be read: {error}*"
     return model
 
 
-def _describe_folder(model: DemoModel, folder: Path) -> None:
-    """Read the card in the folder, or else make the one that a push would write."""
-    files = {name: folder / name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()}
-    _describe(model, files)
-    _read_evaluations(model, folder)
-    if not model.card:
-        name = str(folder) if folder.name else folder.resolve().name
-        info = gather_model_info(folder, find_pipeline(folder), name, "main", files, None)
-        model.card = plain_card(make_card(info))
-
-
-def _describe_repository(model: DemoModel, address: HubAddress) -> None:
+def _download_files(address: HubAddress, cache: Path) -> Path:
+    """Download card, report and picture of a repository, those of a reasonable size."""
     client = HubClient()
-    try:
-        head = client.call(
-            f"listing {address}", lambda: read_head(client, address.repo_id, address.revision), address.repo_id
-        )
-        wanted = [name for name in (CARD, METRICS, PICTURE) if 0 < head.sizes.get(name, 0) <= MAX_FILE_BYTES]
-        with TemporaryDirectory() as cache:
-            folder = download(client, head, wanted, cache=Path(cache)) if wanted else Path(cache)
-            _describe(model, {name: folder / name for name in wanted})
-    except (UserError, HubUnreachableError) as error:
-        model.card = f"*The model's card could not be read: {error}*"
+    head = client.call(
+        f"listing {address}", lambda: read_head(client, address.repo_id, address.revision), address.repo_id
+    )
+    wanted = [name for name in (CARD, METRICS, PICTURE) if 0 < head.sizes.get(name, 0) <= MAX_FILE_BYTES]
+    return download(client, head, wanted, cache) if wanted else cache
 
 
-def _describe(model: DemoModel, files: dict[str, Path]) -> None:
-    if CARD in files:
-        model.card = plain_card(files[CARD].read_text(encoding="utf-8", errors="replace"))
-    if METRICS in files and (report := _read_report(files[METRICS])):
-        model.evaluations[METRICS] = report
-    with suppress(ValueError):  # a damaged picture is not shown
-        model.picture = open_image(files[PICTURE]) if PICTURE in files else None
+def _read_files(model: DemoModel, folder: Path) -> None:
+    """Read card, report and picture of a folder, those that exist and are not damaged."""
+    with suppress(OSError):
+        model.card = plain_card((folder / CARD).read_text(encoding="utf-8", errors="replace"))
+    with suppress(ValueError):
+        model.picture = open_image(folder / PICTURE)
+    with suppress(UserError):
+        model.evaluations[METRICS] = Report.read(folder / METRICS)
 
 
 def _read_evaluations(model: DemoModel, folder: Path) -> None:
-    """The evaluations in the folder of a run; the newest one's report is a file of the run folder, too."""
+    """Read the evaluations of a run; the report of the newest is at the top of its folder as well."""
     below = RunFolder(folder).evaluation
     files = sorted(below.glob(f"**/{METRICS}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    found = {str(file.parent.relative_to(below)): _read_report(file) for file in files}
-    shown = dict([(name, report) for name, report in found.items() if report][:MAX_EVALUATIONS])
-    top = {name: report for name, report in model.evaluations.items() if report not in shown.values()}
-    model.evaluations = top | shown
-
-
-def _read_report(file: Path) -> Report | None:
-    """The report in a file; None if it is damaged."""
-    try:
-        return Report.read(file)
-    except UserError:
-        return None
+    found: dict[str, Report] = {}
+    for file in files:
+        with suppress(UserError):  # a damaged one is not shown
+            found[str(file.parent.relative_to(below))] = Report.read(file)
+    found = dict(list(found.items())[:MAX_EVALUATIONS])
+    top = {name: report for name, report in model.evaluations.items() if report not in found.values()}
+    model.evaluations = top | found
 
 
 def plain_card(card: str) -> str:
