@@ -50,7 +50,7 @@ def generate_tab(model: DemoModel) -> None:
                 stage = gr.Slider(
                     0, 1, 1, step=1, label="Look back, from noise to image", interactive=False, elem_id="step"
                 )
-                view = gr.Radio([PREDICTED, NOISY], value=PREDICTED, label="Show of each step")
+                view = gr.Radio([PREDICTED, NOISY], value=PREDICTED, label="At each step, show")
             with gr.Accordion("The same on the command line", open=False):
                 command = gr.Code(language="shell", show_label=False, wrap_lines=True, lines=2, max_lines=4)
             file = ui.download_button()
@@ -119,7 +119,7 @@ def interpolate_tab(model: DemoModel) -> None:
             status, strip = ui.status_line(), ui.result_image("From one to the other", "frames", has_buttons=False)
             frame = ui.result_image("One frame", "frame", height=300)
             position = gr.Slider(
-                0, 1, 0, step=1, label="Frame, from the first to the second", interactive=False, elem_id="way"
+                0, 1, 0, step=1, label="Frame, from one end to the other", interactive=False, elem_id="way"
             )
             file = ui.download_button()
     shown = gr.State(None, time_to_live=HOUR)

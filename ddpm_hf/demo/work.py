@@ -176,7 +176,7 @@ def inpaint(
     label: int | None = None,
     guidance: Any = 1.0,
 ) -> Result:
-    """Paint a part of an image anew, several times (RePaint, Lugmayr et al., algorithm 1).
+    """Fill in a part of an image, several times (RePaint, Lugmayr et al., algorithm 1).
 
     Args:
         model: draws the variants.

@@ -1,18 +1,12 @@
 """What the buttons do: right images, progress on the way, and refusals in words."""
 
-import threading
-import time
-
 import pytest
 from PIL import Image
 
-from ddpm_hf.demo.visitor_input import Limits, whole_number
-from ddpm_hf.demo.watching import Progress, watch
 from ddpm_hf.demo.work import draw, inpaint, interpolate
 from ddpm_hf.pipelines.generation import generate
 from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.signals import Stopped
 
 
 def silent(_):
@@ -118,54 +112,3 @@ def test_inpainting_keeps_what_is_not_painted(model):
         inpaint(model, silent, image=image, mask=Image.new("L", (8, 8)), variants=2, steps=3, seed=0)
     with pytest.raises(UserError, match="there is none yet"):
         inpaint(model, silent, image=None, mask=mask, variants=2, steps=3, seed=0)
-
-
-def test_watching_yields_progress_and_then_the_result():
-    def run(tell):
-        for done in range(1, 4):
-            tell(Progress(done, 3))
-            time.sleep(0.2)
-        return "done"
-
-    progress, watching = [], watch(run)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            progress.append(next(watching))
-    assert end.value.value == "done"
-    assert [each.done for each in progress] == sorted({each.done for each in progress})
-    assert progress
-
-
-def test_watching_raises_what_the_run_raises():
-    def run(tell):
-        raise UserError("no")
-
-    with pytest.raises(UserError, match="no"):
-        list(watch(run))
-
-
-def test_a_run_that_nobody_watches_ends_at_its_next_step():
-    ended = threading.Event()
-
-    def run(tell):
-        try:
-            while True:
-                tell(Progress(1, 2))
-                time.sleep(0.01)
-        except Stopped:
-            ended.set()
-            raise
-
-    watching = watch(run)
-    next(watching)
-    watching.close()
-    assert ended.is_set()
-
-
-def test_limits_follow_the_model():
-    large = Limits().within(time_steps=50, height=512, width=512)
-    assert (large.images, large.steps, large.frames, large.inpainting_steps) == (16, 50, 16, 50)
-    assert Limits(images=8).within(1000, 32, 32).images == 8
-    assert whole_number("Seed", 3.0, 0, 5) == 3
-    with pytest.raises(UserError, match="possible is a whole number from 0 to 5"):
-        whole_number("Seed", True, 0, 5)
