@@ -18,6 +18,7 @@ from ddpm_hf import DDPMPipeline, Trainer, load_config, load_pipeline
 from ddpm_hf.checkpoints.fetch import fetch_checkpoint, fetch_pipeline
 from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub import push_newest_checkpoint, push_run
 
 FIRST = Path(__file__).parent / "first_version"
@@ -109,6 +110,31 @@ def test_generated_images_are_completed(program, monkeypatch, tmp_path):
             Image.open(FIRST / images.relative_to(tmp_path) / f"{index:06}.png") as expected,
         ):
             assert ImageChops.difference(drawn, expected).getextrema()[1] <= 1
+
+
+def test_the_report_is_read_as_today_s_type():
+    report, raw = Report.read(FIRST / "plain" / "metrics.json"), json.loads((FIRST / "plain/metrics.json").read_text())
+    assert report.sampling.n_samples == 70
+    for name, old in raw["metrics"].items():
+        assert (report.metrics[name].value, report.metrics[name].std) == (old["value"], old["deviation"])
+        assert report.metrics[name].real_vs_real.value == old["real_vs_real"]["value"]
+    assert [each.ssim.value for each in report.reconstructions] == [
+        each["ssim"]["value"] for each in raw["reconstructions"]
+    ]
+
+
+@pytest.mark.parametrize("run", ["plain"], indirect=True)
+def test_a_run_is_measured_again_with_the_same_result(program, run):
+    """To 2%, since the digits classifier is trained on this machine."""
+    before = Report.read(run / "metrics.json")
+    code, _, said = program(
+        "training/train.py", "--config", run / "config.yaml", f"output_dir={run}", "--eval_only", "--benchmark"
+    )
+    assert code == 0, said
+    after = Report.read(run / "metrics.json")
+    assert after.metrics.keys() == before.metrics.keys()
+    for name, metric in before.metrics.items():
+        assert after.metrics[name].value == pytest.approx(metric.value, rel=0.02, abs=0.02), name
 
 
 @pytest.mark.parametrize("run", ["plain"], indirect=True)
