@@ -6,7 +6,9 @@ from annotated_types import Ge, Gt, Len, Lt
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import Float, PositiveInt, Section
+from ddpm_hf.config.section import NUMBER, PositiveInt, Section
+
+Level = Annotated[float, Gt(0), Lt(1), NUMBER]
 
 
 class BenchmarkMetrics(Section):
@@ -33,7 +35,7 @@ class BenchmarkMetrics(Section):
 class BenchmarkConfig(Section):
     """What `training/eval.py` and `--eval_only --benchmark` measure."""
 
-    n_samples: Annotated[PositiveInt, Ge(2)] = 50_000
+    n_samples: Annotated[int, Ge(2), NUMBER] = 50_000
     """Samples drawn for the evaluation."""
     batch_size: PositiveInt = 128
     """Samples drawn at a time: samples 0 to batch_size - 1 form one batch, whatever the number of processes."""
@@ -63,9 +65,9 @@ class BenchmarkConfig(Section):
     the training images, which the report then says."""
     num_held_out: PositiveInt = 64
     """Held-out images used for reconstruction and likelihood."""
-    reconstruction_levels: Annotated[tuple[Annotated[Float, Gt(0), Lt(1)], ...], Len(min_length=1)] = (0.1, 0.25, 0.5)
+    reconstruction_levels: Annotated[tuple[Level, ...], Len(min_length=1)] = (0.1, 0.25, 0.5)
     """Fractions of the time steps up to which held-out images are noised before they are denoised again."""
-    likelihood_timesteps: Annotated[PositiveInt, Ge(3)] | None = 100
+    likelihood_timesteps: Annotated[int, Ge(3), NUMBER] | None = 100
     """Time steps at which the bound is evaluated for each image, spread evenly; null: all of them."""
     allow_few_samples: bool = False
     """Compute a Fréchet distance from no more images than the features have dimensions, though it means little."""

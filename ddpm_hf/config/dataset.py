@@ -3,13 +3,13 @@
 import re
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Le
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import Float, Int, Section
+from ddpm_hf.config.section import NUMBER, Fraction, Section
 
-Level = Annotated[Int, Ge(0), Le(255)]
+Level = Annotated[int, Ge(0), Le(255), NUMBER]
 
 
 class DatasetConfig(Section):
@@ -42,7 +42,7 @@ class DatasetConfig(Section):
     """Refuse to start if any image cannot be read, instead of skipping it."""
     validation_split: str | None = None
     """Split, or part of one, that is held out to measure the loss on, such as test or train[80%:]."""
-    validation_fraction: Annotated[Float, Ge(0), Lt(1)] = 0.0
+    validation_fraction: Fraction = 0.0
     """Fraction of the images of `split`, chosen by the run's seed, that is held out instead."""
     cache_dir: str | None = None
     """Folder of the decoded images, shared by all processes of a machine and reused by later runs; null: `images` in

@@ -6,7 +6,7 @@ from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import PositiveInt, Section
+from ddpm_hf.config.section import NUMBER, PositiveInt, Section
 
 RepoId = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=96)]
 Branch = Annotated[str, Field(pattern=r"^\w[\w-]*([./]\w[\w-]*)*$")]
@@ -36,7 +36,7 @@ class HubConfig(Section):
     unless checkpoint_repo_id is given."""
     checkpoint_repo_id: RepoId | None = None
     """A second repository for those checkpoints; null: repo_id."""
-    wait_at_end: Annotated[int, Ge(0), Le(86_400)] = 600
+    wait_at_end: Annotated[int, Ge(0), Le(86_400), NUMBER] = 600
     """Seconds that the end of a run waits for unfinished uploads; what is left then, pipelines/push_to_hub.py can
     push."""
 

@@ -2,13 +2,12 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Len, Lt
+from annotated_types import Ge, Len
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import Float, NonNegativeInt, PositiveInt, Section
+from ddpm_hf.config.section import NUMBER, Fraction, NonNegativeInt, PositiveInt, Section
 
-Beta = Annotated[Float, Ge(0), Lt(1)]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What the network predicts, in diffusers' names: the noise, x_0, or v."""
 
@@ -16,13 +15,13 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 class ModelConfig(Section):
     """The U-Net of DDPM (appendix B) and its noise schedule."""
 
-    time_steps: Annotated[PositiveInt, Ge(2)] = 1000
+    time_steps: Annotated[int, Ge(2), NUMBER] = 1000
     """T, the number of steps from image to noise."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
     """How the noise grows: linear from beta_start to beta_end (DDPM), or cosine (improved DDPM, eq. 17)."""
-    beta_start: Beta = 1e-4
+    beta_start: Fraction = 1e-4
     """beta_1 of the linear schedule."""
-    beta_end: Beta = 0.02
+    beta_end: Fraction = 0.02
     """beta_T of the linear schedule."""
     rescale_betas: bool = False
     """Multiply linear betas by 1000 / time_steps, so that fewer steps end in noise as the paper's 1000 do."""
@@ -46,7 +45,7 @@ class ModelConfig(Section):
     """Channels of one attention head; null: a single head, as in the paper."""
     num_res_blocks: PositiveInt = 3
     """Residual blocks per level on the way down; one more on the way up."""
-    dropout: Annotated[Float, Ge(0), Lt(1)] = 0.1
+    dropout: Fraction = 0.1
     """Probability of dropping an activation inside a residual block."""
     norm_groups: PositiveInt = 32
     """Groups of each group normalisation."""

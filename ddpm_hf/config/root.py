@@ -17,9 +17,6 @@ from ddpm_hf.config.section import NonNegativeInt, Section
 from ddpm_hf.config.training import LoggingConfig, TrainingConfig
 from ddpm_hf.runtime.nested import flatten
 
-BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-"""JSON Schema's names for the bounds that pydantic leaves as they are on numbers with a validator of their own."""
-
 WRAP = textwrap.TextWrapper(80, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
 
@@ -74,23 +71,9 @@ class Config(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def json_schema() -> dict[str, Any]:
-    """The schema of the YAML files, as JSON Schema."""
-    return _rename_bounds(Config.model_json_schema(by_alias=True))
-
-
-def _rename_bounds(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_rename_bounds(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    is_number = schema.get("type") in ("integer", "number")
-    return {BOUNDS.get(key, key) if is_number else key: _rename_bounds(value) for key, value in schema.items()}
-
-
 def schema_text() -> str:
-    """The schema as the file that editors read."""
-    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    """The schema of the YAML files, as the file of JSON Schema that editors read."""
+    return json.dumps(Config.model_json_schema(by_alias=True), indent=2, ensure_ascii=False) + "\n"
 
 
 def options_help(*sections: str) -> str:
@@ -99,7 +82,7 @@ def options_help(*sections: str) -> str:
     Args:
         sections: keys of the file, such as "training"; none means all of them.
     """
-    schema = json_schema()
+    schema = Config.model_json_schema(by_alias=True)
     lines = ["options of the configuration (section.key=value, with their defaults):"]
     section = None
     for path, default in flatten(Config().to_dict()).items():

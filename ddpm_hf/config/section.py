@@ -19,14 +19,15 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_refuse_bool)]
-Float = Annotated[float, BeforeValidator(_refuse_bool)]
-PositiveInt = Annotated[Int, Ge(1)]
-NonNegativeInt = Annotated[Int, Ge(0)]
-PositiveFloat = Annotated[Float, Gt(0)]
-NonNegativeFloat = Annotated[Float, Ge(0)]
-Probability = Annotated[Float, Ge(0), Le(1)]
-Decay = Annotated[Float, Ge(0), Lt(1)]
+NUMBER = BeforeValidator(_refuse_bool)
+"""Comes after the bounds in an annotation: pydantic names only bounds beside the number itself as JSON Schema does."""
+
+PositiveInt = Annotated[int, Ge(1), NUMBER]
+NonNegativeInt = Annotated[int, Ge(0), NUMBER]
+PositiveFloat = Annotated[float, Gt(0), NUMBER]
+NonNegativeFloat = Annotated[float, Ge(0), NUMBER]
+Probability = Annotated[float, Ge(0), Le(1), NUMBER]
+Fraction = Annotated[float, Ge(0), Lt(1), NUMBER]
 
 
 class Section(BaseModel):

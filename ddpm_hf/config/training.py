@@ -7,8 +7,8 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from ddpm_hf.config.section import (
-    Decay,
-    Float,
+    NUMBER,
+    Fraction,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -30,7 +30,7 @@ class LearningRateConfig(Section):
     """Lower bound of the rate after the warm-up."""
     step_size: PositiveInt = 10_000
     """Updates between two drops of `step`."""
-    step_factor: Annotated[Float, Gt(0), Le(1)] = 0.5
+    step_factor: Annotated[float, Gt(0), Le(1), NUMBER] = 0.5
     """Factor of one drop of `step`."""
 
 
@@ -48,9 +48,9 @@ class TrainingConfig(Section):
     """Forward and backward passes per update, each on a part of a process's images, to save memory."""
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate."""
-    beta1: Decay = 0.9
+    beta1: Fraction = 0.9
     """Adam's beta_1, the decay of the mean of gradients."""
-    beta2: Decay = 0.999
+    beta2: Fraction = 0.999
     """Adam's beta_2, the decay of the mean of squared gradients."""
     adam_epsilon: PositiveFloat = 1e-8
     """Added to Adam's denominator."""
@@ -62,14 +62,14 @@ class TrainingConfig(Section):
     """Gradients are clipped to this norm; null: never."""
     scheduler: LearningRateConfig = LearningRateConfig()
     """The learning rate over the run."""
-    ema_decay: Decay = 0.9999
+    ema_decay: Fraction = 0.9999
     """Decay per update of the averaged (EMA) weights, which are the ones saved for use."""
     ema_schedule: Literal["constant", "warmup", "power"] = "warmup"
     """How the decay grows, so that the average forgets the first weights: at update n it is ema_decay, or at most
     (1 + n) / (10 + n), or at most 1 - (1 + n) ** -ema_power."""
-    ema_power: Annotated[Float, Gt(0), Le(1)] = 0.75
+    ema_power: Annotated[float, Gt(0), Le(1), NUMBER] = 0.75
     """Exponent of the `power` schedule: 2/3 for runs of a million updates, 3/4 for shorter ones."""
-    ema_extra_decays: tuple[Decay, ...] = ()
+    ema_extra_decays: tuple[Fraction, ...] = ()
     """Decays of further averages, saved as variants, such as `ema-0_999`, that from_pretrained loads with variant=…"""
     label_dropout: Probability = 0.1
     """Fraction of images trained without their class, for classifier-free guidance; only for a model with
@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """Updates between two pictures of samples from the averaged weights; null: only at the end."""
     evaluate_every: PositiveInt | None = None
     """Updates between two evaluations on num_evaluation_samples, as the benchmark section says; null: none."""
-    num_evaluation_samples: Annotated[PositiveInt, Ge(2)] = 2500
+    num_evaluation_samples: Annotated[int, Ge(2), NUMBER] = 2500
     """Samples of such an evaluation, more than the features have dimensions (Inception's: 2,048); its metrics compare
     with each other only, not with those of a full evaluation."""
     validate_every: PositiveInt | None = None

@@ -199,6 +199,7 @@ def test_an_empty_subsection_is_its_defaults(read):
         "training: 3",
         "seed: -1",
         "hub: {repo_id: 'a b'}",
+        "hub: {wait_at_end: true}",
     ],
 )
 def test_what_cannot_work_is_one_mistake(read, text):
