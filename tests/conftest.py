@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -75,6 +76,25 @@ def tiny(tmp_path: Path, tiny_yaml: Path) -> Callable[..., Config]:
         return load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run without previews, trained once."""
+    from ddpm_hf.training.trainer import Trainer  # the tests of the configuration need none of it
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(TINY)
+    quick = ("training.preview_every=null", "training.num_preview_images=1")
+    Trainer(load_config(folder / "tiny.yaml", [f"output_dir={folder / 'run'}", *quick])).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(_trained: Path, tmp_path: Path) -> Path:
+    """A finished tiny run with checkpoints of steps 4 and 6, at `tiny`'s output_dir."""
+    return Path(shutil.copytree(_trained, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,9 @@ PROGRESS = "training_state/progress.json"
 
 
 @pytest.fixture
-def run(tiny, tmp_path) -> Path:
+def run(trained) -> Path:
     """A finished run, with checkpoints of steps 4 and 6."""
-    Trainer(tiny("training.preview_every=null", "training.num_preview_images=1")).train()
-    return tmp_path / "run"
+    return trained
 
 
 def forge(checkpoint: Path, name: str, content: bytes) -> None:
