@@ -114,7 +114,7 @@ def _squared_mmd(x: Float64[Tensor, "rows features"], y: Float64[Tensor, "rows f
     """The unbiased estimate, whose sums within a set leave out the pairs of a row with itself."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+        return (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)
 
     def mean_of_pairs(rows: Tensor) -> Tensor:
         values = kernel(rows, rows)
