@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -232,6 +234,47 @@ def test_programs_are_files_in_plain_folders_and_import_only_the_package():
         assert importlib.util.find_spec(file.stem) is None
 
 
+def names_of(module: str) -> set[str]:
+    """What a module defines or imports at its top, and the modules in it if it is a package."""
+    names = {other.rpartition(".")[2] for other in MODULES if other.rpartition(".")[0] == module}
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def dangling(code: str) -> list[str]:
+    """Imports of modules or names that ddpm_hf does not have."""
+    wanted = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            wanted |= {(alias.name, None) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            wanted |= {(node.module, alias.name) for alias in node.names}
+    ours = [(module, name) for module, name in wanted if module.partition(".")[0] == "ddpm_hf"]
+    return [
+        f"{module}: {name}" for module, name in ours if module not in MODULES or (name and name not in names_of(module))
+    ]
+
+
+def test_scripts_guides_and_the_notebook_import_what_is_there():
+    code = {
+        str(file): file.read_text(encoding="utf-8")
+        for folder in ("benchmarks", "docs", "tests", *PROGRAM_FOLDERS)
+        for file in (REPOSITORY / folder).rglob("*.py")
+    }
+    for page in {*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"} - {REPOSITORY / "docs" / "api.md"}:
+        code[str(page)] = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    notebook = json.loads((REPOSITORY / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code["quickstart.ipynb"] = "\n".join("".join(cell["source"]) for cell in cells)
+    assert {name: found for name, text in code.items() if (found := dangling(text))} == {}
+
+
 def test_nothing_is_unpickled():
     programs = {str(file): ast.parse(file.read_text(encoding="utf-8")) for file in PROGRAMS}
     assert {name: found for name, tree in {**TREES, **programs}.items() if (found := unpickling(tree))} == {}
@@ -252,6 +295,12 @@ def test_nothing_is_unpickled():
 )
 def test_unpickling_would_be_noticed(code):
     assert unpickling(ast.parse(code))
+
+
+def test_dangling_imports_would_be_noticed():
+    assert dangling("from ddpm_hf.losses import NoLoss")
+    assert dangling("import ddpm_hf.nowhere")
+    assert not dangling("from ddpm_hf.config import load_config\nimport torch")
 
 
 def test_circles_would_be_noticed():
