@@ -1,4 +1,4 @@
-"""Who trains against whom: our Learner, and the training step of diffusers' script, on the same network and images.
+"""Who trains against whom: our TrainStep, and the training step of diffusers' script, on the same network and images.
 
 What versus_diffusers.py and digits_goal.py share. Libraries are imported where they are used, since a contender's time
 to its first step begins with its process.
@@ -101,40 +101,42 @@ def our_config(arguments: argparse.Namespace, options: list[str]) -> Any:
 
 
 class Ours:
-    """Our side: a Learner, as the Trainer drives it."""
+    """Our side: TrainStep, as the Trainer calls it."""
 
     def __init__(self, arguments: argparse.Namespace, options: list[str]) -> None:
-        from ddpm_hf.training.learner import Learner
-        from ddpm_hf.training.metrics import Meter
+        from ddpm_hf.training.run_logger import RunningMeans
+        from ddpm_hf.training.state import TrainState
         from ddpm_hf.training.trainer import Trainer
+        from ddpm_hf.training.update import TrainStep
 
         trainer = Trainer(our_config(arguments, options))
         self.config = trainer.config
-        self.learner = Learner(trainer.config, trainer.plan.images, trainer.num_steps, trainer.accelerator)
-        self.meter = Meter(trainer.accelerator, trainer.config.model.time_steps)
+        self.state = TrainState(trainer.config, trainer.accelerator)
+        self.train_step = TrainStep(self.state, trainer.plan.images, trainer.num_steps)
+        self.means = RunningMeans(trainer.accelerator, trainer.config.model.time_steps)
         self.step = 0
 
     def update(self) -> float:
         """One update; returns the seconds spent waiting for data."""
-        update = self.learner.update(self.step)
-        self.meter.add(update)
+        output = self.train_step.update(self.step)
+        self.means.add(output)
         self.step += 1
-        return float(update.figures["data_seconds"])
+        return float(output.metrics["data_seconds"])
 
     def save(self, folder: Path) -> Path:
         from ddpm_hf.checkpoints.format import Progress, write_checkpoint
 
         progress = Progress(step=self.step, config=self.config.to_dict())
-        gathered = self.learner.gather()
-        return write_checkpoint(folder, self.step, lambda at: self.learner.save(at, progress, *gathered), keep=1)
+        files = self.state.gather()
+        return write_checkpoint(folder, self.step, lambda at: self.state.save(at, progress, files), keep=1)
 
     def load(self, folder: Path) -> None:
         from ddpm_hf.checkpoints.format import OPTIMIZER, STATE, find_damage
-        from ddpm_hf.training.state import load_moments
+        from ddpm_hf.training.state import load_optimizer_state
 
         assert find_damage(folder) is None
-        self.learner._load(folder, self.learner.accelerator.unwrap_model(self.learner.network))
-        load_moments(self.learner.optimizer.optimizer, folder / STATE / OPTIMIZER)
+        self.state._load_weights(folder, self.state.accelerator.unwrap_model(self.state.network))
+        load_optimizer_state(self.state.optimizer.optimizer, folder / STATE / OPTIMIZER)
 
 
 def stock_network(model: Any) -> Any:

@@ -34,7 +34,8 @@ from ddpm_hf.evaluation.extractors.base import Features
 from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable
 from ddpm_hf.evaluation.metrics.distances import feature_statistics, frechet_distance
 from ddpm_hf.evaluation.metrics.neighbors import precision_recall
-from ddpm_hf.training.learner import Learner
+from ddpm_hf.training.state import TrainState
+from ddpm_hf.training.update import TrainStep
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -51,8 +52,8 @@ Point = tuple[float, Callable[[], object], int]
 """The abscissa, what is timed, and how many images one call is about."""
 
 
-def learner(batch: int, **model: Any) -> Learner:
-    """A learner on random images, in the precision that `auto` chooses."""
+def train_step(batch: int, **model: Any) -> TrainStep:
+    """A training step on random images, in the precision that `auto` chooses."""
     config = Config(
         model_config=ModelConfig(**{**BASE, "hidden_channels": 64, "image_size": 32, **model}),
         training=TrainingConfig(batch_size=batch),
@@ -60,11 +61,11 @@ def learner(batch: int, **model: Any) -> Learner:
     size = config.model.image_size
     images = ImageSet(torch.randint(256, (256, 3, size, size), dtype=torch.uint8), None, None)
     precision = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
-    return Learner(config, images, 1000, Accelerator(cpu=True, mixed_precision=precision))
+    return TrainStep(TrainState(config, Accelerator(cpu=True, mixed_precision=precision)), images, 1000)
 
 
 def training(batch: int, **model: Any) -> Callable[[], object]:
-    subject = learner(batch, **model)
+    subject = train_step(batch, **model)
     return lambda: subject.update(0)
 
 
@@ -80,13 +81,13 @@ def by_image_size() -> Iterator[Point]:
 
 def by_parameters() -> Iterator[Point]:
     for channels in (32, 64, 128, 192, 320):
-        subject = learner(4, hidden_channels=channels)
+        subject = train_step(4, hidden_channels=channels)
         count = sum(parameter.numel() for parameter in subject.parameters)
         yield count, (lambda subject=subject: subject.update(0)), 4
 
 
 def sampling_by_batch() -> Iterator[Point]:
-    pipeline = learner(1).pipeline
+    pipeline = train_step(1).state.pipeline
     pipeline.set_progress_bar_config(disable=True)
     for batch in (1, 4, 16, 64):
         seeds = list(range(batch))
@@ -94,7 +95,7 @@ def sampling_by_batch() -> Iterator[Point]:
 
 
 def sampling_by_steps() -> Iterator[Point]:
-    pipeline = learner(1).pipeline
+    pipeline = train_step(1).state.pipeline
     pipeline.set_progress_bar_config(disable=True)
     for steps in (1, 2, 4, 8, 16, 32):
         yield steps, (lambda steps=steps: pipeline(seeds=[0, 1, 2, 3], num_inference_steps=steps)), 4

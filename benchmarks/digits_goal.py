@@ -69,8 +69,8 @@ def digits(split: str) -> Tensor:
 def ours(seed: int, seconds: float, options: Sequence[str] = ()) -> Trained:
     """Train configs/digits.yaml as it stands, or with some options."""
     with tempfile.TemporaryDirectory() as folder:
-        learner, steps = train_for(DIGITS.configured(f"output_dir={folder}/run", f"seed={seed}", *options), seconds)
-    return learner.pipeline, steps
+        state, steps = train_for(DIGITS.configured(f"output_dir={folder}/run", f"seed={seed}", *options), seconds)
+    return state.pipeline, steps
 
 
 def script(seed: int, seconds: float, width: int = 128) -> Trained:

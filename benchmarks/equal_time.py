@@ -37,8 +37,9 @@ from ddpm_hf.evaluation.extractors.digits_classifier import accuracy, load_digit
 from ddpm_hf.evaluation.metrics.distances import FeatureStatistics, frechet_distance
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.randomness import image_seeds
-from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.objective import load_perceptual
+from ddpm_hf.training.state import TrainState
+from ddpm_hf.training.update import TrainStep
 
 RESULTS = Path(__file__).parent / "results"
 BASE = Path(__file__).parents[1] / "configs" / "digits.yaml"
@@ -151,20 +152,21 @@ class Judge:
         return FeatureStatistics(len(features), features.sum(0), features.T @ features)
 
 
-def train_for(config: Config, seconds: float) -> tuple[Learner, int]:
+def train_for(config: Config, seconds: float) -> tuple[TrainState, int]:
     """Train for some CPU seconds; the learning rate and its warm-up run over the time.
 
     Returns:
         What has learnt, and in how many updates.
     """
     images = load_image_set(config.dataset, config.model)
-    learner = Learner(config, images, 10**9, Accelerator(cpu=True), None, load_perceptual(config))
+    state = TrainState(config, Accelerator(cpu=True))
+    train_step = TrainStep(state, images, 10**9, load_perceptual(config))
 
     def update(step: int, num_steps: int) -> None:
-        learner.num_steps = num_steps
-        learner.update(step)
+        train_step.num_steps = num_steps
+        train_step.update(step)
 
-    return learner, spend(seconds, update)
+    return state, spend(seconds, update)
 
 
 def spend(seconds: float, update: Callable[[int, int], object]) -> int:
@@ -200,8 +202,8 @@ def sample(pipeline: Any, count: int, num_inference_steps: int = FEW_STEPS) -> T
 def run_one(subject: Subject, judge: Judge, options: Sequence[str], seed: int, seconds: float) -> dict[str, Any]:
     """Train and judge one choice."""
     with tempfile.TemporaryDirectory() as folder:
-        learner, steps = train_for(subject.configured(f"output_dir={folder}/run", f"seed={seed}", *options), seconds)
-        ratio = judge.ratio(sample(learner.pipeline, judge.num_samples))
+        state, steps = train_for(subject.configured(f"output_dir={folder}/run", f"seed={seed}", *options), seconds)
+        ratio = judge.ratio(sample(state.pipeline, judge.num_samples))
     return {"ratio": round(ratio, 4), "steps": steps}
 
 

@@ -5,7 +5,7 @@ the same batch and seed, each in a process of its own, in turns. *script* is the
 diffusers' examples/unconditional_image_generation/train_unconditional.py, written anew from what it documents: images
 decoded and normalised by a DataLoader in every epoch, UNet2DModel under accelerate, AdamW, a cosine learning rate,
 save_state. *script, best flags* adds its --use_ema, --mixed_precision=bf16 and two --dataloader_num_workers. *ours* is
-our Learner with its default configuration (mixed_precision auto, EMA always on).
+our TrainStep with its default configuration (mixed_precision auto, EMA always on).
 
 A figure is the median over the rounds; a ratio the median over the pairs. Peak memory is of the whole process. The
 time to the first step begins with the process; saving and loading a checkpoint ends when it is usable. Two columns are

@@ -56,7 +56,6 @@ KNOWN_UNEXPLAINED = {
     "ddpm_hf.losses.perceptual",
     "ddpm_hf.pipelines.archives",
     "ddpm_hf.pipelines.pictures",
-    "ddpm_hf.training.trainer",
 }
 
 

@@ -20,10 +20,10 @@ from processes import free_port
 import ddpm_hf.checkpoints.format
 import ddpm_hf.evaluation.evaluate
 import ddpm_hf.training.trainer
-from ddpm_hf.training.journal import Journal
-from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.previews import Previews
+from ddpm_hf.training.run_logger import RunLogger
 from ddpm_hf.training.trainer import Trainer
+from ddpm_hf.training.update import TrainStep
 
 TRAIN = Path(__file__).parents[1] / "training" / "train.py"
 
@@ -107,7 +107,7 @@ def train(words: list[str], mark: Path, environment: dict[str, str], strike: Str
     if os.environ.get("RANK", "0") == "0":
         watch = Watch(mark, strike)
         watch.over(Trainer, "_set_up", "set-up")
-        watch.over(Learner, "update", "step")
+        watch.over(TrainStep, "update", "step")
         watch.over(Previews, "draw", "preview")
         watch.over(Trainer, "_validate", "validation")
         watch.over(Trainer, "_evaluate", "evaluation")
@@ -115,7 +115,7 @@ def train(words: list[str], mark: Path, environment: dict[str, str], strike: Str
         watch.over(ddpm_hf.checkpoints.format, "_remove", "prune")
         watch.over(Trainer, "_finish", "finish")
         sys.addaudithook(watch.slow_down)
-    Journal.draw = lambda journal: None  # it takes half of the time of a run this small
+    RunLogger.plot = lambda logger: None  # it takes half of the time of a run this small
     sys.argv = [str(TRAIN), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

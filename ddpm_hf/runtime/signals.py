@@ -104,8 +104,8 @@ class StopRequest:
             yield
         except Stopped:
             stopped = True
-        if max_over_processes(int(stopped)):
-            raise Stopped(signal_number=self.signal_number or signal.SIGTERM)
+        if number := max_over_processes((self.signal_number or signal.SIGTERM) if stopped else 0):
+            raise Stopped(signal_number=number)
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What each process is given at each step: images, noise and timesteps, as functions of (seed, step)."""
+"""The batch of each step: images, noise and timesteps as functions of (seed, step)."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ class Batch:
 
     Attributes:
         x_0: images in [-1, 1].
-        noise: the eps to mix in.
+        noise: the eps of each image.
         timesteps: of each image, in 0 … T - 1.
-        sample_weights: what makes the timesteps' draw unbiased.
+        sample_weights: importance weights of the timesteps.
         labels: class of each image, num_classes where it is dropped; None for an unconditional model.
     """
 
@@ -31,30 +31,28 @@ class Batch:
     sample_weights: Float32[Tensor, " batch"]
     labels: Int64[Tensor, " batch"] | None
 
-    def parts(self, count: int) -> list["Batch"]:
-        """Cut into equal parts, for gradient accumulation."""
+    def split(self, count: int) -> list["Batch"]:
+        """Split into micro-batches of equal size, for gradient accumulation."""
         size = len(self.x_0) // count
-        return [self.rows(slice(index * size, (index + 1) * size)) for index in range(count)]
-
-    def rows(self, rows: slice) -> "Batch":
-        """Some of the images."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Batch(self.x_0[rows], self.noise[rows], self.timesteps[rows], self.sample_weights[rows], labels)
+        columns = (self.x_0, self.noise, self.timesteps, self.sample_weights)
+        labels = [None] * count if self.labels is None else self.labels.split(size)
+        rows = zip(*(column.split(size) for column in columns), labels, strict=True)
+        return [Batch(*micro_batch) for micro_batch in rows]
 
 
 class Batches:
     """Draws the batch of any step.
 
-    Every process draws all that is random in the whole batch and keeps its own rows. So the images, timesteps and noise
-    of a step are the same for any number of processes.
+    Every process draws the random numbers of the global batch and keeps its own rows. So the images, timesteps and
+    noise of a step are the same for any number of processes.
 
     Args:
         images: the training images.
-        config: gives seed, batch size, flips and classes.
+        config: of the run: seed, batch size, flips and classes.
         timestep_sampler: draws the timesteps.
-        device: where batches are put, and noise is drawn.
+        device: of the batches, and of the noise generator.
         process_index: of this process, from 0.
-        num_processes: of the run; a divisor of the batch size.
+        num_processes: a divisor of the batch size.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights (DDPM, appendix B), kept as a network of its own."""
+"""The exponential moving average of the weights (DDPM, appendix B), kept in a network of its own."""
 
 import copy
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ddpm_hf.training.sharding import cut_like, own_part, whole
+from ddpm_hf.training.accelerator import full_tensor, local_shard, shard_like
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -15,13 +15,14 @@ Network = TypeVar("Network", bound=nn.Module)
 class ExponentialMovingAverage(Generic[Network]):
     """An averaged copy of a network that is ready to be sampled from and saved.
 
-    Since the average lives in its own network, no preview or checkpoint ever swaps weights into the trained one, and
-    none can be left there by an exception.
+    The average lives in its own network. So no preview or checkpoint swaps weights into the trained network, and no
+    exception can leave them there.
 
     Args:
         network: the network whose weights are averaged; its copy is in eval mode and needs no gradients.
         decay: share of the average that stays at each update, in [0, 1).
-        schedule: how the decay gets there; see `decay_at`.
+        schedule: how the decay rises to that value; see `decay_at`. The power schedule is that of diffusers'
+            `EMAModel` with inv_gamma = 1.
         power: exponent of the power schedule, in (0, 1].
 
     Attributes:
@@ -37,17 +38,17 @@ class ExponentialMovingAverage(Generic[Network]):
     ) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay, self.schedule, self.power = decay, schedule, power
-        self.follow(network.parameters())
+        self.track(network.parameters())
 
-    def follow(self, weights: Iterable[Tensor]) -> None:
-        """Average these from now on.
+    def track(self, weights: Iterable[Tensor]) -> None:
+        """Average these weights from now on.
 
         Args:
-            weights: of a network like the first; of those in shards, each process averages its own.
+            weights: of a network like the first one; if they are sharded, each process averages its own shards.
         """
         weights = list(weights)
-        self._kept = [cut_like(mine, theirs) for mine, theirs in zip(self.network.parameters(), weights, strict=True)]
-        self._averages, self._weights = [*map(own_part, self._kept)], [*map(own_part, weights)]
+        self._tensors = [shard_like(own, other) for own, other in zip(self.network.parameters(), weights, strict=True)]
+        self._averages, self._weights = [*map(local_shard, self._tensors)], [*map(local_shard, weights)]
 
     def decay_at(self, step: int) -> float:
         """The decay of update n, counted from 0: at most (1 + n) / (10 + n), or at most 1 - (1 + n)^-power."""
@@ -63,8 +64,8 @@ class ExponentialMovingAverage(Generic[Network]):
         torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay_at(step))
 
     @torch.no_grad()
-    def complete(self) -> None:
-        """Bring `network` up to date where its weights are averaged in shards; to be called on every process."""
-        for parameter, average in zip(self.network.parameters(), self._kept, strict=True):
+    def gather(self) -> None:
+        """Copy the average into `network` if it is sharded; every process calls this together."""
+        for parameter, average in zip(self.network.parameters(), self._tensors, strict=True):
             if average is not parameter:
-                parameter.copy_(whole(average))
+                parameter.copy_(full_tensor(average))

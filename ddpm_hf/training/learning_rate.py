@@ -1,7 +1,7 @@
-"""The learning rate as a function of the update, and of nothing else.
+"""The learning rate as a function of the update and nothing else.
 
-The trainer sets it before every update. There is no scheduler object to step, so neither the number of processes, nor
-accumulation, nor a resume can make it run ahead or fall behind.
+There is no scheduler object to step, so neither the number of processes, nor accumulation, nor a resumed run can make
+the schedule run ahead or fall behind. `TrainStep` sets the rate before every update.
 """
 
 import math
@@ -10,14 +10,14 @@ from ddpm_hf.config import LearningRateConfig
 
 
 def learning_rate(step: int, num_steps: int, peak: float, schedule: LearningRateConfig) -> float:
-    """The learning rate of one update.
+    """The learning rate of one update, in the units of `peak`.
 
     Args:
         step: updates done before this one, 0 to num_steps - 1.
         num_steps: updates of the whole run.
         peak: the rate at the end of the warm-up.
-        schedule: the shape. The warm-up ends with update warmup_steps - 1 at the peak; `cosine` (SGDR, eq. 5), `linear`
-            and `exponential` arrive at min_lr with the last update.
+        schedule: the shape. The warm-up reaches the peak with update warmup_steps - 1; `cosine` (SGDR, eq. 5), `linear`
+            and `exponential` reach min_lr with the last update.
     """
     warmup, floor = schedule.warmup_steps, schedule.min_lr
     if step < warmup:

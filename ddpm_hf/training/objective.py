@@ -1,23 +1,20 @@
-"""What a step makes small, and the adversary that is trained beside the network."""
+"""The training objective: the loss of each step, and the discriminator that is updated beside the network."""
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpm_hf.checkpoints.format import DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER
 from ddpm_hf.config import Config
 from ddpm_hf.losses import DiffusionLoss, LossOutput
 from ddpm_hf.losses.diffusion import learned_variance_term
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.training.batches import Batch
-from ddpm_hf.training.state import load_moments, moments_of, save_tensors
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.diffusion import ImageTerm
@@ -25,24 +22,28 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    """The loss of each step.
+    """The loss of the network at each step.
 
     Args:
-        config: the run.
-        scheduler: adds the noise.
-        perceptual: the perceptual loss, if the configuration asks for one.
-        accelerator: the processes and devices.
+        config: of the run.
+        scheduler: of the forward process.
+        perceptual: the perceptual loss, if the configuration uses one.
+        discriminator: of the adversarial loss, if the configuration uses one.
+        device: of the loss.
 
     Attributes:
-        plain_loss: without what an adversary says.
-        game: the adversary and its optimiser; None without an adversarial loss.
+        plain_loss: without the adversarial term.
     """
 
     def __init__(
-        self, config: Config, scheduler: DDPMScheduler, perceptual: "PerceptualLoss | None", accelerator: Accelerator
+        self,
+        config: Config,
+        scheduler: DDPMScheduler,
+        perceptual: "PerceptualLoss | None",
+        discriminator: "DiscriminatorStep | None",
+        device: torch.device,
     ) -> None:
-        options, device = config.loss, accelerator.device
-        self.game = Game(config, accelerator) if options.adversarial.weight else None
+        options, self._discriminator = config.loss, discriminator
         image_terms: dict[str, tuple[float, ImageTerm]] = {}
         if perceptual is not None:
             image_terms["perceptual"] = options.perceptual.weight, perceptual.to(device)
@@ -51,77 +52,76 @@ class Objective:
             variance_term = learned_variance_term(scheduler)
         process, predicts = scheduler.process, config.model.prediction_type
         self.plain_loss = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
-        if self.game is not None:
-            image_terms["adversarial"] = options.adversarial.weight, self.game.adversary.network_term
-            self._loss_in_game = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
+        if discriminator is not None:
+            image_terms["adversarial"] = options.adversarial.weight, discriminator.loss.network_term
+            self._adversarial_loss = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
 
-    def loss_at(self, step: int) -> DiffusionLoss:
-        """The loss of the network at a step, counted from 0."""
-        return self._loss_in_game if self.game is not None and self.game.adversary.is_active(step) else self.plain_loss
-
-    def game_at(self, step: int) -> "Game | None":
-        """The game, if the adversary learns at a step."""
-        return self.game if self.game is not None and self.game.adversary.is_trained(step) else None
+    def at(self, step: int) -> DiffusionLoss:
+        """The loss at a step, counted from 0."""
+        adversarial = self._discriminator is not None and self._discriminator.loss.is_active(step)
+        return self._adversarial_loss if adversarial else self.plain_loss
 
 
-class Game:
-    """The adversary, spread over the processes, and its optimiser: always float32, so never scaled.
+class DiscriminatorStep:
+    """The discriminator of the adversarial loss and its optimizer, in float32 at any precision of the network.
 
     Args:
-        config: the run.
+        config: of the run.
         accelerator: the processes and devices.
+
+    Attributes:
+        loss: the adversarial loss, with the discriminator in it.
+        network: the same, prepared by accelerate.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        from ddpm_hf.losses.adversarial import AdversarialLoss  # only where it is asked for
+        from ddpm_hf.losses.adversarial import AdversarialLoss  # imported only if the configuration uses it
 
         torch.manual_seed(derive_seed(config.seed, "adversary"))
-        self.adversary = AdversarialLoss(config.loss.adversarial, config.model.image_channels, config.model.image_size)
+        self.loss = AdversarialLoss(config.loss.adversarial, config.model.image_channels, config.model.image_size)
         self.accelerator = accelerator
-        self.judge = accelerator.prepare_model(self.adversary)
-        self.optimizer = self.adversary.make_optimizer()
+        self.network = accelerator.prepare_model(self.loss)
+        self.optimizer = self.loss.make_optimizer()
 
-    def learn(self, parts: list[Batch], outputs: list[LossOutput]) -> dict[str, Tensor]:
-        """Gather the adversary's gradient of a step, to be followed by `optimizer.step()`.
+    def backward(self, step: int, micro_batches: Sequence[Batch], outputs: Sequence[LossOutput]) -> dict[str, Tensor]:
+        """Compute the discriminator's gradient if it is updated at this step.
 
         Args:
-            parts: of the batch, in which gradients are accumulated.
-            outputs: what the network's loss was of each.
+            step: updates done before.
+            micro_batches: of the batch.
+            outputs: the network's loss of each.
 
         Returns:
-            Figures for the log: its loss, verdicts and penalty (means over this process's images), and grad_norm.
+            The loss, the mean logits, the penalty (means over this process's images) and the gradient norm, for the
+            log; empty if the discriminator is not updated at this step.
         """
+        if not self.loss.is_trained(step):
+            return {}
         self.optimizer.zero_grad()
-        figures: dict[str, Tensor] = {}
-        for part, output in zip(parts, outputs, strict=True):
-            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.judge):
-                verdict = self.judge(output.predicted_x_0, part.x_0, part.timesteps)
-                (verdict.loss / len(parts)).backward()
-            for name, value in {"loss": verdict.loss.detach(), **verdict.terms}.items():
-                figures[name] = figures.get(name, 0) + value / len(parts)
-        figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.adversary.parameters(), math.inf)
-        return {f"adversary/{name}": value for name, value in figures.items()}
+        metrics: dict[str, Tensor] = {}
+        for micro_batch, output in zip(micro_batches, outputs, strict=True):
+            with nullcontext() if micro_batch is micro_batches[-1] else self.accelerator.no_sync(self.network):
+                result = self.network(output.predicted_x_0, micro_batch.x_0, micro_batch.timesteps)
+                (result.loss / len(micro_batches)).backward()
+            for name, value in {"loss": result.loss.detach(), **result.terms}.items():
+                metrics[name] = metrics.get(name, 0) + value / len(micro_batches)
+        metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), math.inf)
+        return {f"adversary/{name}": value for name, value in metrics.items()}
 
-    def save(self, folder: Path) -> None:
-        """Write the adversary and its moments into a folder."""
-        save_tensors(self.adversary.state_dict(), folder / DISCRIMINATOR)
-        save_tensors(moments_of(self.optimizer), folder / DISCRIMINATOR_OPTIMIZER)
-
-    def load(self, folder: Path) -> None:
-        """Go on from a folder; one from before the game leaves the adversary at its beginning."""
-        if (folder / DISCRIMINATOR).exists():
-            self.adversary.load_state_dict(load_file(folder / DISCRIMINATOR))
-            load_moments(self.optimizer, folder / DISCRIMINATOR_OPTIMIZER)
+    def update(self, step: int) -> None:
+        """Apply the gradient, if the discriminator is updated at this step."""
+        if self.loss.is_trained(step):
+            self.optimizer.step()
 
 
 def load_perceptual(config: Config) -> "PerceptualLoss | None":
-    """Load the perceptual loss that a run asks for; None where it asks for none.
+    """Load the perceptual loss of a run; None if the configuration uses none.
 
     Raises:
         UserError: if the backbone or its weights are missing, or do not take such images.
     """
     if not config.loss.perceptual.weight:
         return None
-    from ddpm_hf.losses.perceptual import PerceptualLoss  # only where it is asked for
+    from ddpm_hf.losses.perceptual import PerceptualLoss  # imported only if the configuration uses it
 
     return PerceptualLoss(config.loss.perceptual, config.model.image_channels, config.model.image_size)

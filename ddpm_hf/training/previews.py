@@ -1,4 +1,4 @@
-"""Pictures of what a network draws, while it is trained and at the end."""
+"""Pictures of samples, during training and at its end."""
 
 import math
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.metrics.distances import Colours
 from ddpm_hf.pipelines import DDPMPipeline, DDPMPipelineOutput
@@ -17,52 +17,36 @@ from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.signals import StopRequest
 
 NUM_STAGES = 10
-"""Pictures in a row of the denoising strip."""
+"""Pictures in a row of the denoising strips."""
 
 NUM_STRIPS = 6
-"""Rows of the denoising strip."""
+"""Rows of the denoising strips."""
 
 NUM_COMPARED = 10_000
 """Training images, at most, whose colours are compared with those of previews."""
 
 
 class Previews:
-    """Draws the same images again and again as a network gets better.
+    """Draws the same samples again and again as the network improves.
 
     Args:
-        pipeline: around the averaged network.
-        images: those it is trained on.
-        seed: of the run; image i is that of `generate.py` with the same seed.
-        num_images: images in a grid.
-        num_inference_steps: denoising steps; None takes all.
-        sampler: one of `samplers.SAMPLERS`; None takes the pipeline's own scheduler.
+        pipeline: with the averaged weights.
+        images: the training images.
+        config: of the run; sample i is that of `generate.py` with the same seed.
         stop: polled at every denoising step.
     """
 
-    def __init__(
-        self,
-        pipeline: DDPMPipeline,
-        images: ImageSet,
-        seed: int,
-        num_images: int,
-        num_inference_steps: int | None,
-        sampler: str | None,
-        stop: StopRequest,
-    ) -> None:
-        self.pipeline = pipeline
-        pipeline.set_progress_bar_config(desc="drawing", leave=False, dynamic_ncols=True)
-        self.num_images = num_images
-        num_steps = num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-        self.settings = SamplingSettings(seed, num_steps, sampler, every_class(pipeline))
-        self.stop = stop
-        self.chunks = Chunks("sampling")
-        every = math.ceil(len(images) / NUM_COMPARED)
-        self.real = Colours.of(images.images[::every])
+    def __init__(self, pipeline: DDPMPipeline, images: ImageSet, config: Config, stop: StopRequest) -> None:
+        training, self._model = config.training, config.model
+        self.pipeline, self.stop, self.chunks = pipeline, stop, Chunks("sampling")
+        pipeline.set_progress_bar_config(desc="sampling", leave=False, dynamic_ncols=True)
+        self.num_images = training.num_preview_images
+        num_steps = training.preview_inference_steps or config.model.time_steps
+        self.settings = SamplingSettings(config.seed, num_steps, training.preview_sampler, every_class(pipeline))
+        self._real = Colours.of(images.images[:: math.ceil(len(images) / NUM_COMPARED)])
 
     def draw(self, samples: Path, denoising: Path | None = None) -> Colours:
-        """Write a grid of samples, and a strip that shows some of them emerge from noise.
-
-        Where memory does not suffice for all at once, they are drawn in parts: an image does not depend on the others.
+        """Write a grid of samples, and strips that show some of them emerge from noise.
 
         Returns:
             The colours of the samples.
@@ -70,19 +54,24 @@ class Previews:
         Raises:
             Stopped: if a stop was requested; nothing is written then.
         """
-        drawn: list[Any] = [image for output in self._outputs(range(self.num_images)) for image in output.images]
+        drawn: list[Any] = [image for output in self._outputs(self.num_images) for image in output.images]
         save_png(image_grid(drawn), samples)
         if denoising:
-            outputs = self._outputs(range(min(NUM_STRIPS, self.num_images)), NUM_STAGES)
-            save_png(denoising_strips(outputs), denoising)
+            save_png(denoising_strips(self._outputs(min(NUM_STRIPS, self.num_images), NUM_STAGES)), denoising)
         arrays = np.stack([np.atleast_3d(np.asarray(image)) for image in drawn])
         return Colours.of(torch.from_numpy(arrays).permute(0, 3, 1, 2))
 
-    def _outputs(self, indices: range, num_stages: int = 0) -> list[DDPMPipelineOutput]:
-        def work(some: range) -> DDPMPipelineOutput:
-            return self.settings.draw(self.pipeline, some, "pil", self._keep_on, num_stages)
+    def drift_warning(self, colours: Colours) -> str | None:
+        """Describe how the colours of samples differ from those of the training images; None if they do not."""
+        drift = colours.drift_from(self._real)
+        if drift is None:
+            return None
+        causes_casts = (self._model.beta_schedule, self._model.prediction_type) == ("cosine", "epsilon")
+        hint = ", or v_prediction with these betas (model_config.prediction_type)" if causes_casts else ""
+        return f"{drift}; a longer average (training.ema_decay), a lower learning rate or more steps help{hint}"
 
-        return self.chunks(indices, work)
+    def _outputs(self, count: int, num_stages: int = 0) -> list[DDPMPipelineOutput]:
+        def draw(chunk: range) -> DDPMPipelineOutput:
+            return self.settings.draw(self.pipeline, chunk, "pil", lambda *_: self.stop.check(), num_stages)
 
-    def _keep_on(self, pipeline: Any, step: int, timestep: Tensor, state: dict[str, Tensor]) -> None:
-        self.stop.check()
+        return self.chunks(range(count), draw)

@@ -1,11 +1,9 @@
-"""Where a run begins: at the beginning, or at one of its checkpoints."""
+"""Where a run starts: with new weights, or from a checkpoint."""
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate import Accelerator
 
 from ddpm_hf.checkpoints.fetch import fetch_checkpoint
 from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_checkpoints, step_of
@@ -13,6 +11,7 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data.sources import COMMIT
 from ddpm_hf.hub.sanitize import sanitize_config
+from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.nested import diff, merge
 
@@ -26,121 +25,132 @@ FIXED = (
     "training.optimizer",
     "loss_config.timestep_sampling",
 )
-"""What may not change on the way: the weights or the order of images would not belong to either run."""
+"""Options that must not change in a resumed run: the weights or the order of images would belong to neither run."""
 
 FREE = ("cache_dir", "in_memory", "streaming", "strict", "validation_split")
-"""Options of the dataset that may change all the same: they leave the training images as they are."""
+"""Options of the dataset that may change all the same: they do not affect the training images."""
 
-FIXED_IN_GAME = ("loss_config.adversarial.hidden_channels", "loss_config.adversarial.num_levels")
-"""Nor may these, once there is an adversary."""
+FIXED_WITH_DISCRIMINATOR = ("loss_config.adversarial.hidden_channels", "loss_config.adversarial.num_levels")
+"""Options that must not change either once there is a discriminator."""
 
 
-def find_start(run: RunFolder, resume: str | None) -> Path | None:
-    """Find the checkpoint that a run goes on from.
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        checkpoint: its folder; None for a new run.
+        progress: of the checkpoint.
+    """
+
+    checkpoint: Path | None = None
+    progress: Progress = field(default_factory=Progress)
+
+
+def find_start(run: RunFolder, resume: str | None) -> Start:
+    """Find the checkpoint that a run is resumed from.
 
     Args:
-        run: where the run lies, or will lie.
-        resume: "latest", the folder of a checkpoint, "hub:USER/REPO[@REV]" for one on the Hub; "auto" for latest where
-            there is a run, and a new one where there is none; None for a new run.
+        run: folder of the run; it need not exist yet.
+        resume: "latest", the folder of a checkpoint, "hub:USER/REPO[@REV]" for one on the Hub; "auto" for latest if
+            the folder holds a run, and a new run otherwise; None for a new run.
 
     Returns:
-        The checkpoint, or None for the beginning.
+        The checkpoint and its progress.
 
     Raises:
-        UserError: if a new run would overwrite another; if the checkpoint is missing or damaged.
+        UserError: if a new run would overwrite another one, or if the checkpoint is missing or damaged.
     """
     if resume is None or (resume == "auto" and not run.holds_a_run):
         run.check_free()
-        return None
+        return Start()
     if resume.startswith("hub:"):
         resume = str(fetch_checkpoint(resume))
     if resume in ("auto", "latest"):
         run.check_begun()
-        checkpoint = find_latest(run.checkpoints)
-        if checkpoint is None:
-            logger.warning("%s has no complete checkpoint yet: starting at the beginning", run.path)
-        return checkpoint
+        latest = find_latest(run.checkpoints)
+        if latest is None:
+            logger.warning("%s has no complete checkpoint yet: starting from the beginning", run.path)
+            return Start()
+        return Start(latest, Progress.read(latest))
     checkpoint = Path(resume)
     damage = find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if damage is not None:
         raise UserError(f"--resume {resume}: {damage}; allowed: latest, auto, or the folder of a complete checkpoint")
+    start = Start(checkpoint, Progress.read(checkpoint))
     if checkpoint.resolve().parent != run.checkpoints.resolve():
         run.check_free()
-        return checkpoint
-    step = Progress.read(checkpoint).step
+        return start
+    step = start.progress.step
     if later := [each.name for each in list_checkpoints(run.checkpoints) if step_of(each) > step]:
         logger.warning(
-            "%s goes back to step %d: its later checkpoints, %s, are removed with the next one that it writes",
+            "%s is resumed from step %d: its later checkpoints, %s, will be removed with the next one that it writes",
             run.path,
             step,
             ", ".join(later),
         )
-    return checkpoint
+    return start
 
 
-def find_common_start(run: RunFolder, resume: str | None, accelerator: Accelerator) -> Path | None:
-    """`find_start`, and see to it that all processes begin at one step; to be called on each of them.
+def find_common_start(run: RunFolder, resume: str | None) -> Start:
+    """Call `find_start`, and check that all processes start at the same step; every process calls this together.
 
     Raises:
-        UserError: as `find_start`; or if they would begin at different steps.
+        UserError: as `find_start`; or if the processes would start at different steps.
     """
-    failure, start, step = None, None, 0
+    start, failure = Start(), None
     try:
         start = find_start(run, resume)
-        step = Progress.read(start).step if start is not None else 0
-    except UserError as error:  # which may be that of some processes only
-        failure, step = error, -1
-    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).unique().tolist()
-    if len(steps) > 1:
-        found = ", ".join("none" if each < 0 else str(each) for each in steps)
-        raise UserError(
-            f"output_dir: the processes find different checkpoints in {run.path}, of the steps {found}; allowed: one "
-            "folder that all machines see"
-        ) from failure
+    except UserError as error:  # raised after the comparison, since it may be that of some processes only
+        failure = error
+    step = None if failure else start.progress.step
+    assert_same_across_ranks({"the step of the checkpoint in output_dir": step})
     if failure is not None:
         raise failure
     return start
 
 
-def tell_of_processes(checkpoint: Path, num_processes: int, config: Config) -> None:
-    """Say what it means for a run to go on with another number of processes."""
-    before = Progress.read(checkpoint).num_processes
-    if before != num_processes:
-        logger.warning(
-            "the number of processes is %d, and was %d in %s: images, timesteps and noise stay the same, and what "
-            "follows differs by rounding%s",
-            num_processes,
-            before,
-            checkpoint,
-            ", and by what dropout leaves out" if config.model.dropout else "",
-        )
+def resume_config(config: Config, start: Start, num_processes: int) -> Config:
+    """The configuration of a resumed run: the given one, with the dataset's commit of the checkpoint.
 
+    Warns about options and a number of processes that have changed.
 
-def go_on_with(config: Config, checkpoint: Path) -> Config:
-    """The configuration that a run goes on with: as given, but on the commit of the dataset that it began with.
+    Args:
+        config: as given.
+        start: with a checkpoint.
+        num_processes: of the resumed run.
 
     Raises:
-        UserError: if the configuration has changed so that the run cannot go on.
+        UserError: if an option has changed that must not.
     """
-    before = merge(Config().to_dict(), Progress.read(checkpoint).config)
+    before = merge(Config().to_dict(), start.progress.config)
     commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
     if same_name and _is_commit(commit) and not _is_commit(config.dataset.revision):
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"revision": commit})})
-    _compare(checkpoint, before, config)
+    _check_options(start, before, config)
+    if start.progress.num_processes != num_processes:
+        logger.warning(
+            "The number of processes is %d, and was %d in %s: images, timesteps and noise stay the same; the results "
+            "differ by rounding%s.",
+            num_processes,
+            start.progress.num_processes,
+            start.checkpoint,
+            " and by the dropout masks" if config.model.dropout else "",
+        )
     return config
 
 
-def _compare(checkpoint: Path, before: dict[str, Any], config: Config) -> None:
-    """List what has changed since a checkpoint; refuse what may not."""
-    fixed = (*FIXED, *FIXED_IN_GAME) if before["loss_config"]["adversarial"]["weight"] else FIXED
+def _check_options(start: Start, before: dict[str, Any], config: Config) -> None:
+    """Report the options that have changed since a checkpoint; raise for those that must not."""
+    fixed = (*FIXED, *FIXED_WITH_DISCRIMINATOR) if before["loss_config"]["adversarial"]["weight"] else FIXED
     differences = diff(sanitize_config(before), sanitize_config(config.to_dict()))
     changes = {name: f"{name}: {old!r} → {new!r}" for name, (old, new) in differences.items()}
     free = {f"dataset.{name}" for name in FREE}
     refused = [text for name, text in changes.items() if name.startswith(fixed) and name not in free]
     if refused:
-        raise UserError(f"{checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
+        raise UserError(f"{start.checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
     if changes:
-        logger.warning("the configuration has changed since %s: %s", checkpoint, "; ".join(changes.values()))
+        logger.warning("The configuration has changed since %s: %s", start.checkpoint, "; ".join(changes.values()))
 
 
 def _is_commit(revision: str | None) -> bool:

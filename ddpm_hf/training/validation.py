@@ -14,21 +14,21 @@ from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import bound_terms, prior_term
-from ddpm_hf.training.metrics import NUM_BINS, bin_names
+from ddpm_hf.training.run_logger import NUM_BINS, bin_names
 
 
 class Validation:
     """Measures the averaged weights on held-out images.
 
-    Image i of them is always looked at with the same noise and at the same timestep, and together the timesteps cover
-    the schedule evenly. So figures of different steps, and of different runs on the same data, compare.
+    Image i always gets the same noise and the same timestep, and together the timesteps cover the schedule evenly. So
+    losses of different steps, and of different runs on the same data, can be compared.
 
     Args:
         images: the held-out ones.
         config: of the run.
-        network: the averaged one.
-        scheduler: adds the noise.
-        loss: as in training, but for what an adversary says.
+        network: with the averaged weights.
+        scheduler: of the forward process.
+        loss: that of training, without the adversarial term.
         accelerator: the processes, which share the images.
     """
 
@@ -47,20 +47,20 @@ class Validation:
         places = torch.arange(count) * T // count
         self.timesteps = places[torch.randperm(count, generator=generator_at(0, "validation timesteps"))]
         share = config.training.batch_size // accelerator.num_processes // config.training.gradient_accumulation_steps
-        # every process has as many batches, though some may be empty
+        # Every process has the same number of batches, some of which may be empty.
         shares = torch.arange(-(-count // accelerator.num_processes)).split(share)
         first, stride = accelerator.process_index, accelerator.num_processes
         self.batches = [rows[rows < count] for rows in (each * stride + first for each in shares)]
 
     @torch.no_grad()
     def measure(self, stop: StopRequest) -> dict[str, float]:
-        """Measure; to be called on every process.
+        """Measure the loss; every process calls this together.
 
         Args:
             stop: polled before every batch.
 
         Returns:
-            The `loss`, that of each tenth of the timesteps and, where the configuration asks for it, `bits_per_dim`:
+            The `loss`, the loss in each tenth of the timesteps and, if the configuration requests it, `bits_per_dim`:
             the variational bound, estimated from one timestep of each image.
 
         Raises:
@@ -72,21 +72,21 @@ class Validation:
             if stop.agreed():
                 raise Stopped
             if len(rows):
-                losses[rows], bits[rows] = self._look_at(rows)
+                losses[rows], bits[rows] = self._measure(rows)
         losses, bits = (self.accelerator.reduce(each).double().cpu() for each in (losses, bits))
-        figures = {"loss": float(losses.mean())}
+        metrics = {"loss": float(losses.mean())}
         tenths = self.timesteps * NUM_BINS // self.config.model.time_steps
         for tenth, name in enumerate(bin_names(self.config.model.time_steps)):
             if (within := losses[tenths == tenth]).numel():
-                figures[name] = float(within.mean())
+                metrics[name] = float(within.mean())
         if self.config.training.validation_bits_per_dim:
-            figures["bits_per_dim"] = float(bits.mean())
-        return figures
+            metrics["bits_per_dim"] = float(bits.mean())
+        return metrics
 
-    def _look_at(
+    def _measure(
         self, rows: Int64[Tensor, " batch"]
     ) -> tuple[Float32[Tensor, " batch"], Float32[Tensor, " batch"] | float]:
-        """The loss and the bits per dimension of some images."""
+        """The losses and the bits per dimension of some images."""
         device, T = self.accelerator.device, self.config.model.time_steps
         x_0 = from_uint8(self.images.images[rows].to(device))
         noise = torch.stack(

@@ -49,7 +49,7 @@ def test_checkpoints_weigh_16_bytes_per_parameter(tiny):
     for file in checkpoint.rglob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             values += sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118
-    num_parameters = sum(parameter.numel() for parameter in trainer.learner.parameters)
+    num_parameters = sum(parameter.numel() for parameter in trainer.state.parameters)
     assert 4 * values == pytest.approx(16 * num_parameters, rel=0.02)
 
 

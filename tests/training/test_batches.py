@@ -40,10 +40,10 @@ def test_two_processes_share_what_one_would_have(batches, sampling):
         torch.testing.assert_close(torch.cat([getattr(half, name) for half in halves]), value, rtol=0, atol=0)
 
 
-def test_parts_are_the_batch_cut_in_order(batches):
+def test_micro_batches_are_the_batch_in_order(batches):
     batch = batches().at(0)
-    torch.testing.assert_close(torch.cat([part.x_0 for part in batch.parts(4)]), batch.x_0, rtol=0, atol=0)
-    assert [len(part.noise) for part in batch.parts(4)] == [2, 2, 2, 2]
+    torch.testing.assert_close(torch.cat([each.x_0 for each in batch.split(4)]), batch.x_0, rtol=0, atol=0)
+    assert [len(each.noise) for each in batch.split(4)] == [2, 2, 2, 2]
 
 
 def test_an_epoch_shows_every_image_once(batches):

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from ddpm_hf.data import load_image_set
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.training.learner import Learner
 from ddpm_hf.training.objective import load_perceptual
+from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.trainer import Trainer
+from ddpm_hf.training.update import TrainStep
 
 ADVERSARIAL = (
     "loss_config.adversarial.weight=0.01",
@@ -34,9 +35,9 @@ def all_on(resnet: str) -> tuple[str, ...]:
     return (*ADVERSARIAL, *LEARNED, *perceptual, "loss_config.loss_type=hybrid")
 
 
-def learner(config, checkpoint: Path | None = None) -> Learner:
+def train_step(config) -> TrainStep:
     images = load_image_set(config.dataset, config.model)
-    return Learner(config, images, 6, Accelerator(cpu=True), checkpoint, load_perceptual(config))
+    return TrainStep(TrainState(config, Accelerator(cpu=True)), images, 6, load_perceptual(config))
 
 
 def lines(run: Path) -> list[dict]:
@@ -89,26 +90,27 @@ def test_parts_of_a_batch_make_the_same_game(tiny, all_on):
     updated = []
     for parts in (1, 4):
         config = tiny(*all_on, "model_config.dropout=0", f"training.gradient_accumulation_steps={parts}")
-        subject = learner(config)
-        figures = [subject.update(step).figures for step in range(4)]
-        updated.append([float(value) for step in figures for name, value in step.items() if name != "data_seconds"])
+        subject = train_step(config)
+        metrics = [subject.update(step).metrics for step in range(4)]
+        updated.append([float(value) for step in metrics for name, value in step.items() if name != "data_seconds"])
     assert updated[1] == pytest.approx(updated[0], rel=1e-3, abs=1e-5)
 
 
 def test_the_game_begins_and_is_trained_when_the_configuration_says(tiny):
-    subject = learner(tiny(*ADVERSARIAL))
-    figures = [subject.update(step).figures for step in range(5)]
-    assert ["loss/adversarial" in step for step in figures] == [False, True, True, True, True]
-    assert ["adversary/loss" in step for step in figures] == [False, True, False, True, False]
+    subject = train_step(tiny(*ADVERSARIAL))
+    metrics = [subject.update(step).metrics for step in range(5)]
+    assert ["loss/adversarial" in step for step in metrics] == [False, True, True, True, True]
+    assert ["adversary/loss" in step for step in metrics] == [False, True, False, True, False]
 
 
 def test_the_adversary_learns_but_not_from_the_network_s_loss(tiny):
-    subject = learner(tiny(*ADVERSARIAL))
-    weights = {name: tensor.clone() for name, tensor in subject.objective.game.adversary.state_dict().items()}
+    subject = train_step(tiny(*ADVERSARIAL))
+    weights = {name: tensor.clone() for name, tensor in subject.state.discriminator.loss.state_dict().items()}
 
     def changed() -> bool:
         return any(
-            not torch.equal(weights[name], now) for name, now in subject.objective.game.judge.state_dict().items()
+            not torch.equal(weights[name], now)
+            for name, now in subject.state.discriminator.network.state_dict().items()
         )
 
     subject.update(0)
@@ -119,10 +121,10 @@ def test_the_adversary_learns_but_not_from_the_network_s_loss(tiny):
 
 
 def test_what_judges_is_no_part_of_the_model(tiny, tmp_path, all_on):
-    plain = learner(tiny("loss_config.loss_type=hybrid", *LEARNED))
-    judged = learner(tiny(*all_on))
-    assert len(judged.parameters) == len(plain.parameters)
-    for before, after in zip(plain.parameters, judged.parameters, strict=True):
+    plain = train_step(tiny("loss_config.loss_type=hybrid", *LEARNED))
+    judged = train_step(tiny(*all_on))
+    assert len(judged.state.parameters) == len(plain.state.parameters)
+    for before, after in zip(plain.state.parameters, judged.state.parameters, strict=True):
         assert torch.equal(before, after)  # nor does it change how the network begins
 
 
@@ -137,12 +139,12 @@ def test_a_game_may_begin_in_a_resumed_run_but_not_change_its_players(tiny, tmp_
 
 
 def test_an_adversary_that_is_not_finite_stops_the_run(tiny):
-    subject = learner(tiny(*ADVERSARIAL))
-    subject.objective.game.adversary.discriminator.conv_in.bias.data.fill_(torch.nan)
-    before = {name: tensor.clone() for name, tensor in subject.network.state_dict().items()}
-    with pytest.raises(FloatingPointError, match="the weights are left as they were"):
+    subject = train_step(tiny(*ADVERSARIAL))
+    subject.state.discriminator.loss.discriminator.conv_in.bias.data.fill_(torch.nan)
+    before = {name: tensor.clone() for name, tensor in subject.state.network.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="the weights are unchanged"):
         subject.update(1)
-    torch.testing.assert_close(subject.network.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(subject.state.network.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_missing_backbone_is_found_before_anything_is_written(tiny, tmp_path):
@@ -165,13 +167,13 @@ assert not [name for name in unused if f"ddpm_hf.{{name}}" in sys.modules]
 
 def test_the_vlb_trains_the_variance_and_leaves_the_prediction(tiny):
     config = tiny(*LEARNED, "model_config.dropout=0")
-    learned = learner(config)
-    plain = learner(config.model_copy(update={"loss": config.loss.model_copy(update={"vlb_weight": 0.0})}))
+    learned = train_step(config)
+    plain = train_step(config.model_copy(update={"loss": config.loss.model_copy(update={"vlb_weight": 0.0})}))
     for subject in (learned, plain):
-        subject.optimizer.zero_grad = lambda: None
+        subject.state.optimizer.zero_grad = lambda: None
         subject.update(0)
     for (name, ours), (_, without) in zip(
-        learned.network.named_parameters(), plain.network.named_parameters(), strict=True
+        learned.state.network.named_parameters(), plain.state.network.named_parameters(), strict=True
     ):
         if name == "conv_out.weight":
             torch.testing.assert_close(ours.grad[:1], without.grad[:1])

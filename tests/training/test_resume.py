@@ -8,11 +8,14 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints.format import MANIFEST, find_damage
+from ddpm_hf.checkpoints.format import MANIFEST, Progress, find_damage
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.runtime import distributed
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.training.resume import Start, find_common_start, resume_config
 from ddpm_hf.training.trainer import Trainer
 
 PROGRESS = "training_state/progress.json"
@@ -107,7 +110,7 @@ def test_a_run_that_is_taken_back_leaves_what_came_later(tiny, run, caplog):
     options = ("training.num_steps=5", "training.checkpoints_to_keep=1", "training.learning_rate=1e-4")
     with caplog.at_level(logging.WARNING):
         Trainer(tiny(*options), str(run / "checkpoints" / "step-4")).train()
-    assert "goes back to step 4: its later checkpoints, step-6, are removed with the next one" in caplog.text
+    assert "is resumed from step 4: its later checkpoints, step-6, will be removed with the next one" in caplog.text
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-5"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 5]
@@ -117,10 +120,10 @@ def test_a_run_says_what_another_number_of_processes_changes(tiny, run, caplog):
     change_progress(run / "checkpoints" / "step-6", num_processes=4, num_parts=8)
     with caplog.at_level(logging.WARNING):
         trainer = Trainer(tiny("training.num_steps=7"), "latest")
-    assert "the number of processes is 1, and was 4 in" in caplog.text
-    assert "differs by rounding, and by what dropout leaves out" in caplog.text
+    assert "The number of processes is 1, and was 4 in" in caplog.text
+    assert "differ by rounding and by the dropout masks" in caplog.text
     trainer.train()
-    assert trainer.learner.num_parts == 1  # those 8 were parts of another share of the batch
+    assert trainer.state.num_accumulation_steps == 1  # those 8 were parts of another share of the batch
 
 
 @pytest.mark.parametrize(("given", "expected"), [(1, 4), (2, 2)], ids=["as before", "changed"])
@@ -128,13 +131,24 @@ def test_parts_that_fitted_stay_unless_other_ones_are_asked_for(tiny, run, given
     change_progress(run / "checkpoints" / "step-6", num_parts=4)
     trainer = Trainer(tiny("training.num_steps=7", f"training.gradient_accumulation_steps={given}"), "latest")
     trainer.train()
-    assert trainer.learner.num_parts == expected
+    assert trainer.state.num_accumulation_steps == expected
 
 
 def test_processes_that_find_different_checkpoints_are_refused(tiny, run, monkeypatch):
-    def gather(self, steps: torch.Tensor) -> torch.Tensor:
-        return torch.cat([steps, torch.zeros_like(steps)])  # another machine, whose folder is empty
+    def gather(settings: list) -> list:
+        return [*settings, dict.fromkeys(settings[0], 0)]  # another machine, whose folder is empty
 
-    monkeypatch.setattr("accelerate.Accelerator.gather", gather)
-    with pytest.raises(UserError, match=r"find different checkpoints in .*run, of the steps 0, 6; allowed: one folder"):
-        Trainer(tiny(), "latest")
+    monkeypatch.setattr(PartialState(), "num_processes", 2)
+    monkeypatch.setattr(distributed, "gather_object", gather)
+    with pytest.raises(UserError, match=r"checkpoint in output_dir is 6 or 0; allowed: .*files that all machines see"):
+        find_common_start(RunFolder(run), "latest")
+
+
+def test_a_run_keeps_the_commit_of_its_dataset(tiny, tmp_path):
+    began = tiny("dataset.name=ada/digits", f"dataset.revision={'a' * 40}")
+    start = Start(tmp_path / "step-2", Progress(step=2, config=began.to_dict()))
+    for given in ("null", "main"):  # which may have moved on since
+        config = tiny("dataset.name=ada/digits", f"dataset.revision={given}")
+        assert resume_config(config, start, 1).dataset.revision == "a" * 40
+    with pytest.raises(UserError, match=r"dataset\.revision"):
+        resume_config(tiny("dataset.name=ada/digits", f"dataset.revision={'b' * 40}"), start, 1)

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from ddpm_hf.data import load_image_sets
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.signals import Stopped, StopRequest
-from ddpm_hf.training.learner import Learner
-from ddpm_hf.training.metrics import Meter, Update, bin_names
+from ddpm_hf.training.run_logger import bin_names
+from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.trainer import Trainer
+from ddpm_hf.training.update import TrainStep
 from ddpm_hf.training.validation import Validation
 
 HELD_OUT = ("dataset.validation_fraction=0.2", "training.validate_every=2")
@@ -21,9 +22,9 @@ HELD_OUT = ("dataset.validation_fraction=0.2", "training.validate_every=2")
 def validation(config) -> Validation:
     accelerator = Accelerator(cpu=True)
     images, held_out = load_image_sets(config.dataset, config.model, config.seed)
-    learner = Learner(config, images, 6, accelerator)
-    unet, loss = learner.pipeline.unet, learner.objective.plain_loss
-    return Validation(held_out, config, unet, learner.scheduler, loss, accelerator)
+    state = TrainState(config, accelerator)
+    loss = TrainStep(state, images, 6).objective.plain_loss
+    return Validation(held_out, config, state.pipeline.unet, state.scheduler, loss, accelerator)
 
 
 def written(run: Path, name: str) -> dict[int, dict]:
@@ -33,19 +34,19 @@ def written(run: Path, name: str) -> dict[int, dict]:
 
 def test_a_network_that_predicts_nothing_has_the_loss_of_the_noise(tiny):
     options = ("training.validation_bits_per_dim=true", "loss_config.use_time_weighting=false")
-    figures = validation(tiny(*HELD_OUT, *options)).measure(StopRequest())
-    assert figures["loss"] == pytest.approx(1, abs=0.05)  # the paper's initialisation: eps is predicted as 0
-    assert [name for name in figures if name.startswith("loss/")] == bin_names(20)
-    assert figures["bits_per_dim"] > 1
+    metrics = validation(tiny(*HELD_OUT, *options)).measure(StopRequest())
+    assert metrics["loss"] == pytest.approx(1, abs=0.05)  # the paper's initialisation: eps is predicted as 0
+    assert [name for name in metrics if name.startswith("loss/")] == bin_names(20)
+    assert metrics["bits_per_dim"] > 1
 
 
 def test_it_is_the_same_in_any_batches_and_twice(tiny):
     config = tiny(*HELD_OUT)
     subject = validation(config)
-    figures = subject.measure(StopRequest())
-    assert subject.measure(StopRequest()) == figures
+    metrics = subject.measure(StopRequest())
+    assert subject.measure(StopRequest()) == metrics
     other = validation(tiny(*HELD_OUT, "training.batch_size=64", "seed=0"))
-    assert other.measure(StopRequest()) == pytest.approx(figures, rel=1e-5)
+    assert other.measure(StopRequest()) == pytest.approx(metrics, rel=1e-5)
 
 
 def test_timesteps_cover_the_schedule_evenly(tiny):
@@ -80,41 +81,3 @@ def test_a_resumed_run_measures_the_same(tiny, tmp_path):
 def test_there_must_be_images_to_measure_on(tiny):
     with pytest.raises(UserError, match=r"training.validate_every: given 2.*validation_fraction"):
         Trainer(tiny("training.validate_every=2"))
-
-
-def test_the_training_loss_is_told_by_tenths_of_the_timesteps():
-    meter = Meter(Accelerator(cpu=True), 1000)
-    for _ in range(2):
-        meter.add(Update({"loss": 2.0}, torch.tensor([0, 50, 999]), torch.tensor([1.0, 3.0, 5.0])))
-    meter.add(Update({"learning_rate": 0.1}))
-    means = meter.means()
-    assert means == {"loss": 2.0, "loss/t0-99": 2.0, "loss/t900-999": 5.0, "learning_rate": pytest.approx(0.1)}
-
-
-def test_processes_that_go_on_with_a_line_add_up_the_same_figures(monkeypatch):
-    """Also those that are not counted again before the line ends, such as an adversary's that learns now and then."""
-    accelerator = Accelerator(cpu=True)
-    begun = Meter(accelerator, 1000)
-    begun.add(Update({"loss": 2.0, "adversary/loss": 1.0}, torch.tensor([50]), torch.tensor([2.0])))
-    kept = begun.sums()
-    meters = []
-    for is_main in (True, False):
-        monkeypatch.setattr(type(accelerator), "is_main_process", is_main)
-        meters.append(Meter(accelerator, 1000, kept))
-        meters[-1].add(Update({"loss": 4.0}, torch.tensor([50]), torch.tensor([4.0])))
-    main, other = (meter.sums() for meter in meters)
-    assert list(main) == list(other)
-    assert {name: main[name] + other[name] for name in kept} == {
-        **kept,
-        "loss": 10.0,
-        "loss count": 3.0,
-        "loss/t0-99": 10.0,
-        "loss/t0-99 count": 3.0,
-    }
-
-
-@pytest.mark.parametrize("num_timesteps", [2, 7, 20, 1000, 4000])
-def test_tenths_are_named_by_the_timesteps_that_fall_into_them(num_timesteps):
-    for timestep in range(num_timesteps):
-        start, stop = bin_names(num_timesteps)[timestep * 10 // num_timesteps].removeprefix("loss/t").split("-")
-        assert int(start) <= timestep <= int(stop)

@@ -1,0 +1,233 @@
+"""The log of a run: running means, metrics.jsonl, accelerate's trackers, the plot of the loss, the progress bar.
+
+accelerate's trackers take flat numbers and only append. metrics.jsonl keeps nested values, is cut back when a run is
+resumed, and survives a full disk, so it is written here.
+"""
+
+import errno
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Collection
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ddpm_hf.checkpoints.format import Progress
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.config import Config
+from ddpm_hf.pipelines.pictures import loss_curve
+from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.nested import flatten
+from ddpm_hf.training.update import StepOutput
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "ddpm-hf"
+"""Name of the project in trackers."""
+
+NUM_BINS = 10
+"""Equal parts of the timesteps, whose losses differ by orders of magnitude."""
+
+
+class RunLogger:
+    """Logs the metrics of a run.
+
+    Args:
+        run: folder with metrics.jsonl and the plot.
+        config: of the run.
+        accelerator: the trackers and the other processes.
+        num_steps: updates of the whole run.
+        progress: of the checkpoint that the run is resumed from.
+
+    Attributes:
+        means: of the updates since the last line.
+        bar: the progress bar.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: Config, accelerator: Accelerator, num_steps: int, progress: Progress
+    ) -> None:
+        self.run, self.config, self.accelerator = run, config, accelerator
+        self.means = RunningMeans(accelerator, config.model.time_steps, progress.sums)
+        self.file = MetricsFile(run.metrics)
+        self._started = time.perf_counter() - progress.seconds
+        self._logged_step, self._logged_seconds = progress.step, progress.seconds
+        self.bar = tqdm(
+            desc="training",
+            total=num_steps,
+            initial=progress.step,
+            unit="step",
+            dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            disable=not accelerator.is_main_process,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, before and after it was resumed."""
+        return time.perf_counter() - self._started
+
+    def start(self, step: int, pending: Collection[str]) -> None:
+        """Start the tracker with the run's options, and remove the lines that a resumed run writes again."""
+        logs = self.run.path / "logs"
+        if self.config.logging.tracker == "wandb" and self.accelerator.is_main_process:
+            logs.mkdir(parents=True, exist_ok=True)  # wandb uses another folder if this one is missing
+        values = flatten(self.config.to_dict())
+        options = {name: value if isinstance(value, (int, float)) else str(value) for name, value in values.items()}
+        wandb = {"dir": str(logs), "name": self.run.path.name}
+        self.accelerator.init_trackers(PROJECT, options, {"wandb": wandb})
+        if self.accelerator.is_main_process:
+            self.file.cut_after(step, pending)
+
+    def add(self, output: StepOutput) -> None:
+        """Count the metrics of one update."""
+        self.means.add(output)
+        self.bar.update()
+
+    def log_means(self, step: int) -> None:
+        """Log the means of the updates since the last line; every process calls this together."""
+        means, seconds = self.means.pop(), self.seconds
+        updates, elapsed = step - self._logged_step, seconds - self._logged_seconds
+        self._logged_step, self._logged_seconds = step, seconds
+        rate = self.config.training.batch_size * updates / elapsed
+        data_seconds = means.pop("data_seconds", 0.0) * updates
+        machine = {
+            "images_per_second": round(rate, 1),
+            "data_wait": round(data_seconds / elapsed, 4),
+            "memory_gb": round(_memory_bytes(self.accelerator.device) / 1e9, 3),
+            "seconds": round(seconds, 2),
+        }
+        self.log(step, means | machine)
+        self.bar.set_postfix_str(f"loss {means.get('loss', float('nan')):.4f}, {rate:,.0f} img/s")
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Append metrics to metrics.jsonl, and send the numbers to the tracker; a full disk does not end the run."""
+        flat = flatten(metrics, "/", lists=True)
+        numbers = {name: value for name, value in flat.items() if isinstance(value, (int, float))}
+        try:
+            if self.accelerator.is_main_process:
+                self.file.append({"step": step, **metrics})
+            self.accelerator.log(numbers, step=step)
+        except OSError as error:
+            logger.warning("Cannot write metrics.jsonl at step %d: %s. Training continues.", step, error)
+
+    def plot(self) -> None:
+        """Plot the loss and the learning rate."""
+        if self.accelerator.is_main_process:
+            records = [record for record in self.file.read() if "loss" in record]
+            if records:
+                loss_curve(records, self.run.loss)
+
+
+class RunningMeans:
+    """Means since the last line, over all updates and processes; reading them is the only wait for the device.
+
+    Args:
+        accelerator: the other processes.
+        num_timesteps: T; the loss is also averaged over each tenth of the timesteps.
+        sums: of an unfinished line, from a checkpoint.
+    """
+
+    def __init__(self, accelerator: Accelerator, num_timesteps: int, sums: dict[str, float] | None = None) -> None:
+        self.accelerator, self.num_timesteps = accelerator, num_timesteps
+        # The sums are over all processes. Rank 0 restores them; the others need only the keys.
+        restored = {name: value if accelerator.is_main_process else 0.0 for name, value in (sums or {}).items()}
+        self._bins = bin_names(num_timesteps)
+        # One row of summed losses and one of counts, so that an update adds to both at once.
+        self._by_bin = torch.tensor(
+            [[restored.pop(f"{name}{ending}", 0.0) for name in self._bins] for ending in ("", " count")],
+            device=accelerator.device,
+        )
+        self._sums: dict[str, Any] = defaultdict(float, restored)
+
+    def add(self, output: StepOutput) -> None:
+        """Count the metrics of one update of this process; not every update has all of them."""
+        for name, value in output.metrics.items():
+            self._sums[name] += value
+            self._sums[f"{name} count"] += 1.0
+        if output.timesteps is not None and output.losses is not None:
+            bins = output.timesteps * NUM_BINS // self.num_timesteps
+            self._by_bin.index_add_(1, bins, torch.stack([output.losses, torch.ones_like(output.losses)]))
+
+    def sums(self) -> dict[str, float]:
+        """The sums over all processes; every process calls this together."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)  # the same in every process, since each adds the same metrics
+        device = self.accelerator.device
+        own = [torch.as_tensor(self._sums[name], dtype=torch.float64, device=device) for name in names]
+        names += [*self._bins, *(f"{name} count" for name in self._bins)]
+        total = self.accelerator.reduce(torch.cat([torch.stack(own), self._by_bin.flatten().double()]), reduction="sum")
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def pop(self) -> dict[str, float]:
+        """The means over all processes, after which they start anew; every process calls this together."""
+        sums = self.sums()
+        self._sums.clear()
+        self._by_bin.zero_()
+        counts = {name: sums[f"{name} count"] for name in sums if not name.endswith(" count")}
+        return {name: sums[name] / count for name, count in counts.items() if count}
+
+
+class MetricsFile:
+    """A file with one JSON object per line, in the order of the steps.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append a line; it is in the file when this returns.
+
+        Raises:
+            OSError: if the disk is full; the file is then as it was.
+        """
+        line = (json.dumps(record) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines; a line that a crash cut short is skipped."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def cut_after(self, step: int, pending: Collection[str] = ()) -> None:
+        """Remove the lines that a resumed run writes again: those of later steps, and pending ones of this step."""
+        kept = [record for record in self.read() if (record["step"], bool(record.keys() & pending)) <= (step, False)]
+        write_text_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def bin_names(num_timesteps: int) -> list[str]:
+    """The names of the loss in each tenth of the timesteps."""
+    edges = [-(-bin * num_timesteps // NUM_BINS) for bin in range(NUM_BINS + 1)]
+    return [f"loss/t{start}-{stop - 1}" for start, stop in pairwise(edges)]
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process, on the GPU or, without one, in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,27 @@
+"""Memory that runs out, for the tests of what happens then."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ddpm_hf.models import DDPMUNet
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@pytest.fixture
+def limited_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Limit the images for which a forward pass finds memory, in training and in sampling."""
+
+    def limit(training: int, sampling: int) -> None:
+        forward = DDPMUNet.forward
+
+        def limited(self, sample, *args, **kwargs):
+            if len(sample) > (training if self.training else sampling):
+                raise torch.OutOfMemoryError(FULL)
+            return forward(self, sample, *args, **kwargs)
+
+        monkeypatch.setattr(DDPMUNet, "forward", limited)
+
+    return limit
