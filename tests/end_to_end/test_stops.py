@@ -66,7 +66,7 @@ def test_a_signal_to_one_process_alone_stops_all(tiny_yaml, tmp_path, place):
     assert latest is not None
     if place != "step":
         assert latest.name == f"step-{step}"
-        assert Progress.read(latest).owed[0] == place
+        assert Progress.read(latest).pending[0] == place
 
 
 def test_the_others_wait_for_a_preview_as_long_as_the_configuration_says(tiny_yaml, tmp_path):
