@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.pipelines.interpolation import InterpolationSettings, pixels_hash, write_interpolation
+        from ddpm_hf.pipelines.generation import InterpolationSettings, pixels_hash, write_interpolation
 
     images = [_open(file) for file in arguments.images or ()]
     pipeline = load_pipeline(model_folder or model)

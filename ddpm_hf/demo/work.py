@@ -12,8 +12,8 @@ from PIL import Image
 from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.visitor_input import MAX_SEED, number, whole_number
 from ddpm_hf.demo.watching import SECONDS_BETWEEN_UPDATES, OnProgress, WatchedPipeline
+from ddpm_hf.pipelines.editing import repaint_moves
 from ddpm_hf.pipelines.images import to_output
-from ddpm_hf.pipelines.inpainting import repaint_moves
 from ddpm_hf.pipelines.samplers import make_sampler
 from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.errors import UserError

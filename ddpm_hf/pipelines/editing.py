@@ -1,14 +1,16 @@
-"""What a trained model does to images: encode, reconstruct, interpolate and vary them."""
+"""What a trained model does to images: encode, reconstruct, interpolate, vary and inpaint them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ddpm_hf.pipelines.denoising import DenoisingPipeline, Generators, Labels
 from ddpm_hf.pipelines.images import Images, check_output_type, to_input, to_output
-from ddpm_hf.pipelines.samplers import timesteps_down
+from ddpm_hf.pipelines.samplers import DDIMScheduler, timesteps_down
+from ddpm_hf.schedulers import DDPMScheduler
 
 MIN_SIGNAL = 0.02
 """Least share sqrt(alpha_bar_t) of the image in the x_t at which encoding stops by default.
@@ -21,16 +23,20 @@ INVERSION_ROUNDS = 3
 """Network evaluations for a step of DDIM's inverse: the equation for x_t is implicit and solved by fixed point."""
 
 
-class Editing:
-    """Operations on images for a pipeline with `unet`, `scheduler` and `_denoise`."""
+REPAINT_STEPS, REPAINT_JUMP, REPAINT_ROUNDS = 250, 10, 10
+"""RePaint's own (Lugmayr et al., section 5)."""
+
+
+class Editing(DenoisingPipeline):
+    """Operations on images: what a trained model makes of them."""
 
     @torch.no_grad()
     def encode(
-        self: Any,
+        self,
         images: Images,
         num_inference_steps: int | None = None,
         timestep: int | None = None,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        class_labels: Labels = None,
     ) -> torch.Tensor:
         """Find the x_t from which DDIM makes these images: its inverse (Song et al., section 4.3).
 
@@ -58,11 +64,11 @@ class Editing:
 
     @torch.no_grad()
     def decode(
-        self: Any,
+        self,
         latents: torch.Tensor,
         num_inference_steps: int | None = None,
         timestep: int | None = None,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        class_labels: Labels = None,
         output_type: str | None = "pil",
     ) -> Any:
         """Make images of x_t by DDIM, without clipping x_0, so that `encode` is its inverse.
@@ -89,15 +95,15 @@ class Editing:
 
     @torch.no_grad()
     def reconstruct(
-        self: Any,
+        self,
         images: Images,
         timestep: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         num_inference_steps: int | None = None,
         output_type: str | None = "pil",
         *,
         seeds: Sequence[int] | None = None,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        class_labels: Labels = None,
         guidance_scale: float = 1.0,
     ) -> Any:
         """Noise images to x_t and denoise them again by ancestral sampling, from that same t (DDPM, section 4.4).
@@ -126,15 +132,15 @@ class Editing:
         return to_output(x_0, output_type)
 
     def img2img(
-        self: Any,
+        self,
         images: Images,
         strength: float = 0.5,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         num_inference_steps: int | None = None,
         output_type: str | None = "pil",
         *,
         seeds: Sequence[int] | None = None,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        class_labels: Labels = None,
         guidance_scale: float = 1.0,
     ) -> Any:
         """Vary images, or make real ones of sketches (SDEdit, Meng et al., algorithm 1).
@@ -168,7 +174,7 @@ class Editing:
 
     @torch.no_grad()
     def interpolate(
-        self: Any,
+        self,
         a: Images | int,
         b: Images | int,
         num_steps: int = 8,
@@ -177,7 +183,7 @@ class Editing:
         *,
         seed: int = 0,
         num_inference_steps: int | None = None,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        class_labels: Labels = None,
         output_type: str | None = "pil",
     ) -> Any:
         """Lead from one image to another over images that the model finds likely.
@@ -234,27 +240,78 @@ class Editing:
         mixed = slerp(ends[:1], ends[1:], weights)
         return self.decode(mixed, num_inference_steps, timestep, class_labels, output_type)
 
-    def _input(self: Any, images: Images) -> torch.Tensor:
-        channels, height, width = self._image_shape
-        return to_input(images, channels, (height, width)).to(self._execution_device)
+    @torch.no_grad()
+    def inpaint(
+        self,
+        images: Images,
+        mask: Images,
+        generator: Generators = None,
+        num_inference_steps: int | None = None,
+        output_type: str | None = "pil",
+        *,
+        seeds: Sequence[int] | None = None,
+        class_labels: Labels = None,
+        guidance_scale: float = 1.0,
+    ) -> Any:
+        """Paint a part of images anew, to fit the rest (RePaint, Lugmayr et al., algorithm 1).
 
-    def _one(self: Any, image: Images) -> torch.Tensor:
+        Args:
+            images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
+            mask: white (1) where to paint, black (0) where to keep; one for all images or one for each, of one channel.
+            generator: one for all images, or a list of one for each.
+            num_inference_steps: in [1, T], each of which is done ten times; None is 250, or T if that is less.
+            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+            seeds: one for each image, instead of generators.
+            class_labels: one for all images or one for each; for a class-conditional network.
+            guidance_scale: of classifier-free guidance; 1 is none.
+
+        Returns:
+            The images, unchanged where they were to be kept.
+
+        Raises:
+            ValueError: an argument is not possible for this model.
+        """
+        check_output_type(output_type, self._image_shape[0])
+        x_0 = self._input(images)
+        paint = (to_input(mask, 1, self._image_shape[1:], "the mask") > 0).to(x_0.device)
+        if len(paint) not in (1, len(x_0)):
+            raise ValueError(f"{len(paint)} masks for {len(x_0)} images; give one for all or one for each")
+        _, generator = self._check_batch(len(x_0), generator, seeds, class_labels)
+        labels = self._check_labels(class_labels, len(x_0), guidance_scale)
+        T = self.scheduler.config.num_train_timesteps
+        num_steps = min(REPAINT_STEPS, T) if num_inference_steps is None else num_inference_steps
+        ancestral = self._ancestral(T - 1, num_steps)
+        process, timesteps = ancestral.process, [*ancestral.timesteps.tolist(), -1]  # -1 is the clean image
+
+        x_t = self._noise(len(x_0), generator)
+        with self.sampling():
+            for index, is_down in self.progress_bar(list(repaint_moves(num_steps))):
+                t, s = timesteps[index : index + 2]
+                if is_down:
+                    output = self._predict(x_t, torch.tensor(t), labels, guidance_scale, ancestral)
+                    painted, _ = ancestral.step(output, t, x_t, generator=generator, return_dict=False)
+                    eps = self._noise(len(x_0), generator)
+                    known = x_0 if s < 0 else process.q_sample(x_0, eps, torch.tensor([s]))
+                    x_t = torch.where(paint, painted, known)  # eq. 8
+                else:
+                    x_t = process.q_step(x_t, self._noise(len(x_0), generator), s, t)
+        return to_output(x_t, output_type)
+
+    def _one(self, image: Images | int) -> torch.Tensor:
+        assert not isinstance(image, int)  # `interpolate` has made sure
         x_0 = self._input(image)
         if len(x_0) != 1:
             raise ValueError(f"interpolation is between two images; {len(x_0)} were given for one of them")
         return x_0
 
-    def _noise(self: Any, batch_size: int, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
-        return randn_tensor((batch_size, *self._image_shape), generator, self._execution_device, torch.float32)
-
-    def _ddim(self: Any, timestep: int | None, num_steps: int | None) -> Any:
+    def _ddim(self, timestep: int | None, num_steps: int | None) -> DDIMScheduler:
         start, num_steps = self._check_start(timestep, num_steps)
         ddim = self._sampler("ddim")
         ddim.register_to_config(clip_sample=False, thresholding=False)
         ddim.set_timesteps(timesteps=timesteps_down(start, num_steps))
         return ddim
 
-    def _ancestral(self: Any, timestep: int, num_steps: int | None) -> Any:
+    def _ancestral(self, timestep: int, num_steps: int | None) -> DDPMScheduler:
         start, num_steps = self._check_start(timestep, num_steps)
         ancestral = self._sampler("ddpm")
         # Down to 0, not beyond: diffusers' own scheduler adds noise in a last step from above 0.
@@ -262,7 +319,7 @@ class Editing:
         ancestral.set_timesteps(timesteps=steps)
         return ancestral
 
-    def _check_start(self: Any, timestep: int | None, num_steps: int | None) -> tuple[int, int]:
+    def _check_start(self, timestep: int | None, num_steps: int | None) -> tuple[int, int]:
         T = self.scheduler.config.num_train_timesteps
         start = self.last_with_signal() if timestep is None else timestep
         if not 0 <= start < T:
@@ -272,7 +329,7 @@ class Editing:
             raise ValueError(f"num_inference_steps is {num_steps}; possible are 1 to {start + 1} from timestep {start}")
         return start, num_steps
 
-    def last_with_signal(self: Any) -> int:
+    def last_with_signal(self) -> int:
         """The last timestep t with `MIN_SIGNAL` of the image in x_t: where encoding stops by default."""
         return max(int((self.scheduler.alphas_cumprod.double().sqrt() >= MIN_SIGNAL).sum()) - 1, 0)
 
@@ -295,3 +352,23 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tens
     else:
         mixed = (torch.sin((1 - weights) * angle) * a + torch.sin(weights * angle) * b) / torch.sin(angle)
     return torch.where(weights == 0, a, torch.where(weights == 1, b, mixed))
+
+
+def repaint_moves(num_steps: int) -> Iterator[tuple[int, bool]]:
+    """RePaint's way through the timesteps: ten down, ten up again, until each ten were done ten times.
+
+    Args:
+        num_steps: number of timesteps, of which index 0 is the noisiest.
+
+    Yields:
+        The index of the noisier end of a move, and whether it goes down (to index + 1) or up (from there).
+    """
+    start = 0
+    while start < num_steps - 1:
+        end = min(start + REPAINT_JUMP, num_steps - 1)
+        for lap in range(REPAINT_ROUNDS):
+            yield from ((index, True) for index in range(start, end))
+            if lap < REPAINT_ROUNDS - 1:
+                yield from ((index, False) for index in reversed(range(start, end)))
+        start = end
+    yield num_steps - 1, True

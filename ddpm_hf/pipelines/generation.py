@@ -1,19 +1,28 @@
-"""Many images to disk: one batch in memory at a time, resumable, spread over processes."""
+"""Images to disk: sampling runs, resumable and spread over processes; archives of them; interpolations."""
 
+import hashlib
+import io
 import sys
+import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
+import numpy as np
 from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
 from ddpm_hf.checkpoints.find import weights_hash
-from ddpm_hf.pipelines.archives import Archive, write_archive
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
-from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
+from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_gif, save_png
 from ddpm_hf.pipelines.sampling import SamplingSettings, check_folder, write_manifest
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
+from ddpm_hf.runtime.files import atomic_write
+
+Archive = Literal["npz", "parquet"]
+ARCHIVES: tuple[str, ...] = get_args(Archive)
 
 MAX_GRID_IMAGES = 64
 NUM_STRIPS = 6
@@ -117,3 +126,132 @@ def _read(file: Path) -> Image.Image:
     with Image.open(file) as image:
         image.load()
         return image
+
+
+def write_archive(kind: Archive, pngs: Sequence[Path], labels: Sequence[int] | None, file: Path, rows: int) -> None:
+    """Collect PNG files of one size and mode in one file, which appears when it is complete.
+
+    Args:
+        kind: "npz", as guided-diffusion's evaluator and others read it: arr_0, uint8, (count, height, width, channels),
+            and arr_1 with the labels; or "parquet" for `datasets`: a column image, and a column label.
+        pngs: the images; at least one.
+        labels: the class of each, if they have classes.
+        file: to write.
+        rows: images held in memory at a time.
+    """
+    with atomic_write(file) as aside:
+        if kind == "npz":
+            _write_npz(pngs, labels, aside)
+        else:
+            _write_parquet(pngs, labels, aside, rows)
+
+
+def _write_npz(pngs: Sequence[Path], labels: Sequence[int] | None, file: Path) -> None:
+    arrays = (_pixels(png) for png in pngs)
+    first = next(arrays)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+            shape = (len(pngs), *first.shape)
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            stream.write(first.tobytes())
+            for array in arrays:
+                stream.write(array.tobytes())
+        if labels is not None:
+            of_labels = io.BytesIO()
+            np.save(of_labels, np.asarray(labels, np.int64))
+            archive.writestr("arr_1.npy", of_labels.getvalue())
+
+
+def _write_parquet(pngs: Sequence[Path], labels: Sequence[int] | None, file: Path, rows: int) -> None:
+    from datasets import Features, Value
+    from datasets import Image as ImageFeature
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetWriter
+
+    columns = {"image": ImageFeature()} | ({} if labels is None else {"label": Value("int64")})
+    schema = Features(columns).arrow_schema
+    with ParquetWriter(file, schema, write_statistics=False) as writer:  # they would hold images
+        for start in range(0, len(pngs), rows):
+            some = pngs[start : start + rows]
+            values: dict[str, list] = {"image": [{"bytes": png.read_bytes(), "path": png.name} for png in some]}
+            if labels is not None:
+                values["label"] = list(labels[start : start + rows])
+            writer.write_batch(RecordBatch.from_pydict(values, schema))
+
+
+def _pixels(png: Path) -> np.ndarray:
+    with Image.open(png) as image:
+        array = np.asarray(image)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+@dataclass(frozen=True)
+class InterpolationSettings:
+    """Everything that an interpolation depends on.
+
+    Attributes:
+        model: folder or Hub id of the pipeline.
+        weights: a hash of the network's weights.
+        seeds: of the two ends; None where they are images.
+        images: a hash of each image's pixels; None where the ends are seeds.
+        num_steps: number of images, both ends included.
+        timestep: t; None is the pipeline's choice.
+        method: "ddpm" or "ddim".
+        num_inference_steps: denoising steps; None is all of them.
+        class_labels: of the first half of the images and of the second, for a class-conditional model.
+        seed: of the noise of "ddpm".
+    """
+
+    model: str
+    weights: str
+    seeds: list[int] | None
+    images: list[str] | None
+    num_steps: int
+    timestep: int | None
+    method: str
+    num_inference_steps: int | None
+    class_labels: list[int] | None
+    seed: int
+
+
+def write_interpolation(
+    pipeline: DDPMPipeline, settings: InterpolationSettings, images: Sequence[Image.Image], folder: Path
+) -> None:
+    """Write the images of an interpolation as PNG files, a strip and a GIF of them, and a manifest.
+
+    Args:
+        pipeline: draws them.
+        settings: of the interpolation; they are kept in the manifest.
+        images: the two ends, unless the settings have seeds.
+        folder: made if it does not exist.
+
+    Raises:
+        UserError: the folder holds something else.
+        ValueError: a setting is not possible for this model.
+    """
+    check_folder(folder, asdict(settings))
+    first, second = settings.seeds or images
+    labels = settings.class_labels
+    if labels is not None:
+        half = settings.num_steps // 2
+        labels = [labels[0]] * (settings.num_steps - half) + [labels[-1]] * half
+    way = pipeline.interpolate(
+        first,
+        second,
+        settings.num_steps,
+        settings.timestep,
+        settings.method,
+        seed=settings.seed,
+        num_inference_steps=settings.num_inference_steps,
+        class_labels=labels,
+    )
+    write_manifest(folder, asdict(settings))
+    for index, image in enumerate(way):
+        save_png(image, folder / f"{index:03}.png")
+    save_png(image_grid(way, columns=len(way)), folder / "strip.png")
+    save_gif(way, folder / "interpolation.gif")
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """A hash of an image's mode, size and pixels, whatever file they came from."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:16]

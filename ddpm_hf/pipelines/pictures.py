@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.runtime.files import atomic_write
+from ddpm_hf.schedulers.process import posterior_coefficients, snr
 
 GAP = 6
 """Pixels between two images of a grid."""
@@ -125,14 +127,14 @@ def schedule_curves(alpha_bar: ArrayLike, file: Path) -> None:
         raise ValueError(f"alpha_bar is {alpha_bar!r}; possible is a row of falling numbers in [0, 1), one for each t")
     before = np.concatenate([[1.0], values[:-1]])
     beta = 1 - values / before
-    beta_tilde = (1 - before) / (1 - values) * beta  # DDPM, eq. 7
+    _, _, beta_tilde = posterior_coefficients(torch.from_numpy(values), torch.from_numpy(before))
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     signal, ratio, variance = figure.subplots(1, 3)
     signal.plot(values, label=r"$\bar\alpha_t$")
     signal.plot(np.sqrt(values), label=r"$\sqrt{\bar\alpha_t}$, signal")
     signal.plot(np.sqrt(1 - values), label=r"$\sqrt{1-\bar\alpha_t}$, noise")
     signal.set_title(rf"at the end, $\sqrt{{\bar\alpha_T}}$ = {np.sqrt(values[-1]):.2g}")
-    ratio.plot(np.divide(values, 1 - values, where=values > 0, out=np.full_like(values, np.nan)))
+    ratio.plot(snr(torch.from_numpy(values)))
     ratio.set(title="signal-to-noise ratio", yscale="log")
     steps = np.arange(1, len(values) + 1)  # logarithmic from the first: there alone the two variances differ
     variance.plot(steps, beta, label=r"$\beta_t$, fixed_large")

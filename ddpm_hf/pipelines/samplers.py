@@ -2,18 +2,21 @@
 
 import inspect
 import warnings
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler as StockDDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from ddpm_hf.schedulers import DiffusionProcess
 
 
 def timesteps_down(start: int, num_steps: int) -> list[int]:
@@ -53,19 +56,28 @@ class DDIMScheduler(StockDDIMScheduler):
         self.num_inference_steps = len(chosen)  # type: ignore[assignment]  # the parent begins with None
         self.timesteps = torch.tensor(chosen, device=device)
 
+    @cached_property
+    def process(self) -> DiffusionProcess:
+        """The process whose x_t the steps lead through."""
+        return DiffusionProcess(self.betas.double())
+
     def step(  # type: ignore[override]  # nothing of eta, which is 0
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
-    ) -> SchedulerOutput:
+    ) -> DDIMSchedulerOutput:
         """Go from x_t to x_s, s being the next timestep.
 
         Args:
             model_output: the network's prediction at x_t.
             timestep: t.
             sample: x_t.
+
+        Returns:
+            x_s, and the predicted x_0.
         """
-        (signal, noise), (next_signal, next_noise) = self._move(int(timestep))
-        x_0, eps = self._x_0_and_eps(model_output, sample, signal, noise)
-        return SchedulerOutput(prev_sample=next_signal * x_0 + next_noise * eps)
+        t, s = self._move(int(timestep))
+        x_0, eps = self._x_0_and_eps(model_output, sample, t)
+        x_s = x_0 if s is None else self.process.q_sample(x_0, eps, s)
+        return DDIMSchedulerOutput(prev_sample=x_s, pred_original_sample=x_0)
 
     def inverse_step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, guess: torch.Tensor
@@ -76,35 +88,37 @@ class DDIMScheduler(StockDDIMScheduler):
             model_output: the network's prediction at the guess.
             timestep: t.
             sample: x_s.
-            guess: of x_t; where it is right, it is what is returned.
-        """
-        (signal, noise), (next_signal, next_noise) = self._move(int(timestep))
-        _, eps = self._x_0_and_eps(model_output, guess, signal, noise)
-        return signal * ((sample - next_noise * eps) / next_signal) + noise * eps
+            guess: of x_t; the result equals it where it is right.
 
-    def _move(self, t: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Signal and noise, sqrt(alpha_bar) and sqrt(1 - alpha_bar), at t and at the next timestep."""
+        Returns:
+            x_t, by the noise that the network predicts at the guess.
+        """
+        t, s = self._move(int(timestep))
+        _, eps = self._x_0_and_eps(model_output, guess, t)
+        x_0 = sample if s is None else self.process.predict_x_0(eps, sample, s, "epsilon")
+        return self.process.q_sample(x_0, eps, t)
+
+    def _move(self, t: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """t and the next timestep, each as a batch of one; None for the clean image."""
         index = int((self.timesteps == t).nonzero()[0, 0])
-        alpha_bar = torch.cumprod(1 - self.betas.double(), dim=0)
-        here = float(alpha_bar[t])
-        there = float(alpha_bar[self.timesteps[index + 1]]) if index + 1 < len(self.timesteps) else 1.0
-        return (here**0.5, (1 - here) ** 0.5), (there**0.5, (1 - there) ** 0.5)
+        following = self.timesteps[index + 1 : index + 2]
+        return self.timesteps[index : index + 1], following if len(following) else None
 
     def _x_0_and_eps(
-        self, output: torch.Tensor, x_t: torch.Tensor, signal: float, noise: float
+        self, output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        prediction_type = self.config["prediction_type"]
-        if prediction_type == "epsilon":
-            x_0 = (x_t - noise * output) / signal
-        elif prediction_type == "v_prediction":
-            x_0 = signal * x_t - noise * output
-        else:
-            x_0 = output
+        """The predicted x_0, clipped, and the eps that makes x_t of it, which differs from the predicted one then."""
+        x_0 = self.process.predict_x_0(output, x_t, t, self.config["prediction_type"])
         if self.config["thresholding"]:
             x_0 = self._threshold_sample(x_0)
         elif self.config["clip_sample"]:
             x_0 = x_0.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
-        return x_0, (x_t - signal * x_0) / max(noise, 1e-12)  # so that they still make x_t where x_0 was clipped
+        return x_0, self.process.predict_eps(x_0, x_t, t, "sample")
+
+
+def process_of(scheduler: Any) -> DiffusionProcess:
+    """The process of any of diffusers' schedulers."""
+    return scheduler.process if hasattr(scheduler, "process") else DiffusionProcess(scheduler.betas.double())
 
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -135,9 +135,8 @@ def variational_bound(
     if not bool((x_0.abs() <= 1).all()) or not torch.allclose(levels, levels.round(), rtol=0, atol=1e-2):
         raise ValueError(f"images are not of {NUM_LEVELS} levels, evenly from -1 to 1; round them before")
 
-    edges = torch.linspace(
-        1, T, count, dtype=torch.float64
-    )  # of count - 1 strata; whole numbers where every timestep is one of its own
+    # Of count - 1 strata; where each holds a single timestep, the edges are whole numbers.
+    edges = torch.linspace(1, T, count, dtype=torch.float64)
     generators = [generator_at(seed, "likelihood") for seed in seeds]
     offsets = torch.stack([torch.rand(count - 1, generator=generator, dtype=torch.float64) for generator in generators])
     drawn = (edges[:-1] + offsets * (edges[1:] - edges[:-1])).long().clamp(1, T - 1)

@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from PIL import Image
 
-from ddpm_hf.pipelines.archives import write_archive
+from ddpm_hf.pipelines.generation import write_archive
 
 
 def write_pngs(folder, count, size=8, channels=1):

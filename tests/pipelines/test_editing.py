@@ -8,8 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ddpm_hf.pipelines import DDPMPipeline
-from ddpm_hf.pipelines.editing import MIN_SIGNAL, slerp
-from ddpm_hf.pipelines.inpainting import repaint_moves
+from ddpm_hf.pipelines.editing import MIN_SIGNAL, repaint_moves, slerp
 from ddpm_hf.schedulers import DDPMScheduler
 
 MEAN, STD = 0.25, 0.2  # of the exact network's images

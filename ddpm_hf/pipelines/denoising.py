@@ -1,0 +1,234 @@
+"""What every way of sampling shares: checks of arguments, the loop over timesteps, and the network's prediction."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline as StockDDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from ddpm_hf.models import DDPMUNet
+from ddpm_hf.pipelines.images import Images, to_input
+from ddpm_hf.pipelines.samplers import make_sampler, process_of
+from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
+
+Generators = torch.Generator | list[torch.Generator] | None
+Labels = int | Sequence[int] | torch.Tensor | None
+Callback = Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+@dataclass
+class Intermediate:
+    """Where a sampling run was at one of its steps.
+
+    Attributes:
+        timestep: t.
+        x_t: what the network saw, (batch, channels, height, width), on the CPU.
+        x_0: the image that it predicted then, in the same form.
+    """
+
+    timestep: int | float  # between two of them in some samplers
+    x_t: torch.Tensor
+    x_0: torch.Tensor
+
+
+class DenoisingPipeline(StockDDPMPipeline):
+    """A network and a scheduler that denoise; `Editing` and `DDPMPipeline` add what a user calls.
+
+    Args:
+        unet: the network; a plain UNet2DModel becomes a DDPMUNet around the same parameters.
+        scheduler: any of diffusers'; a plain DDPMScheduler becomes ddpm_hf's.
+    """
+
+    unet: Any
+    scheduler: Any
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin) -> None:
+        super().__init__(_our_network(unet), _our_scheduler(scheduler))
+
+    def _denoise(
+        self,
+        x_t: torch.Tensor,
+        scheduler: Any,
+        *,
+        generator: Generators,
+        labels: torch.Tensor | None,
+        guidance_scale: float,
+        callback: Callback | None = None,
+        num_intermediates: int = 0,
+    ) -> tuple[torch.Tensor, list[Intermediate] | None]:
+        """Step x_t, as eq. 4 has it at the first of the scheduler's timesteps, down all of them.
+
+        Returns:
+            x_0, and the intermediates if any were asked for.
+        """
+        timesteps = scheduler.timesteps
+        # from variance 1, as in eq. 4, to the scale of the scheduler's own x_t
+        x_t = x_t / scheduler.scale_model_input(torch.ones(1, device=x_t.device), timesteps[0])
+        arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        shown = set(np.linspace(0, len(timesteps) - 1, num_intermediates).round().astype(int).tolist())
+        process = process_of(scheduler) if shown or callback is not None else None
+        intermediates = []
+        with self.sampling():
+            for index, t in enumerate(self.progress_bar(timesteps)):
+                x_in = scheduler.scale_model_input(x_t, t)
+                output = self._predict(x_in, t, labels, guidance_scale, scheduler)
+                step = scheduler.step(output, t, x_t, **arguments)
+                x_t = step.prev_sample
+                if process is None or (callback is None and index not in shown):
+                    continue
+                x_0 = _predicted_x_0(scheduler, process, step, x_in, output, t)
+                if index in shown:
+                    intermediates.append(Intermediate(t.item(), x_in.cpu(), x_0.cpu()))
+                if callback is not None:
+                    state = {"sample": x_t, "pred_original_sample": x_0}
+                    x_t = (callback(self, index, t, state) or state).get("sample", x_t)
+        return x_t, intermediates if num_intermediates else None
+
+    def _predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float, scheduler: Any
+    ) -> torch.Tensor:
+        """Run the network, with classifier-free guidance (Ho and Salimans, eq. 6) where guidance_scale is not 1."""
+        inputs = x_t.to(self.unet.dtype)
+        if labels is None:
+            output = self.unet(inputs, t).sample.float()
+        elif guidance_scale == 1:
+            output = self.unet(inputs, t, class_labels=labels).sample.float()
+        else:
+            none = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+            both = self.unet(torch.cat([inputs, inputs]), t, class_labels=torch.cat([labels, none])).sample.float()
+            with_label, without = both.chunk(2)
+            output = without + guidance_scale * (with_label - without)
+            output[:, x_t.shape[1] :] = with_label[:, x_t.shape[1] :]  # a learned variance is not guided
+        # Only ancestral sampling has a use for a learned variance.
+        takes_variance = isinstance(scheduler, StockDDPMScheduler) and scheduler.variance_type.startswith("learned")
+        return output if takes_variance else output[:, : x_t.shape[1]]
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Prepare the network for many passes without gradients; restore the mode of each of its modules afterwards.
+
+        It is in evaluation mode, and if it is ddpm_hf's, on a CPU, with weights laid out once for all (see
+        `DDPMUNet.prepacked`), which must not change meanwhile.
+        """
+        modes = [(module, module.training) for module in self.unet.modules()]
+        self.unet.eval()
+        try:
+            with getattr(type(self.unet), "prepacked", nullcontext)(self.unet):
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            self.maybe_free_model_hooks()
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError(
+                "the network's config has no sample_size; set one: unet.register_to_config(sample_size=32)"
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    def _input(self, images: Images) -> torch.Tensor:
+        channels, height, width = self._image_shape
+        return to_input(images, channels, (height, width)).to(self._execution_device)
+
+    def _noise(self, batch_size: int, generator: Generators) -> torch.Tensor:
+        return randn_tensor((batch_size, *self._image_shape), generator, self._execution_device, torch.float32)
+
+    def _sampler(self, name: str) -> Any:
+        return _our_scheduler(make_sampler(name, self.scheduler))
+
+    @staticmethod
+    def _check_batch(
+        batch_size: int | None, generator: Generators, seeds: Sequence[int] | None, class_labels: Labels
+    ) -> tuple[int, Generators]:
+        """The number of images that all arguments agree on, and their generators."""
+        if seeds is not None:
+            if generator is not None:
+                raise ValueError("both seeds and generator were given; give one of them")
+            generator = _generators(seeds)
+        given = generator if isinstance(generator, list) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in given):
+            raise ValueError(f"generator is {generator}; possible are a torch.Generator, a list of them, or seeds=[…]")
+        counts = {"generator" if seeds is None else "seeds": len(generator)} if isinstance(generator, list) else {}
+        if class_labels is not None and np.ndim(class_labels):
+            counts["class_labels"] = len(class_labels)  # type: ignore[arg-type]  # a row of them
+        if batch_size is None:
+            batch_size = next(iter(counts.values()), 1)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; possible is 1 or more")
+        for name, count in counts.items():
+            if count != batch_size:
+                raise ValueError(
+                    f"{count} {name} for {batch_size} images; give one for each image, or change batch_size"
+                )
+        return batch_size, generator
+
+    def _check_labels(self, class_labels: Labels, batch_size: int, guidance_scale: float) -> torch.Tensor | None:
+        """Labels as a tensor of one for each image."""
+        num_classes = self.unet.config.num_class_embeds
+        if class_labels is None:
+            if num_classes is not None:
+                raise ValueError(f"the model is class-conditional: give class_labels, each from 0 to {num_classes - 1}")
+            if guidance_scale != 1:
+                raise ValueError(f"guidance_scale is {guidance_scale}, but there are no class_labels; leave it at 1")
+            return None
+        if num_classes is None:
+            raise ValueError("class_labels were given, but the model is unconditional; leave them out")
+        labels = torch.as_tensor(class_labels, device=self._execution_device)
+        whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        if not whole or labels.ndim > 1 or not bool(((labels >= 0) & (labels < num_classes)).all()):
+            raise ValueError(f"class_labels are {labels.tolist()}; possible are 0 to {num_classes - 1}")
+        if labels.ndim == 1 and len(labels) != batch_size:
+            raise ValueError(f"{len(labels)} class_labels for {batch_size} images; give one for all or one for each")
+        if not np.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale}; possible is any finite number")
+        return labels.expand(batch_size)
+
+
+def _predicted_x_0(
+    scheduler: Any, process: DiffusionProcess, step: Any, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """The x_0 that a step of the scheduler rests on, clipped as the scheduler clips it."""
+    x_0 = getattr(step, "pred_original_sample", None)
+    # In units of sigma, which may be 20,000, the subtraction that gives x_0 has lost its digits.
+    in_sigmas = float(scheduler.init_noise_sigma) != 1
+    if x_0 is None or (in_sigmas and float(t).is_integer()):
+        prediction, timesteps = output[:, : x_t.shape[1]], torch.tensor([round(float(t))])
+        x_0 = process.predict_x_0(prediction, x_t, timesteps, scheduler.config.prediction_type)
+    clips = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
+    limit = scheduler.config.get("clip_sample_range", 1.0)
+    return x_0.clamp(-limit, limit) if clips else x_0
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    try:
+        return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+    except (TypeError, ValueError, RuntimeError):  # not a row, not a number, beyond 64 bits
+        raise ValueError(
+            f"seeds is {seeds}; possible is a list of whole numbers of 64 bits, one for each image"
+        ) from None
+
+
+def _our_network(unet: Any) -> Any:
+    """ddpm_hf's network around the parameters of a stock one, where it can express that."""
+    try:
+        return DDPMUNet.from_stock(unet) if type(unet) is UNet2DModel else unet
+    except ValueError:  # a stock network with blocks that DDPM's has not
+        return unet
+
+
+def _our_scheduler(scheduler: Any) -> Any:
+    """ddpm_hf's scheduler of the same config."""
+    return DDPMScheduler.from_config(scheduler.config) if type(scheduler) is StockDDPMScheduler else scheduler
