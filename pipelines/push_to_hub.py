@@ -2,8 +2,7 @@
 
     python pipelines/push_to_hub.py RUN_FOLDER --repo_id USER/NAME
 
-What is there already is not sent again, and without a difference there is no
-commit.
+Only files that differ are uploaded; without a difference there is no commit.
 """
 
 import argparse
@@ -14,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
@@ -24,25 +24,29 @@ def make_parser() -> argparse.ArgumentParser:
     default = {name: field.default for name, field in HubConfig.model_fields.items()}
     parser = cli.Parser(__doc__)
     parser.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output_dir of a run, finished or not")
-    where = parser.add_argument_group("where to; what is not given is as the run's configuration says")
-    where.add_argument("--repo_id", metavar="USER/NAME", help="repository, made if need be (hub.repo_id)")
+    where = parser.add_argument_group("destination; by default that of the run's configuration")
+    where.add_argument("--repo_id", metavar="USER/NAME", help="repository, made if it does not exist (hub.repo_id)")
     where.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="private from its first second; a public repository is refused then "
+        help="private from the start; a public repository is refused "
         f"(hub.private, by default {str(default['private']).lower()})",
     )
     where.add_argument(
-        "--revision", metavar="BRANCH", help=f"made if need be (hub.revision, by default {default['revision']})"
+        "--revision",
+        metavar="BRANCH",
+        help=f"made if it does not exist (hub.revision, by default {default['revision']})",
     )
-    what = parser.add_argument_group("what goes along")
+    what = parser.add_argument_group("content")
     what.add_argument(
         "--license",
         metavar="ID",
         help="in the Hub's spelling, such as apache-2.0 (hub.license; by default the card says unknown)",
     )
-    what.add_argument("--checkpoints", action="store_true", help="the newest checkpoint with all training state, too")
-    what.add_argument("--space", metavar="USER/NAME", help="a demo of the model as this Space, too")
+    what.add_argument(
+        "--checkpoints", action="store_true", help="push the newest checkpoint and its training state, too"
+    )
+    what.add_argument("--space", metavar="USER/NAME", help="publish a demo of the model as this Space, too")
     return parser
 
 
@@ -73,7 +77,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.space:
         _publish_space(arguments.space, settings, client)
     if not settings.license:
-        print("What is its license? Until --license says it, the model card says what it said, or unknown.")
+        print("No --license is given: the model card keeps its license, or says unknown.")
 
 
 def _publish_space(space: str, settings: HubConfig, client: Any) -> None:
@@ -85,13 +89,13 @@ def _publish_space(space: str, settings: HubConfig, client: Any) -> None:
     changed = f"{result.num_changed} files changed" if result.num_changed else "nothing to do, it is up to date"
     print(f"space: {changed}: {result.url}")
     if settings.private:
-        print(f"Where {model} is private, the Space's settings need a secret HF_TOKEN with the right to read it.")
+        print(f"If {model} is private, add a secret HF_TOKEN that may read it in the Space's settings.")
 
 
 def _settings(arguments: argparse.Namespace) -> HubConfig:
-    """The hub section of the run, with what the command line says instead."""
+    """The hub section of the run's configuration, overridden by the command line."""
     try:
-        config = yaml.safe_load((arguments.run_folder / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(RunFolder(arguments.run_folder).config.read_text(encoding="utf-8"))
         section = dict(config.get("hub") or {})
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         section = {}

@@ -1,9 +1,11 @@
 """What a person names as a model, and what they are told where it is none."""
 
 import pytest
+import torch
 
-from ddpm_hf.checkpoints.find import find_folder, run_of
+from ddpm_hf.checkpoints.find import find_folder, load_pipeline, newest_pipeline, run_of, weights_hash
 from ddpm_hf.checkpoints.format import INDEX
+from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.runtime.errors import UserError
 
 
@@ -43,3 +45,29 @@ def test_the_run_of_a_file(runs):
     assert run_of("runs/digits", "digits.yaml") == "runs/digits"
     with pytest.raises(UserError, match=r"the run of mnist\.yaml has not begun, there is no folder runs/mnist"):
         run_of("runs/mnist", "mnist.yaml")
+
+
+def test_a_run_is_its_finished_pipeline_or_its_newest_complete_checkpoint(run, tmp_path):
+    assert newest_pipeline(run) == run
+    (run / INDEX).unlink()
+    assert newest_pipeline(run) == run / "checkpoints" / "step-6"
+    (run / "checkpoints" / "step-6" / "unet" / "config.json").write_text("{}")
+    assert newest_pipeline(run) == run / "checkpoints" / "step-4"
+    assert newest_pipeline(tmp_path) is None
+
+
+def test_a_run_is_loaded_by_its_folder(run):
+    pipeline = load_pipeline(run)
+    assert type(pipeline) is DDPMPipeline
+    assert weights_hash(pipeline.unet) == weights_hash(DDPMPipeline.from_pretrained(run).unet)
+    (run / "unet" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_pipeline(run)
+
+
+def test_the_hash_of_weights_depends_on_names_and_values():
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert weights_hash(first) != weights_hash(second)
+    second.load_state_dict(first.state_dict())
+    assert weights_hash(first) == weights_hash(second) == weights_hash(first.to(memory_format=torch.preserve_format))
+    assert weights_hash(first) != weights_hash(torch.nn.Sequential(first))

@@ -47,7 +47,7 @@ def push(environment, tmp_path):
 def test_the_program_pushes_once_and_then_finds_nothing_to_do(hub, push, run):
     first = push(run, "--repo_id", "ada/other", "--checkpoints", "--license", "mit")
     assert first.returncode == 0, first.stderr
-    assert "pipeline: 10 files changed: " in first.stdout
+    assert "pipeline: 9 files changed: " in first.stdout
     assert "checkpoint: 9 files changed: " in first.stdout
     second = push(run, "--repo_id", "ada/other", "--checkpoints", "--license", "mit")
     assert second.returncode == 0, second.stderr
@@ -61,7 +61,7 @@ def test_the_program_pushes_once_and_then_finds_nothing_to_do(hub, push, run):
 @pytest.mark.parametrize(
     ("arguments", "variables", "words"),
     [
-        (["{run}"], {"HF_TOKEN": ""}, "there is no token"),
+        (["{run}", "--repo_id", "ada/x"], {"HF_TOKEN": ""}, "there is no token"),
         (["nowhere", "--repo_id", "ada/x"], {}, "there is no folder nowhere"),
         (["{run}/unet"], {}, "--repo_id: not given"),
         (["{run}", "--repo_id", "bob/x"], {}, "may not write"),

@@ -4,12 +4,14 @@ import re
 from dataclasses import replace
 
 import pytest
+from huggingface_hub import lfs
 
+from ddpm_hf.checkpoints import format
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import split_card
 from ddpm_hf.hub.export import pipeline_package
-from ddpm_hf.hub.share import push_run
+from ddpm_hf.hub.share import push_newest_checkpoint, push_run
 
 SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
 
@@ -101,6 +103,28 @@ def test_a_second_push_of_a_run_changes_nothing(hub, client, run, transfer):
     assert first.num_changed == 9
     assert (second.num_changed, second.commit) == (0, first.commit)
     assert not hub.requests("unknown")
+
+
+def test_weights_are_hashed_once(hub, client, run, monkeypatch):
+    """Those of a checkpoint when it is verified, those of a finished run when they are compared with the Hub's."""
+    hashed = []
+    verify, compare = format.sha256, lfs.sha_fileobj
+
+    def verified(content):
+        hashed.append(str(content))
+        return verify(content)
+
+    def compared(file, *rest):
+        hashed.append(str(file.name))
+        return compare(file, *rest)
+
+    monkeypatch.setattr(format, "sha256", verified)
+    monkeypatch.setattr(lfs, "sha_fileobj", compared)
+    push_run(run, SETTINGS, client)
+    push_newest_checkpoint(run, SETTINGS, client)
+    weights = sorted(name for name in hashed if name.endswith(".safetensors"))
+    names = [path.relative_to(run).as_posix() for path in (run / "checkpoints" / "step-6").rglob("*.safetensors")]
+    assert weights == sorted(str(run / name) for name in ["unet/diffusion_pytorch_model.safetensors", *names])
 
 
 def test_what_people_wrote_on_the_hub_outlives_the_next_push(hub, client, run):
