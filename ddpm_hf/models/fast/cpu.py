@@ -33,8 +33,10 @@ class FastNormSiLU(NormSiLU):
     """`NormSiLU` that keeps x alone for the backward pass, instead of x and the normalised x."""
 
     def forward(self, input: Map) -> Map:
-        if not (torch.is_grad_enabled() and runs_eagerly_on_cpu(input)):
+        if not runs_eagerly_on_cpu(input):
             return super().forward(input)
+        if not torch.is_grad_enabled():
+            return F.silu(nn.GroupNorm.forward(self, input), inplace=True)
         return _NormSiLU.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
 
