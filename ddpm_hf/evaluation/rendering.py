@@ -111,7 +111,7 @@ def metric_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Column names and rows: the metrics of samples beside those of real images at the same count."""
     all_samples, matched = report.sampling.n_samples, report.num_matched
     header = ["metric", f"samples (n = {all_samples:,})"]
-    header += [] if matched is None else [f"samples (n = {matched:,})"]
+    header += [] if matched is None else [f"samples (n = {matched:,}), matched"]
     rows = []
     for each in report.metrics.values():
         cells = [each.name, str(each)] + ([] if matched is None else [_cell(each.matched)])
