@@ -46,7 +46,7 @@ def templates() -> set[str]:
             if isinstance(node, ast.JoinedStr):
                 found.add("".join(each.value if isinstance(each, ast.Constant) else "…" for each in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(re.sub(r"%(?:s|d|\.\d+f)", "…", node.value))
+                found.add(re.sub(r"%(?:s|d|g|\.\d+f)", "…", node.value))
     return found
 
 
