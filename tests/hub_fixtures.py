@@ -92,8 +92,8 @@ def run_python(environment: dict[str, str], tmp_path: Path) -> Callable[..., sub
 
 RUN = """
 seed: 3
-model_config: {time_steps: 20, beta_schedule: cosine, image_size: 8, image_channels: 1, hidden_channels: 4, channel_multipliers: [1, 1],
-  attention_levels: [], norm_groups: 2}
+model_config: {time_steps: 20, beta_schedule: cosine, image_size: 8, image_channels: 1, hidden_channels: 4,
+  channel_multipliers: [1, 1], attention_levels: [], norm_groups: 2}
 training: {num_steps: 6, batch_size: 8, learning_rate: 1e-3, mixed_precision: "no", checkpoint_every: 2,
   checkpoints_to_keep: 2, preview_every: 4, num_preview_images: 1}
 benchmark: {n_samples: 70, batch_size: 70, features: digits, save_samples: false, allow_few_samples: true,
