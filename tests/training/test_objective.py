@@ -159,7 +159,7 @@ import sys
 from ddpm_hf.config import load_config
 from ddpm_hf.training.trainer import Trainer
 Trainer(load_config({str(tiny_yaml)!r}, ["output_dir={tmp_path / "run"}", "training.num_steps=1"])).train()
-unused = ("losses.adversarial", "losses.perceptual", "losses.digits")
+unused = ("losses.adversarial", "losses.perceptual")
 assert not [name for name in unused if f"ddpm_hf.{{name}}" in sys.modules]
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
