@@ -71,9 +71,8 @@ def main(arguments: argparse.Namespace) -> None:
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            result = push(arguments.run_folder, settings, client, show)
-        changed = f"{result.num_changed} files changed" if result.num_changed else "nothing to do, it is up to date"
-        print(f"{name}: {changed}: {result.url}")
+            pushed = push(arguments.run_folder, settings, client, show)
+        print(f"{name}: {pushed}")
     if arguments.space:
         _publish_space(arguments.space, settings, client)
     if not settings.license:
@@ -85,9 +84,7 @@ def _publish_space(space: str, settings: HubConfig, client: Any) -> None:
     from ddpm_hf.hub.space import push_space
 
     model = full_repo_id(client, settings.repo_id or "")
-    result = push_space(full_repo_id(client, space), model, settings.license, settings.private)
-    changed = f"{result.num_changed} files changed" if result.num_changed else "nothing to do, it is up to date"
-    print(f"space: {changed}: {result.url}")
+    print(f"space: {push_space(full_repo_id(client, space), model, settings.license, settings.private)}")
     if settings.private:
         print(f"If {model} is private, add a secret HF_TOKEN that may read it in the Space's settings.")
 

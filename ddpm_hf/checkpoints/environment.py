@@ -4,7 +4,6 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,15 +31,6 @@ def record_environment(run: Path, num_processes: int = 1, mixed_precision: str =
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
     write_text_atomic(RunFolder(run).environment, json.dumps(environment, indent=2) + "\n")
-
-
-def read_environment(run: Path) -> dict[str, Any]:
-    """Read environment.json of a run folder; empty if there is none."""
-    try:
-        environment = json.loads(RunFolder(run).environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return environment if isinstance(environment, dict) else {}
 
 
 def _processor() -> str:

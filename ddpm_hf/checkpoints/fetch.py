@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils.sha import git_hash
 
-from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, tensor_shapes
-from ddpm_hf.checkpoints.hashes import content_hash
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, sha256, tensor_shapes
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline, remember_commit
 
@@ -94,14 +95,12 @@ def fetch_checkpoint(address: str, client: HubClient | None = None) -> Path:
         HubUnreachableError: if the Hub did not answer and the cache does not hold the checkpoint.
     """
     client, parsed = client or HubClient(), HubAddress.parse(address)
-    revisions = [parsed.revision] if parsed.revision else ["main", CHECKPOINT_BRANCH]
-    for revision in revisions:
+    for revision in [parsed.revision] if parsed.revision else ["main", CHECKPOINT_BRANCH]:
         try:
             return _fetch(HubAddress(parsed.repo_id, revision), client, CHECKPOINT_PATTERNS, _check_checkpoint)
         except UserError as error:
-            if revision == revisions[-1]:
-                raise UserError(f"--resume {address}: {error}") from None
-    raise AssertionError
+            reason = error
+    raise UserError(f"--resume {address}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -124,12 +123,14 @@ class Head:
 
 
 def read_head(client: HubClient, repo_id: str, revision: str | None = None, repo_type: str = "model") -> Head:
-    """Ask the Hub for the head of a branch; the caller retries.
+    """Ask the Hub for the head of a branch.
 
     Raises:
-        UserError: if the name of a file leads out of the repository.
+        UserError: if there is no such repository or branch, or the name of a file leads out of the repository.
+        HubUnreachableError: if the Hub did not answer.
     """
-    info: Any = client.api.repo_info(repo_id, revision=revision, repo_type=repo_type, files_metadata=True)
+    ask = partial(client.api.repo_info, repo_id, revision=revision, repo_type=repo_type, files_metadata=True)
+    info: Any = client.call(f"listing {repo_id}", ask, repo_id)
     for name in (file.rfilename for file in info.siblings):
         parts = name.replace("\\", "/").split("/")
         if "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts) or name[1:2] == ":":
@@ -192,9 +193,7 @@ def _fetch(address: HubAddress, client: HubClient, patterns: tuple[str, ...], ch
     if is_offline():
         return _find_cached(address, patterns, check, "HF_HUB_OFFLINE is set")
     try:
-        head = client.call(
-            f"listing {address}", lambda: read_head(client, address.repo_id, address.revision), address.repo_id
-        )
+        head = read_head(client, address.repo_id, address.revision)
     except HubUnreachableError as error:
         logger.warning("%s: looking for %s in the cache", error, address)
         return _find_cached(address, patterns, check, "the Hub cannot be reached")
@@ -236,11 +235,12 @@ def _find_cached(address: HubAddress, patterns: tuple[str, ...], check: Check, r
 
 
 def _find_damaged(folder: Path, hashes: Mapping[str, str]) -> list[str]:
-    """The files that are missing or do not have the hash that is given by their path."""
+    """The files that are missing or do not have the given hash: SHA-256 of a large file, git's of a small one."""
     return [
         name
         for name, expected in sorted(hashes.items())
-        if not (folder / name).is_file() or content_hash(folder / name, expected) != expected
+        if not (file := folder / name).is_file()
+        or (sha256(file) if len(expected) == 64 else git_hash(file.read_bytes())) != expected
     ]
 
 

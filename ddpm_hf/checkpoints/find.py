@@ -16,9 +16,22 @@ if TYPE_CHECKING:
 ALLOWED = "a run folder, a saved pipeline, or an id on the Hub (user/name[@REV])"
 
 
-def newest_pipeline(folder: Path) -> Path | None:
-    """The saved pipeline in a folder, or else the newest complete checkpoint of the run in it; None without either."""
-    return folder if (folder / INDEX).is_file() else find_latest(RunFolder(folder).checkpoints)
+def newest_pipeline(folder: Path, option: str = "--model") -> Path:
+    """The saved pipeline in a folder, or else the newest complete checkpoint of the run in it.
+
+    Args:
+        folder: of a saved pipeline or a run.
+        option: the option that named it, for the message.
+
+    Raises:
+        UserError: if there is neither, naming the run folders in it.
+    """
+    pipeline = folder if (folder / INDEX).is_file() else find_latest(RunFolder(folder).checkpoints)
+    if pipeline is None:
+        content = f"holds neither a pipeline ({INDEX}) nor a complete checkpoint of a run"
+        hint = f"; run folders in it: {', '.join(runs)}" if (runs := _runs(folder)) else ""
+        raise UserError(f"{option}: {folder} {content if folder.is_dir() else 'does not exist'}{hint}")
+    return pipeline
 
 
 def find_folder(model: str | Path) -> Path | None:
@@ -33,13 +46,7 @@ def find_folder(model: str | Path) -> Path | None:
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        pipeline = newest_pipeline(path)
-        if pipeline is None:
-            hint = f"; run folders in it: {', '.join(_runs(path))}" if _runs(path) else ""
-            raise UserError(
-                f"--model: {path} holds neither a pipeline ({INDEX}) nor a complete checkpoint of a run{hint}"
-            )
-        return pipeline
+        return newest_pipeline(path)
     if path.exists():
         raise UserError(f"--model: {path} is a file; allowed: {ALLOWED}")
     if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:

@@ -4,6 +4,7 @@ A checkpoint is staged in a temporary folder, hashed, synced to disk and renamed
 complete. A folder that was damaged later no longer matches its manifest, and is skipped.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -15,7 +16,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ddpm_hf.checkpoints.hashes import Content, sha256, size_of
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import fsync
 
@@ -38,6 +38,9 @@ STATE_FILES = (NETWORK, OPTIMIZER, TIMESTEP_SAMPLER, DISCRIMINATOR, DISCRIMINATO
 
 MANIFEST = "manifest.json"
 """The size and SHA-256 of every other file of a checkpoint."""
+
+Content = Path | bytes
+"""A file on disk, or the bytes of one."""
 
 RENAMED = {"owed": "pending", "num_parts": "num_accumulation_steps"}
 """Keys of progress.json that the first version wrote, and the fields that they are now."""
@@ -130,6 +133,22 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
         if old not in kept:
             _remove(old)
     return final
+
+
+def sha256(content: Content) -> str:
+    """SHA-256 in hex."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with content.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def size_of(content: Content) -> int:
+    """Number of bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def make_manifest(files: Mapping[str, Content], known: Mapping[str, str] | None = None) -> str:

@@ -9,13 +9,12 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from ddpm_hf.checkpoints.fetch import HubAddress, download, read_head
-from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
+from ddpm_hf.checkpoints.find import load_pipeline, newest_pipeline, weights_hash
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.visitor_input import Limits
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import make_card, split_card
-from ddpm_hf.hub.export import find_pipeline
 from ddpm_hf.hub.model_info import gather_model_info
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.images import PIL_MODES
@@ -139,7 +138,7 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
         if not model.card:  # the one that a push would write
             repo_id = str(folder) if folder.name else folder.resolve().name
             names = [name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()]
-            info = gather_model_info(folder, find_pipeline(folder), repo_id, "main", names, None)
+            info = gather_model_info(folder, newest_pipeline(folder), repo_id, names)
             model.card = plain_card(make_card(info))
     elif not is_offline():
         try:
@@ -153,9 +152,7 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
 def _download_files(address: HubAddress, cache: Path) -> Path:
     """Download card, report and picture of a repository, those of a reasonable size."""
     client = HubClient()
-    head = client.call(
-        f"listing {address}", lambda: read_head(client, address.repo_id, address.revision), address.repo_id
-    )
+    head = read_head(client, address.repo_id, address.revision)
     wanted = [name for name in (CARD, METRICS, PICTURE) if 0 < head.sizes.get(name, 0) <= MAX_FILE_BYTES]
     return download(client, head, wanted, cache) if wanted else cache
 

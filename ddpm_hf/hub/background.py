@@ -16,9 +16,15 @@ from typing import Literal
 from tqdm import tqdm
 
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.export import checkpoint_package, pipeline_package
-from ddpm_hf.hub.share import check_access, checkpoint_destination, destinations, pipeline_destination, push_command
-from ddpm_hf.hub.upload import prepare, push
+from ddpm_hf.hub.share import (
+    UNREACHABLE_AT_START,
+    check_access,
+    destinations,
+    push_checkpoint,
+    push_command,
+    push_pipeline,
+)
+from ddpm_hf.hub.upload import prepare
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 
@@ -95,7 +101,7 @@ class HubUploader:
             for destination in destinations(self._client, self.settings):
                 prepare(self._client, destination)
         except HubUnreachableError as error:
-            logger.warning("%s: the run starts nevertheless and pushes once the Hub is back", error)
+            logger.warning(UNREACHABLE_AT_START, error)
         if not self.settings.license:
             logger.warning("hub.license is not given: the model card will say unknown; set it, such as apache-2.0")
         shutil.rmtree(self.run / STAGING, ignore_errors=True)
@@ -145,23 +151,27 @@ class HubUploader:
                 with self._changed:
                     self._changed.wait(min(0.2, max(deadline - time.monotonic(), 0)))
             bar.n = self._done_bytes
-        unfinished = self._close()
-        if not unfinished:
-            if self._last_url:
-                print(f"on the Hub: {self._last_url}")
-            return True
-        reasons = "; ".join(dict.fromkeys(self._errors.values())) or "the time limit was reached"
-        command = push_command(self.run, self.settings, checkpoints="checkpoint" in unfinished)
-        print(f"not everything is on the Hub ({reasons}); it is in {self.run}/, push it later with:\n  {command}")
-        return False
+        with self._changed:
+            self._closed, self._thread = True, None  # an upload in flight ends with the process
+            unfinished = {*self._waiting, *self._errors, *([self._in_flight.kind] if self._in_flight else [])}
+            self._changed.notify_all()
+        if unfinished:
+            reasons = "; ".join(dict.fromkeys(self._errors.values())) or "the time limit was reached"
+            command = push_command(self.run, self.settings, checkpoints="checkpoint" in unfinished)
+            print(f"not everything is on the Hub ({reasons}); it is in {self.run}/, push it later with:\n  {command}")
+            return False
+        shutil.rmtree(self.run / STAGING, ignore_errors=True)
+        if self._last_url:
+            print(f"on the Hub: {self._last_url}")
+        return True
 
     # called by the training
 
     def _stage(self, checkpoint: Path, kind: Kind) -> Path:
         """Hold a checkpoint by hard links, since it may be pruned while it waits."""
         staged = self.run / STAGING / f"{kind}-{checkpoint.name}"
+        shutil.rmtree(staged, ignore_errors=True)
         try:
-            shutil.rmtree(staged, ignore_errors=True)
             shutil.copytree(checkpoint, staged, copy_function=os.link)
         except (OSError, shutil.Error):  # without hard links it is uploaded if it is not pruned before
             shutil.rmtree(staged, ignore_errors=True)
@@ -180,17 +190,6 @@ class HubUploader:
         with self._changed:
             return bool(self._waiting) or self._in_flight is not None
 
-    def _close(self) -> set[Kind]:
-        """Accept no more uploads; returns the kinds that are unfinished. One in flight ends with the process."""
-        with self._changed:
-            self._closed = True
-            unfinished = {*self._waiting, *self._errors, *([self._in_flight.kind] if self._in_flight else [])}
-            self._changed.notify_all()
-        self._thread = None
-        if not unfinished:
-            shutil.rmtree(self.run / STAGING, ignore_errors=True)
-        return unfinished
-
     # called by the thread
 
     def _work(self) -> None:
@@ -201,7 +200,11 @@ class HubUploader:
             except Stopped:  # for a newer upload, or at the end of the run
                 pass
             except Exception as error:
-                self._record_error(upload, str(error) or type(error).__name__)
+                text = str(error) or type(error).__name__
+                if self._errors.get(upload.kind) != text:
+                    name = "the finished pipeline" if upload.step is None else f"step {upload.step:,}"
+                    logger.warning("the upload of %s failed; training is not affected: %s", name, text)
+                self._errors[upload.kind] = text
             with self._changed:
                 self._in_flight = None
                 self._changed.notify_all()
@@ -217,28 +220,16 @@ class HubUploader:
             return self._in_flight
 
     def _push(self, upload: _Upload) -> None:
-        client, settings = self._background_client, self.settings
+        destination = (self.settings, self._background_client, self._show_progress)
         if upload.kind == "checkpoint":
-            destination = checkpoint_destination(client, settings)
-            package = checkpoint_package(upload.folder)
+            pushed = push_checkpoint(upload.folder, *destination)
         else:
-            destination = pipeline_destination(client, settings)
-            package = pipeline_package(self.run, settings, destination.repo_id, upload.folder)
-        self._all_bytes = package.num_bytes
-        pushed = push(client, destination, package, self._show_progress)
-        if upload.kind == "pipeline":
+            pushed = push_pipeline(self.run, upload.folder, *destination)
             self._last_url = pushed.url
-        changed = f"{pushed.num_changed} files changed" if pushed.num_changed else "up to date"
-        logger.info("%s: %s", destination, changed)
+        logger.info("%s: %s", upload.kind, pushed)
 
-    def _show_progress(self, num_bytes: int) -> None:
-        self._done_bytes = num_bytes
-
-    def _record_error(self, upload: _Upload, text: str) -> None:
-        if self._errors.get(upload.kind) != text:
-            what = "the finished pipeline" if upload.step is None else f"step {upload.step:,}"
-            logger.warning("the upload of %s failed; training is not affected: %s", what, text)
-        self._errors[upload.kind] = text
+    def _show_progress(self, num_bytes: int, total: int) -> None:
+        self._done_bytes, self._all_bytes = num_bytes, total
 
     def _pause(self, seconds: float) -> None:
         """Pause between two attempts; stop the upload if a newer one waits or the run has ended."""

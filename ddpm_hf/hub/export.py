@@ -2,11 +2,11 @@
 
 import json
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from ddpm_hf.checkpoints.find import newest_pipeline
 from ddpm_hf.checkpoints.format import (
     INDEX,
     MANIFEST,
@@ -17,16 +17,16 @@ from ddpm_hf.checkpoints.format import (
     UNET,
     UNET_CONFIG,
     WEIGHTS,
+    Content,
     make_manifest,
     read_manifest,
 )
-from ddpm_hf.checkpoints.hashes import Content
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.card import make_card
 from ddpm_hf.hub.model_info import CONFIG, gather_model_info, read_config
-from ddpm_hf.hub.sanitize import refuse_tokens, sanitize, sanitize_config
-from ddpm_hf.hub.upload import CARD, Package
+from ddpm_hf.hub.sanitize import sanitize, sanitize_config
+from ddpm_hf.hub.upload import Package
 from ddpm_hf.runtime.errors import UserError
 
 NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)
@@ -34,19 +34,18 @@ SHARDS = f"{UNET}/{WEIGHTS}.safetensors.index.json"
 """The files of a saved pipeline; SHARDS is there if the weights are in several files."""
 
 
-def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Path | None = None) -> Package:
+def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Path) -> Package:
     """The files that a user of the model needs, and its card.
 
     Args:
         run: the run folder.
         settings: what to include, branch and license.
         repo_id: user/name, for the card.
-        pipeline: a checkpoint instead of the finished pipeline.
+        pipeline: the run folder if it holds the finished pipeline, or one of its checkpoints.
 
     Raises:
         UserError: if there is no pipeline, or a file holds a token.
     """
-    pipeline = pipeline or run
     folder, is_finished = RunFolder(run), pipeline == run
     files = _pipeline_files(pipeline)
     if "samples" in settings.include:
@@ -55,16 +54,9 @@ def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Pat
         files[CONFIG] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
     if "metrics" in settings.include and is_finished and folder.report.is_file():
         files[folder.report.name] = _sanitized_json(folder.report)
-    refuse_tokens(files.items())
-    info = gather_model_info(run, pipeline, repo_id, settings.revision, files, settings.license)
-
-    def make(old: str | None) -> str:
-        card = make_card(info, old)
-        refuse_tokens([(CARD, card.encode())])
-        return card
-
+    info = gather_model_info(run, pipeline, repo_id, files, settings.revision, settings.license)
     message = "Upload the pipeline" if is_finished else f"Upload the pipeline after {info.step:,} updates"
-    return Package(files, message, make, is_ours=_is_weights, hashes=_known_hashes(pipeline, files))
+    return Package(files, message, partial(make_card, info), _is_weights, _known_hashes(pipeline, files))
 
 
 def checkpoint_package(checkpoint: Path) -> Package:
@@ -84,26 +76,8 @@ def checkpoint_package(checkpoint: Path) -> Package:
     files[path] = json.dumps(progress, indent=2).encode()
     hashes = _known_hashes(checkpoint, files)
     files[MANIFEST] = make_manifest(files, hashes).encode()
-    refuse_tokens(files.items())
     message = f"Checkpoint after {progress['step']:,} updates"
     return Package(files, message, is_ours=lambda path: _is_weights(path) or path in state, hashes=hashes)
-
-
-def find_pipeline(run: Path) -> Path:
-    """The finished pipeline of a run folder, or else its newest complete checkpoint.
-
-    Raises:
-        UserError: if it has neither.
-    """
-    if not run.is_dir():
-        raise UserError(f"RUN_FOLDER: {run} does not exist; give the output_dir of a run")
-    pipeline = newest_pipeline(run)
-    if pipeline is None:
-        raise UserError(
-            f"RUN_FOLDER: {run} holds neither a pipeline ({INDEX}) nor a complete checkpoint; "
-            "give the output_dir of a run"
-        )
-    return pipeline
 
 
 def _pipeline_files(folder: Path) -> dict[str, Content]:

@@ -3,15 +3,14 @@
 import json
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ddpm_hf.checkpoints.environment import read_environment
-from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, WEIGHTS, Progress, tensor_shapes
+from ddpm_hf.checkpoints.format import PROGRESS, SCHEDULER_CONFIG, STATE, UNET, UNET_CONFIG, WEIGHTS, tensor_shapes
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
@@ -92,7 +91,12 @@ class ModelInfo:
 
 
 def gather_model_info(
-    run: Path, pipeline: Path, repo_id: str, revision: str, files: Collection[str], license: str | None
+    run: Path,
+    pipeline: Path,
+    repo_id: str,
+    files: Collection[str],
+    revision: str = "main",
+    license: str | None = None,
 ) -> ModelInfo:
     """Read everything that a card says of a model.
 
@@ -100,22 +104,22 @@ def gather_model_info(
         run: the run folder.
         pipeline: the saved pipeline: the run folder itself, or one of its checkpoints.
         repo_id: repository that the model is pushed to.
-        revision: branch there.
         files: names of the files that are pushed; the report is read only if metrics.json is one of them.
+        revision: branch there.
         license: in the Hub's spelling.
     """
     folder, is_finished = RunFolder(run), pipeline == run
-    step, seconds = _read_last_line(folder.metrics) if is_finished else _read_progress(pipeline)
+    position = _read(folder.metrics, _last_line) if is_finished else _read(pipeline / STATE / PROGRESS)
     return ModelInfo(
         repo_id=repo_id,
         revision=revision,
         config=read_config(run),
-        network=_read_json(pipeline / UNET_CONFIG),
-        scheduler=_read_json(pipeline / SCHEDULER_CONFIG),
+        network=sanitize(_read(pipeline / UNET_CONFIG)),
+        scheduler=sanitize(_read(pipeline / SCHEDULER_CONFIG)),
         num_parameters=_count_parameters(pipeline / UNET),
-        step=step,
-        seconds=seconds,
-        environment=read_environment(run),
+        step=position.get("step"),
+        seconds=position.get("seconds"),
+        environment=_read(folder.environment),
         report=_read_report(folder.report) if folder.report.name in files else None,
         files=frozenset(files),
         license=license,
@@ -125,11 +129,21 @@ def gather_model_info(
 
 def read_config(run: Path) -> dict[str, Any]:
     """The sanitized configuration of a run; empty if there is none."""
+    config = _read(RunFolder(run).config, yaml.safe_load)
+    return sanitize_config(config) if config else {}
+
+
+def _read(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """The mapping in a file; empty if it cannot be read."""
     try:
-        config = yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8"))
+        found = parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return sanitize_config(config) if isinstance(config, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _last_line(text: str) -> Any:
+    return json.loads(text.rstrip().rpartition("\n")[2])
 
 
 def _count_parameters(unet: Path) -> int:
@@ -138,33 +152,9 @@ def _count_parameters(unet: Path) -> int:
     return sum(math.prod(shape) for file in files for shape in tensor_shapes(file).values())
 
 
-def _read_progress(checkpoint: Path) -> tuple[int | None, float | None]:
-    try:
-        progress = Progress.read(checkpoint)
-    except UserError:  # a pipeline without training state
-        return None, None
-    return progress.step, progress.seconds
-
-
-def _read_last_line(metrics: Path) -> tuple[int | None, float | None]:
-    try:
-        line = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
-        return line.get("step"), line.get("seconds")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None, None
-
-
 def _read_report(file: Path) -> Report | None:
     try:
         return Report.read(file)
     except UserError as error:
         logger.warning("the model card will name no results: %s", error)
         return None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return sanitize(found) if isinstance(found, dict) else {}

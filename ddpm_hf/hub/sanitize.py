@@ -1,13 +1,13 @@
 """Remove what belongs to one machine or person from files that are pushed: paths, user names, tokens."""
 
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
 
-from ddpm_hf.checkpoints.hashes import Content
+from ddpm_hf.checkpoints.format import Content
 from ddpm_hf.runtime.errors import UserError
 
 PATH = re.compile(r"(?<![\w.:/\\-])(?:file://)?(?:~[\w-]*|[A-Za-z]:)?[/\\][\w.~+-][^\s\"'<>|;,()]*")
@@ -34,14 +34,14 @@ def sanitize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**sanitize(dict(config)), "output_dir": None}
 
 
-def refuse_tokens(files: Iterable[tuple[str, Content]]) -> None:
+def refuse_tokens(files: Mapping[str, Content]) -> None:
     """Raise if a text that is to be pushed holds a token.
 
     Raises:
         UserError: naming the file, but not the token.
     """
     own = get_token()
-    for path, content in files:
+    for path, content in files.items():
         if path.endswith(TEXT_SUFFIXES):
             text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
             if TOKEN.search(text) or (own and own in text):
@@ -54,9 +54,4 @@ def _without_paths(text: str) -> str:
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(re.escape(home) + r"(?=[/\\]|$)", "~", text)
-    return PATH.sub(lambda match: _last_part(match[0]), text)
-
-
-def _last_part(path: str) -> str:
-    kind = PureWindowsPath if re.match(r"[A-Za-z]:|\\", path) else PurePosixPath
-    return kind(path).name
+    return PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\"))[-1], text)

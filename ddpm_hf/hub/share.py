@@ -2,24 +2,21 @@
 
 import logging
 import shlex
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub.errors import RepositoryNotFoundError
-
+from ddpm_hf.checkpoints.find import newest_pipeline
 from ddpm_hf.checkpoints.format import find_latest
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
-from ddpm_hf.hub.upload import Destination, Pushed, push
+from ddpm_hf.hub.export import checkpoint_package, pipeline_package
+from ddpm_hf.hub.upload import Destination, OnProgress, Pushed, check_privacy, push
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
 
 logger = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int], object]
-"""Called with the number of bytes done and that of all files."""
+UNREACHABLE_AT_START = "%s: the run starts nevertheless and pushes once the Hub is back"
 
 
 def push_run(
@@ -43,10 +40,7 @@ def push_run(
         UserError: if the folder, the token or the repository cannot be used.
         HubUnreachableError: if the Hub did not answer.
     """
-    client, pipeline = client or HubClient(), find_pipeline(run)
-    destination = pipeline_destination(client, settings)
-    package = pipeline_package(run, settings, destination.repo_id, pipeline)
-    return push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
+    return push_pipeline(run, newest_pipeline(run, "RUN_FOLDER"), settings, client or HubClient(), on_progress)
 
 
 def push_newest_checkpoint(
@@ -70,12 +64,22 @@ def push_newest_checkpoint(
         UserError: if there is no complete checkpoint, or the token or the repository cannot be used.
         HubUnreachableError: if the Hub did not answer.
     """
-    client, checkpoint = client or HubClient(), find_latest(RunFolder(run).checkpoints)
+    checkpoint = find_latest(RunFolder(run).checkpoints)
     if checkpoint is None:
         raise UserError(f"RUN_FOLDER: {run} holds no complete checkpoint; leave --checkpoints out")
-    package = checkpoint_package(checkpoint)
-    destination = checkpoint_destination(client, settings)
-    return push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
+    return push_checkpoint(checkpoint, settings, client or HubClient(), on_progress)
+
+
+def push_pipeline(run: Path, pipeline: Path, settings: HubConfig, client: HubClient, on_progress: OnProgress) -> Pushed:
+    """Push the pipeline in a folder of a run; see `push_run`."""
+    destination = pipeline_destination(client, settings)
+    package = pipeline_package(run, settings, destination.repo_id, pipeline)
+    return push(client, destination, package, on_progress)
+
+
+def push_checkpoint(checkpoint: Path, settings: HubConfig, client: HubClient, on_progress: OnProgress) -> Pushed:
+    """Push a checkpoint; see `push_newest_checkpoint`."""
+    return push(client, checkpoint_destination(client, settings), checkpoint_package(checkpoint), on_progress)
 
 
 def push_command(run: Path, settings: HubConfig, checkpoints: bool = False) -> str:
@@ -141,32 +145,25 @@ def check_access(client: HubClient, settings: HubConfig) -> None:
             "(huggingface.co/settings/tokens) and run: hf auth login, or set HF_TOKEN"
         )
     try:
-        _check_destinations(client, settings)
-    except HubUnreachableError as error:
-        logger.warning("%s: the run starts nevertheless and pushes once the Hub is back", error)
-
-
-def _check_destinations(client: HubClient, settings: HubConfig) -> None:
-    user = client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True))
-    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise UserError(
-            f"hub.repo_id: the token of {user['name']} may only read; make one with the role write "
-            "(huggingface.co/settings/tokens) and run: hf auth login"
-        )
-    namespaces = [user["name"], *(each["name"] for each in user.get("orgs", []))]
-    for destination in destinations(client, settings):
-        if destination.repo_id.split("/")[0] not in namespaces:
+        user = client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True))
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise UserError(
-                f"hub.repo_id: given {destination.repo_id}, but the token is that of {user['name']}; "
-                f"allowed: repositories of {', '.join(namespaces)}"
+                f"hub.repo_id: the token of {user['name']} may only read; make one with the role write "
+                "(huggingface.co/settings/tokens) and run: hf auth login"
             )
-        client.call(f"checking {destination}", partial(_check_repository, client, destination), destination.repo_id)
+        namespaces = [user["name"], *(each["name"] for each in user.get("orgs", []))]
+        for destination in destinations(client, settings):
+            if destination.repo_id.split("/")[0] not in namespaces:
+                raise UserError(
+                    f"hub.repo_id: given {destination.repo_id}, but the token is that of {user['name']}; "
+                    f"allowed: repositories of {', '.join(namespaces)}"
+                )
+            client.call(f"checking {destination}", partial(_check_repository, client, destination), destination.repo_id)
+    except HubUnreachableError as error:
+        logger.warning(UNREACHABLE_AT_START, error)
 
 
 def _check_repository(client: HubClient, destination: Destination) -> None:
-    try:
-        private = client.api.repo_info(destination.repo_id).private
-    except RepositoryNotFoundError:
-        return  # it will be made
-    client.api.auth_check(destination.repo_id, write=True)
-    destination.check_privacy(bool(private))
+    if client.api.repo_exists(destination.repo_id):  # otherwise it will be made
+        client.api.auth_check(destination.repo_id, write=True)
+        check_privacy(client, destination)

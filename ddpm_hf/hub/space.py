@@ -1,6 +1,5 @@
 """A Hugging Face Space around a model: the demo with all that it needs, as a repository of its own."""
 
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -8,9 +7,8 @@ import yaml
 
 from ddpm_hf._version import __version__
 from ddpm_hf.checkpoints.fetch import read_head
-from ddpm_hf.checkpoints.hashes import Content
+from ddpm_hf.checkpoints.format import Content
 from ddpm_hf.hub.card import split_card
-from ddpm_hf.hub.sanitize import refuse_tokens
 from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push, read_card
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient
@@ -49,7 +47,6 @@ def push_space(
     license: str | None = None,
     private: bool = True,
     client: HubClient | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Pushed:
     """Publish the demo of a model of the Hub as a Space; what people changed in its README's metadata and text stays.
 
@@ -59,7 +56,6 @@ def push_space(
         license: of the Space, in the Hub's spelling; None leaves it as it is.
         private: whether it must not be public.
         client: the Hub; None is the usual one.
-        on_progress: called with the bytes that are done and those of all files.
 
     Raises:
         UserError: if a name, the token or the repository cannot be used.
@@ -71,15 +67,10 @@ def push_space(
             raise UserError(f"{option}: given {name!r}; a Space needs it as USER/NAME")
     destination = Destination(space_id, private=private, repo_type="space")
     prepare(client, destination)
-    old = client.call(
-        f"reading {CARD} of {space_id}",
-        lambda: read_card(client, read_head(client, space_id, repo_type="space")),
-        space_id,
-    )
+    old = read_card(client, read_head(client, space_id, repo_type="space"))
     files = space_files(model_id, has_gpu=_suggests_gpu(old)) | {CARD: make_readme(model_id, space_id, license, old)}
-    refuse_tokens(files.items())
     package = Package(files, f"Publish the demo of {model_id}", is_ours=lambda path: path.startswith("ddpm_hf/"))
-    return push(client, destination, package, lambda done: on_progress(done, package.num_bytes))
+    return push(client, destination, package)
 
 
 def space_files(model_id: str, has_gpu: bool = False) -> dict[str, Content]:

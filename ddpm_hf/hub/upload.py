@@ -7,17 +7,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.sha import git_hash
 
 from ddpm_hf.checkpoints.fetch import Head, download, read_head
-from ddpm_hf.checkpoints.hashes import Content, content_hash, size_of
+from ddpm_hf.checkpoints.format import Content, size_of
+from ddpm_hf.hub.sanitize import refuse_tokens
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient
 
 CARD = "README.md"
 LARGE = (".safetensors", ".png")
 """Files that are uploaded before the commit; the others are part of its request."""
+
+OnProgress = Callable[[int, int], object]
+"""Called with the number of bytes done and that of all files."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +45,20 @@ class Destination:
     def __str__(self) -> str:
         return self.repo_id if self.revision == "main" else f"{self.repo_id}@{self.revision}"
 
-    def check_privacy(self, private: bool) -> None:
-        """Raise if the repository is public but private=True was requested.
-
-        Raises:
-            UserError: saying how to fix it.
-        """
-        if self.private and not private:
-            raise UserError(
-                f"hub.private: given true, but {self.repo_id} is public already; make it private on its page on the "
-                "Hub, choose another hub.repo_id, or set hub.private=false"
-            )
-
 
 @dataclass(frozen=True)
 class Package:
     """The files of a push.
 
-    Attributes:
+    Args:
         files: content by path in the repository.
         message: of the commit.
         make_card: makes the card from the one in the repository (None: there is none); None: no card.
         is_ours: whether a file in the repository may be deleted if it is not in `files`.
         hashes: SHA-256 of files, by path, where it is known already; weights are not read again to compute it.
+
+    Raises:
+        UserError: if a text holds a token.
     """
 
     files: Mapping[str, Content]
@@ -71,6 +66,9 @@ class Package:
     make_card: Callable[[str | None], str] | None = None
     is_ours: Callable[[str], bool] = lambda path: False
     hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_tokens(self.files)
 
     @property
     def num_bytes(self) -> int:
@@ -92,6 +90,10 @@ class Pushed:
     url: str
     num_changed: int
 
+    def __str__(self) -> str:
+        changed = f"{self.num_changed} files changed" if self.num_changed else "nothing to do, it is up to date"
+        return f"{changed}: {self.url}"
+
 
 def prepare(client: HubClient, destination: Destination) -> None:
     """Make the repository and the branch if they do not exist.
@@ -100,33 +102,40 @@ def prepare(client: HubClient, destination: Destination) -> None:
         UserError: if the token may not do that, or the repository is public but must not be.
         HubUnreachableError: if the Hub did not answer.
     """
-    repo_id, kind, api = destination.repo_id, destination.repo_type, client.api
+    repo_id, kind, branch, api = destination.repo_id, destination.repo_type, destination.revision, client.api
 
     def act() -> None:
-        try:
-            private = bool(api.repo_info(repo_id, repo_type=kind).private)
-        except RepositoryNotFoundError:
+        if not api.repo_exists(repo_id, repo_type=kind):
             sdk = "gradio" if kind == "space" else None
             api.create_repo(repo_id, private=destination.private, repo_type=kind, space_sdk=sdk, exist_ok=True)
-            private = bool(api.repo_info(repo_id, repo_type=kind).private)
-        destination.check_privacy(private)
-        if destination.revision != "main":
-            try:
-                api.repo_info(repo_id, repo_type=kind, revision=destination.revision)
-            except RevisionNotFoundError:
-                start = None
-                if destination.starts_empty:
-                    start = api.list_repo_commits(repo_id, repo_type=kind)[-1].commit_id
-                api.create_branch(repo_id, repo_type=kind, branch=destination.revision, revision=start, exist_ok=True)
+        check_privacy(client, destination)
+        if branch != "main" and not api.revision_exists(repo_id, branch, repo_type=kind):
+            commits = api.list_repo_commits(repo_id, repo_type=kind) if destination.starts_empty else []
+            first = commits[-1].commit_id if commits else None
+            api.create_branch(repo_id, repo_type=kind, branch=branch, revision=first, exist_ok=True)
 
     client.call(f"preparing {destination}", act, repo_id)
+
+
+def check_privacy(client: HubClient, destination: Destination) -> None:
+    """Raise if a repository is public but must not be; the caller retries.
+
+    Raises:
+        UserError: saying how to fix it.
+    """
+    repo_id = destination.repo_id
+    if destination.private and not client.api.repo_info(repo_id, repo_type=destination.repo_type).private:
+        raise UserError(
+            f"hub.private: given true, but {repo_id} is public already; make it private on its page on the Hub, choose "
+            "another hub.repo_id, or set hub.private=false"
+        )
 
 
 def push(
     client: HubClient,
     destination: Destination,
     package: Package,
-    on_progress: Callable[[int], object] = lambda num_bytes: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Pushed:
     """Bring a branch up to date with a package; files of other people stay.
 
@@ -137,7 +146,7 @@ def push(
         client: the Hub.
         destination: is made if it does not exist.
         package: the files.
-        on_progress: called with the number of bytes done, out of package.num_bytes.
+        on_progress: called with the number of bytes done and that of all files.
 
     Raises:
         UserError: if the token, the repository or a file is refused.
@@ -146,43 +155,37 @@ def push(
     disable_progress_bars()  # the caller shows one for all files
     prepare(client, destination)
     repo_id, kind, branch = destination.repo_id, destination.repo_type, destination.revision
-    additions: dict[str, CommitOperationAdd] = {}  # kept between attempts: uploaded files are not sent again
+    # made once, since what an attempt has uploaded is not sent again by the next one
+    additions = {path: CommitOperationAdd(path, content) for path, content in package.files.items()}
+    for path, digest in package.hashes.items():
+        additions[path].upload_info.sha256 = bytes.fromhex(digest)
 
     def act() -> Pushed:
-        head, files = read_head(client, repo_id, branch, kind), dict(package.files)
-        there = head.hashes
+        head = read_head(client, repo_id, branch, kind)
         if package.make_card is not None:
-            files[CARD] = package.make_card(read_card(client, head)).encode()
-        for path, content in files.items():
-            given = content if isinstance(content, bytes) else str(content)
-            if path not in additions or additions[path].path_or_fileobj != given:
-                additions[path] = CommitOperationAdd(path, given)
-                if path in package.hashes:
-                    additions[path].upload_info.sha256 = bytes.fromhex(package.hashes[path])
-        changed = [path for path in files if path not in there or _hash_of(additions[path], there[path]) != there[path]]
-        deleted = [path for path in there if path not in files and package.is_ours(path)]
-        large = [path for path in changed if path.endswith(LARGE)]
-        done = package.num_bytes - sum(size_of(files[path]) for path in large)
-        for path in large:  # one after the other, so that there is progress to show and no thread pool outlives us
-            on_progress(done)
-            client.api.preupload_lfs_files(
-                repo_id, [additions[path]], repo_type=kind, revision=branch, free_memory=False
-            )
-            done += size_of(files[path])
-        on_progress(done)
+            card = package.make_card(read_card(client, head)).encode()
+            refuse_tokens({CARD: card})
+            additions[CARD] = CommitOperationAdd(CARD, card)
+        changed = [addition for path, addition in additions.items() if not _is_there(addition, head.hashes.get(path))]
+        deleted = [path for path in head.hashes if path not in additions and package.is_ours(path)]
+        large = [addition for addition in changed if addition.path_in_repo.endswith(LARGE)]
+        total = package.num_bytes
+        done = total - sum(addition.upload_info.size for addition in large)
+        for addition in large:  # one after the other, so that there is progress to show and no thread pool outlives us
+            on_progress(done, total)
+            client.api.preupload_lfs_files(repo_id, [addition], repo_type=kind, revision=branch, free_memory=False)
+            done += addition.upload_info.size
+        on_progress(done, total)
         commit = head.commit
         if changed or deleted:
-            operations: list[Any] = [
-                *(additions[path] for path in changed),
-                *(CommitOperationDelete(path) for path in deleted),
-            ]
+            operations: list[Any] = [*changed, *map(CommitOperationDelete, deleted)]
             commit = client.api.create_commit(
                 repo_id,
                 operations,
                 commit_message=package.message,
                 repo_type=kind,
                 revision=branch,
-                parent_commit=head.commit,
+                parent_commit=commit,
             ).oid
         page = f"spaces/{repo_id}" if kind == "space" else f"{repo_id}/tree/{commit}"
         return Pushed(commit, f"{client.api.endpoint}/{page}", len(changed) + len(deleted))
@@ -199,9 +202,11 @@ def read_card(client: HubClient, head: Head) -> str | None:
         return (folder / CARD).read_text(encoding="utf-8", errors="replace")
 
 
-def _hash_of(addition: CommitOperationAdd, like: str) -> str:
-    """The hash of a file of the same kind as another; a SHA-256 is computed once and reused by the upload."""
-    if len(like) == 64:
-        return addition.upload_info.sha256.hex()
-    given = addition.path_or_fileobj
-    return content_hash(given if isinstance(given, bytes) else Path(str(given)), like)
+def _is_there(addition: CommitOperationAdd, expected: str | None) -> bool:
+    """Whether a file has the hash of the Hub's; a SHA-256 is computed once and reused by the upload."""
+    if expected is None:
+        return False
+    if len(expected) == 64:
+        return addition.upload_info.sha256.hex() == expected
+    with addition.as_file() as file:
+        return git_hash(file.read()) == expected

@@ -271,6 +271,6 @@ def test_a_json_file_without_end_is_refused_before_it_is_downloaded(hub, client,
 
 
 def test_what_is_fetched_is_what_was_packed(hub, client, pushed, run):
-    packed = pipeline_package(run, HubConfig(repo_id="ada/digits"), "ada/digits").files
+    packed = pipeline_package(run, HubConfig(repo_id="ada/digits"), "ada/digits", run).files
     folder = fetch_pipeline("ada/digits", client)
     assert (folder / "model_index.json").read_bytes() == packed["model_index.json"]

@@ -53,7 +53,8 @@ def test_a_run_is_its_finished_pipeline_or_its_newest_complete_checkpoint(run, t
     assert newest_pipeline(run) == run / "checkpoints" / "step-6"
     (run / "checkpoints" / "step-6" / "unet" / "config.json").write_text("{}")
     assert newest_pipeline(run) == run / "checkpoints" / "step-4"
-    assert newest_pipeline(tmp_path) is None
+    with pytest.raises(UserError, match=r"^--model: .*neither a pipeline"):
+        newest_pipeline(tmp_path)
 
 
 def test_a_run_is_loaded_by_its_folder(run):

@@ -27,7 +27,7 @@ def squeezed(text):
 
 @pytest.fixture
 def info(run):
-    return gather_model_info(run, run, "ada/digits", "main", FILES, "apache-2.0")
+    return gather_model_info(run, run, "ada/digits", FILES, license="apache-2.0")
 
 
 def test_the_metadata_is_the_hubs(info):
@@ -72,7 +72,7 @@ def test_a_metric_without_a_value_says_why_and_stays_out_of_the_index(info):
 
 def test_a_report_that_cannot_be_read_is_said_and_left_out(run, caplog):
     RunFolder(run).report.write_text('{"metrics": {"fid": 12.5}}')
-    card = make_card(gather_model_info(run, run, "ada/digits", "main", FILES, None))
+    card = make_card(gather_model_info(run, run, "ada/digits", FILES))
     assert "Not measured yet." in card
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 

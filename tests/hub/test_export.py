@@ -10,9 +10,11 @@ import yaml
 from loopback.server import TOKEN
 from safetensors import safe_open
 
+from ddpm_hf.checkpoints.find import newest_pipeline
 from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.export import checkpoint_package, find_pipeline, pipeline_package
+from ddpm_hf.hub.export import checkpoint_package, pipeline_package
+from ddpm_hf.hub.share import push_run
 from ddpm_hf.runtime.errors import UserError
 
 WEIGHTS = {
@@ -33,17 +35,17 @@ def text_of(package) -> str:
 
 
 def test_exactly_the_list_is_pushed(run):
-    assert set(pipeline_package(run, SETTINGS, "ada/digits").files) == EVERYTHING
+    assert set(pipeline_package(run, SETTINGS, "ada/digits", run).files) == EVERYTHING
 
 
 def test_a_configuration_of_the_first_version_pushes_no_code(run):
     settings = HubConfig(repo_id="ada/digits", include=("code", "config", "metrics", "samples"))
-    assert set(pipeline_package(run, settings, "ada/digits").files) == EVERYTHING
+    assert set(pipeline_package(run, settings, "ada/digits", run).files) == EVERYTHING
 
 
 def test_parts_can_be_left_out(run):
     bare = HubConfig(repo_id="ada/digits", include=())
-    package = pipeline_package(run, bare, "ada/digits")
+    package = pipeline_package(run, bare, "ada/digits", run)
     assert set(package.files) == WEIGHTS
     card = package.make_card(None)
     assert "training_config.yaml" not in card
@@ -52,7 +54,7 @@ def test_parts_can_be_left_out(run):
 
 
 def test_nothing_of_the_machine_goes_along(run, tmp_path):
-    for package in (pipeline_package(run, SETTINGS, "ada/digits"), checkpoint_package(run / "checkpoints/step-6")):
+    for package in (pipeline_package(run, SETTINGS, "ada/digits", run), checkpoint_package(run / "checkpoints/step-6")):
         text = text_of(package)
         for private in (
             "/home/",
@@ -69,13 +71,13 @@ def test_a_pipeline_saved_with_stock_diffusers_is_cleaned(run):
     """Stock diffusers writes where it loaded from into the configs."""
     diffusers.DDPMPipeline.from_pretrained(run).save_pretrained(run)
     assert "_name_or_path" in (run / "unet" / "config.json").read_text()
-    package = pipeline_package(run, SETTINGS, "ada/digits")
+    package = pipeline_package(run, SETTINGS, "ada/digits", run)
     assert "_name_or_path" not in text_of(package)
     assert str(run) not in text_of(package)
 
 
 def test_the_configuration_keeps_the_data_by_name_only(run):
-    config = yaml.safe_load(pipeline_package(run, SETTINGS, "ada/digits").files["training_config.yaml"])
+    config = yaml.safe_load(pipeline_package(run, SETTINGS, "ada/digits", run).files["training_config.yaml"])
     assert config["dataset"]["name"] == "faces"
     assert config["output_dir"] is None
     assert config["training"]["batch_size"] == 8
@@ -86,7 +88,7 @@ def test_a_token_in_a_file_stops_the_push_and_is_not_repeated(run, file):
     content = yaml.safe_load((run / file).read_text())
     (run / file).write_text(json.dumps({**content, "note": TOKEN}))
     with pytest.raises(UserError, match="holds a token") as caught:
-        pipeline_package(run, SETTINGS, "ada/digits")
+        pipeline_package(run, SETTINGS, "ada/digits", run)
     assert TOKEN not in str(caught.value)
 
 
@@ -103,7 +105,7 @@ def test_a_checkpoint_goes_with_a_manifest_that_fits(run, tmp_path):
 
 def test_an_unfinished_run_gives_its_newest_checkpoint_and_preview(run):
     (run / "model_index.json").unlink()
-    checkpoint = find_pipeline(run)
+    checkpoint = newest_pipeline(run)
     assert checkpoint == run / "checkpoints" / "step-6"
     package = pipeline_package(run, SETTINGS, "ada/digits", checkpoint)
     assert package.message == "Upload the pipeline after 6 updates"
@@ -113,16 +115,16 @@ def test_an_unfinished_run_gives_its_newest_checkpoint_and_preview(run):
 
 
 def test_folders_without_a_run_are_refused_in_words(tmp_path, run):
-    with pytest.raises(UserError, match="does not exist"):
-        find_pipeline(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="neither a pipeline"):
-        find_pipeline(tmp_path)
+    with pytest.raises(UserError, match=r"^RUN_FOLDER: .*does not exist"):
+        push_run(tmp_path / "nowhere", SETTINGS)
+    with pytest.raises(UserError, match=r"^RUN_FOLDER: .*neither a pipeline"):
+        push_run(tmp_path, SETTINGS)
     (run / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no complete pipeline: unet/diffusion"):
-        pipeline_package(run, SETTINGS, "ada/digits")
+        pipeline_package(run, SETTINGS, "ada/digits", run)
 
 
 def test_the_weights_are_the_file_itself(run):
-    weights = pipeline_package(run, SETTINGS, "ada/digits").files["unet/diffusion_pytorch_model.safetensors"]
+    weights = pipeline_package(run, SETTINGS, "ada/digits", run).files["unet/diffusion_pytorch_model.safetensors"]
     with safe_open(weights, "pt") as tensors:
         assert not [name for name in tensors.keys() if "_orig_mod" in name or name.startswith("module.")]  # noqa: SIM118

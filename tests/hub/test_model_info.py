@@ -13,7 +13,7 @@ FIRST_VERSION = Path(__file__).parents[1] / "first_version"
 
 
 def gather(run, pipeline=None, files=()):
-    return gather_model_info(run, pipeline or run, "ada/digits", "main", files, None)
+    return gather_model_info(run, pipeline or run, "ada/digits", files)
 
 
 def test_a_finished_run(run):

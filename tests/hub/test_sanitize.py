@@ -32,6 +32,6 @@ def test_a_configuration_loses_its_output_folder():
 def test_a_token_is_refused_by_the_name_of_its_file(tmp_path):
     (tmp_path / "a.md").write_text(f"my {TOKEN}")
     with pytest.raises(UserError, match=r"^a\.md holds a token") as caught:
-        refuse_tokens([("a.md", tmp_path / "a.md")])
+        refuse_tokens({"a.md": tmp_path / "a.md"})
     assert TOKEN not in str(caught.value)
-    refuse_tokens([("a.safetensors", TOKEN.encode()), ("b.json", b"{}")])
+    refuse_tokens({"a.safetensors": TOKEN.encode(), "b.json": b"{}"})

@@ -78,7 +78,7 @@ def test_every_way_to_load_it(hub, client, run, run_python, tmp_path, installed)
     code = {"pipeline.py": CODE}
     hub.put("ada/digits", code)
     folder = tmp_path / "local"
-    for path, content in {**pipeline_package(run, SETTINGS, "ada/digits").files, **code}.items():
+    for path, content in {**pipeline_package(run, SETTINGS, "ada/digits", run).files, **code}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     arguments = ("ada/digits", str(folder), "yes" if installed else "no")
