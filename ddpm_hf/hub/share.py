@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from ddpm_hf.checkpoints.format import find_latest
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import checkpoint_package, pipeline_package
-from ddpm_hf.hub.upload import Destination, OnProgress, Pushed, check_privacy, push
+from ddpm_hf.hub.upload import Destination, Pushed, check_privacy, push
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
 
 logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int], object]
+"""Called with the number of bytes done and that of all files."""
 
 UNREACHABLE_AT_START = "%s: the run starts nevertheless and pushes once the Hub is back"
 

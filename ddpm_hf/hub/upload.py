@@ -20,9 +20,6 @@ CARD = "README.md"
 LARGE = (".safetensors", ".png")
 """Files that are uploaded before the commit; the others are part of its request."""
 
-OnProgress = Callable[[int, int], object]
-"""Called with the number of bytes done and that of all files."""
-
 
 @dataclass(frozen=True)
 class Destination:
@@ -135,7 +132,7 @@ def push(
     client: HubClient,
     destination: Destination,
     package: Package,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Pushed:
     """Bring a branch up to date with a package; files of other people stay.
 
