@@ -10,7 +10,7 @@ from torch import nn
 
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
-from ddpm_hf.losses.digits import train_classifier
+from ddpm_hf.models.classifier import train_classifier
 from ddpm_hf.runtime.files import atomic_write, cache_folder
 
 SIDE, NUM_FEATURES = 16, 64

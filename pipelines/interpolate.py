@@ -82,25 +82,42 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.pipelines.generation import InterpolationSettings, pixels_hash, write_interpolation
+        from ddpm_hf.pipelines.generation import pixels_hash, write_interpolation
+        from ddpm_hf.pipelines.sampling import check_folder
 
     images = [_open(file) for file in arguments.images or ()]
     pipeline = load_pipeline(model_folder or model)
     pipeline.set_progress_bar_config(desc="interpolating", leave=False, dynamic_ncols=True, delay=0.5)
-    settings = InterpolationSettings(
-        model=str(model),
-        weights=weights_hash(pipeline.unet),
-        seeds=arguments.seeds,
-        images=[pixels_hash(image) for image in images] or None,
-        num_steps=arguments.num_steps,
-        timestep=arguments.timestep,
-        method=arguments.method,
-        num_inference_steps=arguments.num_inference_steps,
-        class_labels=arguments.class_labels,
-        seed=arguments.seed,
-    )
+    settings = {
+        "model": str(model),
+        "weights": weights_hash(pipeline.unet),
+        "seeds": arguments.seeds,
+        "images": [pixels_hash(image) for image in images] or None,
+        "num_steps": arguments.num_steps,
+        "timestep": arguments.timestep,
+        "method": arguments.method,
+        "num_inference_steps": arguments.num_inference_steps,
+        "class_labels": arguments.class_labels,
+        "seed": arguments.seed,
+    }
     folder = Path(arguments.output) if arguments.output else _default_folder(model, arguments)
-    write_interpolation(pipeline, settings, images, folder)
+    check_folder(folder, settings)
+    first, second = arguments.seeds or images
+    labels = arguments.class_labels
+    if labels is not None:  # of the first half of the images and of the second
+        half = arguments.num_steps // 2
+        labels = [labels[0]] * (arguments.num_steps - half) + [labels[-1]] * half
+    way = pipeline.interpolate(
+        first,
+        second,
+        arguments.num_steps,
+        arguments.timestep,
+        arguments.method,
+        seed=arguments.seed,
+        num_inference_steps=arguments.num_inference_steps,
+        class_labels=labels,
+    )
+    write_interpolation(list(way), settings, folder)
     print(f"{arguments.num_steps} images, strip.png and interpolation.gif in {folder}/")
 
 

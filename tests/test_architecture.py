@@ -50,13 +50,6 @@ SAME_NAME = {
 }
 """Names that modules of several parts share without misleading a search, and why."""
 
-# What does not comply yet. A test fails when an entry is no longer needed, so these lists only shrink.
-KNOWN_UNEXPLAINED = {
-    "ddpm_hf.losses.perceptual",
-    "ddpm_hf.pipelines.generation",
-    "ddpm_hf.pipelines.pictures",
-}
-
 
 def part_of(module: str) -> str:
     """The package of ddpm_hf that a module lies in; empty for ddpm_hf itself."""
@@ -188,10 +181,7 @@ def test_imports_name_their_module_in_full():
 
 
 def test_an_import_inside_a_function_says_why():
-    found = {module for module in MODULES if unexplained_imports(module)}
-    new = [line for module in sorted(found - KNOWN_UNEXPLAINED) for line in unexplained_imports(module)]
-    assert not new, "\n".join(new)
-    assert KNOWN_UNEXPLAINED - found == set(), "no longer: remove the entry"
+    assert [line for module in MODULES for line in unexplained_imports(module)] == []
 
 
 def test_a_name_of_a_module_occurs_once():

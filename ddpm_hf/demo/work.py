@@ -161,7 +161,7 @@ def interpolate(
         a, b, frames, method=method, num_inference_steps=steps, class_labels=labels and labels[0]
     )
     settings = {"interpolation": method, **ends, "frames": frames, "num_inference_steps": steps, "class_labels": labels}
-    return Result(images, {**model.identity, **settings}, seconds=time.monotonic() - start)
+    return Result(list(images), {**model.identity, **settings}, seconds=time.monotonic() - start)
 
 
 def inpaint(
@@ -219,7 +219,7 @@ def inpaint(
         "guidance_scale": guidance,
         "network_evaluations": sum(is_denoising for _, is_denoising in repaint_moves(steps)),
     }
-    return Result(images, {**model.identity, **settings}, seconds=time.monotonic() - start)
+    return Result(list(images), {**model.identity, **settings}, seconds=time.monotonic() - start)
 
 
 def _class_labels(model: DemoModel, label: int | None) -> list[int] | None:

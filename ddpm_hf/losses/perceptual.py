@@ -9,7 +9,9 @@ from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
 from ddpm_hf.config.loss import LPIPS_BACKBONES, PerceptualConfig
+from ddpm_hf.models.classifier import train_classifier
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.randomness import derive_seed
 
 Images = Float32[Tensor, "batch channels height width"]
 PerImage = Float32[Tensor, " batch"]
@@ -154,6 +156,7 @@ def load_distance(backbone: str, stages: tuple[int, ...] | None) -> LpipsDistanc
 
 def _load_lpips(backbone: str) -> LpipsDistance:
     try:
+        # takes seconds to import, and may be missing
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         metric = LearnedPerceptualImagePatchSimilarity(net_type=backbone.removeprefix("lpips-"))  # type: ignore[arg-type]
@@ -167,8 +170,6 @@ def _load_lpips(backbone: str) -> LpipsDistance:
 
 
 def _train_digits(stages: tuple[int, ...] | None) -> BackboneDistance:
-    from ddpm_hf.losses.digits import train_digits_backbone
-
     if stages is not None:
         raise UserError(f"stages of digits: given {list(stages)}; allowed: null, since it has two small ones")
     try:
@@ -177,8 +178,47 @@ def _train_digits(stages: tuple[int, ...] | None) -> BackboneDistance:
         raise UserError("the backbone digits needs transformers: pip install transformers") from error
 
 
+def train_digits_backbone() -> nn.Module:
+    """Train a small ConvNeXt (Liu et al. 2022) to classify scikit-learn's digits.
+
+    It is the same network each time: its first weights, its images and their order are fixed, and one thread sums up.
+    It has stages of 16 channels at 8x8 and 32 channels at 4x4, for gray images in [-1, 1], and shares nothing with the
+    classifier whose features the evaluation of digits uses: no model is trained on the features that measure it.
+    """
+    # Both take a second to import.
+    from sklearn.datasets import load_digits
+    from transformers import ConvNextBackbone, ConvNextConfig
+
+    options: dict[str, Any] = {"out_indices": [1, 2]}
+    config = ConvNextConfig(
+        num_channels=1, patch_size=1, num_stages=2, hidden_sizes=[16, 32], depths=[1, 1], image_size=8, **options
+    )
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # sixteen levels of gray, 0 to 16
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(0, "digits backbone"))
+            backbone, head = ConvNextBackbone(config), nn.Linear(32, 10)
+            train_classifier(
+                lambda some: head(backbone(some).feature_maps[-1].mean((2, 3))),
+                [*backbone.parameters(), *head.parameters()],
+                images,
+                torch.from_numpy(digits.target),
+                "digits backbone",
+                epochs=8,
+                batch_size=64,
+                decay=False,
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return backbone
+
+
 def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDistance:
     try:
+        # takes seconds to import, and may be missing
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
     except ModuleNotFoundError as error:
@@ -206,7 +246,7 @@ def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDis
 
 def _normalization(backbone: str, num_channels: int) -> tuple[Sequence[float], Sequence[float]]:
     """The mean and standard deviation of the backbone's own preprocessing, or else ImageNet's."""
-    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers.image_processing_base import ImageProcessingMixin  # takes seconds to import
 
     try:
         options, _ = ImageProcessingMixin.get_image_processor_dict(backbone)

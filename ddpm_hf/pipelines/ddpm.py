@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from PIL import Image
 
 from ddpm_hf.pipelines.denoising import Callback, Generators, Intermediate, Labels
 from ddpm_hf.pipelines.editing import Editing
-from ddpm_hf.pipelines.images import check_output_type, to_output
-from ddpm_hf.pipelines.samplers import set_num_steps
+from ddpm_hf.pipelines.images import OutputImages, check_output_type, to_output
+from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 
 DEFAULT_NUM_STEPS = 1000
 
@@ -30,7 +28,7 @@ class DDPMPipelineOutput(ImagePipelineOutput):
         intermediates: the steps that `return_intermediates` asked for, from noise to image.
     """
 
-    images: list[Image.Image] | np.ndarray | torch.Tensor  # type: ignore[assignment]  # the parent's type leaves "pt" out
+    images: OutputImages  # type: ignore[assignment]  # the parent's type leaves "pt" out
     intermediates: list[Intermediate] | None = None
 
 
@@ -88,7 +86,7 @@ class DDPMPipeline(Editing):
         if return_intermediates < 0:
             raise ValueError(f"return_intermediates is {return_intermediates}; possible is 0 or more")
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
-        scheduler = self.scheduler if sampler is None else self._sampler(sampler)
+        scheduler = self.scheduler if sampler is None else make_sampler(sampler, self.scheduler)
         T = scheduler.config.num_train_timesteps
         set_num_steps(scheduler, min(DEFAULT_NUM_STEPS, T) if num_inference_steps is None else num_inference_steps)
         x_0, intermediates = self._denoise(

@@ -12,12 +12,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline as StockDDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines.images import Images, to_input
-from ddpm_hf.pipelines.samplers import make_sampler, process_of
+from ddpm_hf.pipelines.samplers import process_of
 from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -51,8 +50,9 @@ class DenoisingPipeline(StockDDPMPipeline):
     unet: Any
     scheduler: Any
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin) -> None:
-        super().__init__(_our_network(unet), _our_scheduler(scheduler))
+    def __init__(self, unet: ModelMixin, scheduler: Any) -> None:
+        is_stock = type(scheduler) is StockDDPMScheduler
+        super().__init__(_our_network(unet), DDPMScheduler.from_config(scheduler.config) if is_stock else scheduler)
 
     def _denoise(
         self,
@@ -146,33 +146,26 @@ class DenoisingPipeline(StockDDPMPipeline):
     def _noise(self, batch_size: int, generator: Generators) -> torch.Tensor:
         return randn_tensor((batch_size, *self._image_shape), generator, self._execution_device, torch.float32)
 
-    def _sampler(self, name: str) -> Any:
-        return _our_scheduler(make_sampler(name, self.scheduler))
-
     @staticmethod
     def _check_batch(
         batch_size: int | None, generator: Generators, seeds: Sequence[int] | None, class_labels: Labels
     ) -> tuple[int, Generators]:
-        """The number of images that all arguments agree on, and their generators."""
+        """The number of images and their generators; `_check_labels` compares it with the number of labels."""
         if seeds is not None:
             if generator is not None:
                 raise ValueError("both seeds and generator were given; give one of them")
             generator = _generators(seeds)
-        given = generator if isinstance(generator, list) else [generator]
-        if not all(each is None or isinstance(each, torch.Generator) for each in given):
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
             raise ValueError(f"generator is {generator}; possible are a torch.Generator, a list of them, or seeds=[…]")
-        counts = {"generator" if seeds is None else "seeds": len(generator)} if isinstance(generator, list) else {}
-        if class_labels is not None and np.ndim(class_labels):
-            counts["class_labels"] = len(class_labels)  # type: ignore[arg-type]  # a row of them
         if batch_size is None:
-            batch_size = next(iter(counts.values()), 1)
+            one_each = generator if isinstance(generator, list) else class_labels
+            batch_size = len(one_each) if np.ndim(one_each) else 1  # type: ignore[arg-type]  # a row of them
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; possible is 1 or more")
-        for name, count in counts.items():
-            if count != batch_size:
-                raise ValueError(
-                    f"{count} {name} for {batch_size} images; give one for each image, or change batch_size"
-                )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            given = f"{len(generator)} {'generator' if seeds is None else 'seeds'}"
+            raise ValueError(f"{given} for {batch_size} images; give one for each image, or change batch_size")
         return batch_size, generator
 
     def _check_labels(self, class_labels: Labels, batch_size: int, guidance_scale: float) -> torch.Tensor | None:
@@ -227,8 +220,3 @@ def _our_network(unet: Any) -> Any:
         return DDPMUNet.from_stock(unet) if type(unet) is UNet2DModel else unet
     except ValueError:  # a stock network with blocks that DDPM's has not
         return unet
-
-
-def _our_scheduler(scheduler: Any) -> Any:
-    """ddpm_hf's scheduler of the same config."""
-    return DDPMScheduler.from_config(scheduler.config) if type(scheduler) is StockDDPMScheduler else scheduler

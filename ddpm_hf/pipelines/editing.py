@@ -1,15 +1,14 @@
 """What a trained model does to images: encode, reconstruct, interpolate, vary and inpaint them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddpm_hf.pipelines.denoising import DenoisingPipeline, Generators, Labels
-from ddpm_hf.pipelines.images import Images, check_output_type, to_input, to_output
-from ddpm_hf.pipelines.samplers import DDIMScheduler, timesteps_down
+from ddpm_hf.pipelines.images import Images, OutputImages, check_output_type, to_input, to_output
+from ddpm_hf.pipelines.samplers import DDIMScheduler, make_sampler, timesteps_down
 from ddpm_hf.schedulers import DDPMScheduler
 
 MIN_SIGNAL = 0.02
@@ -22,13 +21,17 @@ clipping, so where nothing of the image is left nothing can be decoded. docs/sam
 INVERSION_ROUNDS = 3
 """Network evaluations for a step of DDIM's inverse: the equation for x_t is implicit and solved by fixed point."""
 
-
 REPAINT_STEPS, REPAINT_JUMP, REPAINT_ROUNDS = 250, 10, 10
 """RePaint's own (Lugmayr et al., section 5)."""
 
 
 class Editing(DenoisingPipeline):
-    """Operations on images: what a trained model makes of them."""
+    """Operations on images: what a trained model makes of them.
+
+    Args:
+        unet: the network; a plain UNet2DModel becomes a DDPMUNet around the same parameters.
+        scheduler: any of diffusers'; a plain DDPMScheduler becomes ddpm_hf's.
+    """
 
     @torch.no_grad()
     def encode(
@@ -44,7 +47,7 @@ class Editing(DenoisingPipeline):
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
             num_inference_steps: in [1, timestep + 1]; None is all of them.
             timestep: t, in [0, T); None is the last one with `MIN_SIGNAL` of the image in x_t.
-            class_labels: one for all images or one for each; for a class-conditional network.
+            class_labels: as in `DDPMPipeline.__call__`.
 
         Returns:
             x_t, (batch, channels, height, width); `decode` with the same arguments makes the images of it.
@@ -70,15 +73,14 @@ class Editing(DenoisingPipeline):
         timestep: int | None = None,
         class_labels: Labels = None,
         output_type: str | None = "pil",
-    ) -> Any:
+    ) -> OutputImages:
         """Make images of x_t by DDIM, without clipping x_0, so that `encode` is its inverse.
 
         Args:
             latents: x_t, as `encode` returns it, or noise.
             num_inference_steps: in [1, timestep + 1]; None is all of them.
             timestep: t, in [0, T); None is the last one with `MIN_SIGNAL` of the image in x_t.
-            class_labels: one for all images or one for each; for a class-conditional network.
-            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+            class_labels, output_type: as in `DDPMPipeline.__call__`.
 
         Raises:
             ValueError: an argument is not possible for this model.
@@ -105,18 +107,14 @@ class Editing(DenoisingPipeline):
         seeds: Sequence[int] | None = None,
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
-    ) -> Any:
+    ) -> OutputImages:
         """Noise images to x_t and denoise them again by ancestral sampling, from that same t (DDPM, section 4.4).
 
         Args:
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
             timestep: t, in [0, T).
-            generator: one for all images, or a list of one for each.
             num_inference_steps: in [1, timestep + 1]; None is all of them.
-            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
-            seeds: one for each image, instead of generators.
-            class_labels: one for all images or one for each; for a class-conditional network.
-            guidance_scale: of classifier-free guidance; 1 is none.
+            generator, output_type, seeds, class_labels, guidance_scale: as in `DDPMPipeline.__call__`.
 
         Raises:
             ValueError: an argument is not possible for this model.
@@ -142,18 +140,14 @@ class Editing(DenoisingPipeline):
         seeds: Sequence[int] | None = None,
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
-    ) -> Any:
+    ) -> OutputImages:
         """Vary images, or make real ones of sketches (SDEdit, Meng et al., algorithm 1).
 
         Args:
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
             strength: share of the T steps that is done again, in (0, 1]; at 1 nothing of the images is left.
-            generator: one for all images, or a list of one for each.
             num_inference_steps: in [1, strength * T]; None is all of them.
-            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
-            seeds: one for each image, instead of generators.
-            class_labels: one for all images or one for each; for a class-conditional network.
-            guidance_scale: of classifier-free guidance; 1 is none.
+            generator, output_type, seeds, class_labels, guidance_scale: as in `DDPMPipeline.__call__`.
 
         Raises:
             ValueError: an argument is not possible for this model.
@@ -185,7 +179,7 @@ class Editing(DenoisingPipeline):
         num_inference_steps: int | None = None,
         class_labels: Labels = None,
         output_type: str | None = "pil",
-    ) -> Any:
+    ) -> OutputImages:
         """Lead from one image to another over images that the model finds likely.
 
         "ddpm" mixes the two x_t linearly and denoises the mixture by ancestral sampling (DDPM, section 4.4). Both x_t,
@@ -201,8 +195,7 @@ class Editing(DenoisingPipeline):
             method: "ddpm" or "ddim".
             seed: of the noise of "ddpm".
             num_inference_steps: in [1, timestep + 1]; None is all of them.
-            class_labels: one for all images or one for each; for a class-conditional network.
-            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
+            class_labels, output_type: as in `DDPMPipeline.__call__`.
 
         Raises:
             ValueError: an argument is not possible for this model.
@@ -231,11 +224,7 @@ class Editing(DenoisingPipeline):
             ends = torch.cat([self._noise(1, [torch.Generator("cpu").manual_seed(end)]) for end in seeds])
         else:
             both = (torch.cat([self._one(a), self._one(b)]) + 1) / 2
-            of_ends = (
-                class_labels
-                if class_labels is None or isinstance(class_labels, int)
-                else class_labels[:: num_steps - 1]
-            )
+            of_ends = class_labels[:: num_steps - 1] if np.ndim(class_labels) else class_labels  # type: ignore[index, arg-type]
             ends = self.encode(both, num_inference_steps, timestep, of_ends)
         mixed = slerp(ends[:1], ends[1:], weights)
         return self.decode(mixed, num_inference_steps, timestep, class_labels, output_type)
@@ -252,18 +241,14 @@ class Editing(DenoisingPipeline):
         seeds: Sequence[int] | None = None,
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
-    ) -> Any:
+    ) -> OutputImages:
         """Paint a part of images anew, to fit the rest (RePaint, Lugmayr et al., algorithm 1).
 
         Args:
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
             mask: white (1) where to paint, black (0) where to keep; one for all images or one for each, of one channel.
-            generator: one for all images, or a list of one for each.
             num_inference_steps: in [1, T], each of which is done ten times; None is 250, or T if that is less.
-            output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
-            seeds: one for each image, instead of generators.
-            class_labels: one for all images or one for each; for a class-conditional network.
-            guidance_scale: of classifier-free guidance; 1 is none.
+            generator, output_type, seeds, class_labels, guidance_scale: as in `DDPMPipeline.__call__`.
 
         Returns:
             The images, unchanged where they were to be kept.
@@ -306,14 +291,14 @@ class Editing(DenoisingPipeline):
 
     def _ddim(self, timestep: int | None, num_steps: int | None) -> DDIMScheduler:
         start, num_steps = self._check_start(timestep, num_steps)
-        ddim = self._sampler("ddim")
+        ddim = make_sampler("ddim", self.scheduler)
         ddim.register_to_config(clip_sample=False, thresholding=False)
         ddim.set_timesteps(timesteps=timesteps_down(start, num_steps))
         return ddim
 
     def _ancestral(self, timestep: int, num_steps: int | None) -> DDPMScheduler:
         start, num_steps = self._check_start(timestep, num_steps)
-        ancestral = self._sampler("ddpm")
+        ancestral = make_sampler("ddpm", self.scheduler)
         # Down to 0, not beyond: diffusers' own scheduler adds noise in a last step from above 0.
         steps = np.linspace(start, 0, num_steps).round().astype(int).tolist()
         ancestral.set_timesteps(timesteps=steps)

@@ -4,10 +4,10 @@ import hashlib
 import io
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
@@ -22,7 +22,6 @@ from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.files import atomic_write
 
 Archive = Literal["npz", "parquet"]
-ARCHIVES: tuple[str, ...] = get_args(Archive)
 
 MAX_GRID_IMAGES = 64
 NUM_STRIPS = 6
@@ -163,6 +162,7 @@ def _write_npz(pngs: Sequence[Path], labels: Sequence[int] | None, file: Path) -
 
 
 def _write_parquet(pngs: Sequence[Path], labels: Sequence[int] | None, file: Path, rows: int) -> None:
+    # take seconds to import, and only this archive needs them
     from datasets import Features, Value
     from datasets import Image as ImageFeature
     from pyarrow import RecordBatch
@@ -185,71 +185,19 @@ def _pixels(png: Path) -> np.ndarray:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-@dataclass(frozen=True)
-class InterpolationSettings:
-    """Everything that an interpolation depends on.
-
-    Attributes:
-        model: folder or Hub id of the pipeline.
-        weights: a hash of the network's weights.
-        seeds: of the two ends; None where they are images.
-        images: a hash of each image's pixels; None where the ends are seeds.
-        num_steps: number of images, both ends included.
-        timestep: t; None is the pipeline's choice.
-        method: "ddpm" or "ddim".
-        num_inference_steps: denoising steps; None is all of them.
-        class_labels: of the first half of the images and of the second, for a class-conditional model.
-        seed: of the noise of "ddpm".
-    """
-
-    model: str
-    weights: str
-    seeds: list[int] | None
-    images: list[str] | None
-    num_steps: int
-    timestep: int | None
-    method: str
-    num_inference_steps: int | None
-    class_labels: list[int] | None
-    seed: int
-
-
-def write_interpolation(
-    pipeline: DDPMPipeline, settings: InterpolationSettings, images: Sequence[Image.Image], folder: Path
-) -> None:
+def write_interpolation(images: Sequence[Image.Image], settings: Mapping[str, Any], folder: Path) -> None:
     """Write the images of an interpolation as PNG files, a strip and a GIF of them, and a manifest.
 
     Args:
-        pipeline: draws them.
-        settings: of the interpolation; they are kept in the manifest.
-        images: the two ends, unless the settings have seeds.
+        images: from one end to the other; at least two.
+        settings: everything that the images depend on, as plain values, for the manifest.
         folder: made if it does not exist.
-
-    Raises:
-        UserError: the folder holds something else.
-        ValueError: a setting is not possible for this model.
     """
-    check_folder(folder, asdict(settings))
-    first, second = settings.seeds or images
-    labels = settings.class_labels
-    if labels is not None:
-        half = settings.num_steps // 2
-        labels = [labels[0]] * (settings.num_steps - half) + [labels[-1]] * half
-    way = pipeline.interpolate(
-        first,
-        second,
-        settings.num_steps,
-        settings.timestep,
-        settings.method,
-        seed=settings.seed,
-        num_inference_steps=settings.num_inference_steps,
-        class_labels=labels,
-    )
-    write_manifest(folder, asdict(settings))
-    for index, image in enumerate(way):
+    write_manifest(folder, settings)
+    for index, image in enumerate(images):
         save_png(image, folder / f"{index:03}.png")
-    save_png(image_grid(way, columns=len(way)), folder / "strip.png")
-    save_gif(way, folder / "interpolation.gif")
+    save_png(image_grid(images, columns=len(images)), folder / "strip.png")
+    save_gif(images, folder / "interpolation.gif")
 
 
 def pixels_hash(image: Image.Image) -> str:

@@ -12,6 +12,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB"}
 
 Images = Image.Image | Sequence[Image.Image] | np.ndarray | torch.Tensor
+OutputImages = list[Image.Image] | np.ndarray | torch.Tensor
 
 
 def from_uint8(images: UInt8[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
@@ -74,7 +75,7 @@ def check_output_type(output_type: str | None, channels: int) -> None:
         raise ValueError(f"output_type 'pil' is for 1 or 3 channels, the model has {channels}; use 'np' or 'pt'")
 
 
-def to_output(x_0: torch.Tensor, output_type: str | None) -> list[Image.Image] | np.ndarray | torch.Tensor:
+def to_output(x_0: torch.Tensor, output_type: str | None) -> OutputImages:
     """Turn images in [-1, 1] into what a pipeline returns.
 
     Args:

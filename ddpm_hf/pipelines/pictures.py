@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.runtime.files import atomic_write
 from ddpm_hf.schedulers.process import posterior_coefficients, snr
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP = 6
 """Pixels between two images of a grid."""
@@ -90,14 +93,14 @@ def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:
         records: lines of metrics.jsonl, with step, loss and learning_rate.
         file: the PNG to write.
     """
-    from matplotlib.figure import Figure  # takes most of a second to import
-
     steps = np.array([record["step"] for record in records])
     losses = np.array([record["loss"] for record in records])
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    window = max(1, len(losses) // 20)
+    mean = np.full(window, 1 / window)  # over a sliding window of a twentieth of the run
+    figure = _figure(8, 4.5)
     axes = figure.subplots()
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(*_smoothed(steps, losses), color="tab:blue", label="loss")
+    axes.plot(np.convolve(steps, mean, "valid"), np.convolve(losses, mean, "valid"), color="tab:blue", label="loss")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     rate = axes.twinx()
@@ -105,8 +108,7 @@ def loss_curve(records: Sequence[dict[str, Any]], file: Path) -> None:
     rate.set_ylabel("learning rate", color="tab:orange")
     rate.set_ylim(bottom=0)
     axes.legend(loc="upper right")
-    with atomic_write(file) as aside:
-        figure.savefig(aside, dpi=120, format="png")
+    _save(figure, file)
 
 
 def schedule_curves(alpha_bar: ArrayLike, file: Path) -> None:
@@ -119,35 +121,29 @@ def schedule_curves(alpha_bar: ArrayLike, file: Path) -> None:
     Raises:
         ValueError: alpha_bar is no falling row of such numbers.
     """
-    from matplotlib.figure import Figure
-
     values = np.asarray(alpha_bar, dtype=np.float64)
     row = values.ndim == 1 and len(values) > 0
     if not row or not (values[-1] >= 0 and values[0] < 1 and (np.diff(values) < 0).all()):
         raise ValueError(f"alpha_bar is {alpha_bar!r}; possible is a row of falling numbers in [0, 1), one for each t")
     before = np.concatenate([[1.0], values[:-1]])
-    beta = 1 - values / before
     _, _, beta_tilde = posterior_coefficients(torch.from_numpy(values), torch.from_numpy(before))
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = _figure(12, 3.8)
     signal, ratio, variance = figure.subplots(1, 3)
     signal.plot(values, label=r"$\bar\alpha_t$")
     signal.plot(np.sqrt(values), label=r"$\sqrt{\bar\alpha_t}$, signal")
     signal.plot(np.sqrt(1 - values), label=r"$\sqrt{1-\bar\alpha_t}$, noise")
-    signal.set_title(rf"at the end, $\sqrt{{\bar\alpha_T}}$ = {np.sqrt(values[-1]):.2g}")
+    signal.set(title=rf"at the end, $\sqrt{{\bar\alpha_T}}$ = {np.sqrt(values[-1]):.2g}", xlabel="timestep t")
     ratio.plot(snr(torch.from_numpy(values)))
-    ratio.set(title="signal-to-noise ratio", yscale="log")
+    ratio.set(title="signal-to-noise ratio", yscale="log", xlabel="timestep t")
     steps = np.arange(1, len(values) + 1)  # logarithmic from the first: there alone the two variances differ
-    variance.plot(steps, beta, label=r"$\beta_t$, fixed_large")
+    variance.plot(steps, 1 - values / before, label=r"$\beta_t$, fixed_large")
     variance.plot(steps[1:], beta_tilde[1:], label=r"$\tilde\beta_t$, fixed_small")
     variance.set(title="variance of a step", xscale="log", yscale="log", xlabel="timestep t + 1")
-    for axes in (signal, ratio):
-        axes.set_xlabel("timestep t")
     for axes in (signal, ratio, variance):
         axes.grid(alpha=0.3)
     signal.legend()
     variance.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    _save(figure, file)
 
 
 def learning_rate_curve(rates: Sequence[float], file: Path) -> None:
@@ -157,20 +153,21 @@ def learning_rate_curve(rates: Sequence[float], file: Path) -> None:
         rates: of update 0, 1, …; at least one.
         file: the PNG to write; its folder is made if need be.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = _figure(8, 3)
     axes = figure.subplots()
     axes.plot(rates, color="tab:orange", marker="o" if len(rates) == 1 else None)
     axes.set(xlabel="update", ylabel="learning rate")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    _save(figure, file)
 
 
-def _smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over a sliding window of a twentieth of the run."""
-    window = max(1, len(values) // 20)
-    kernel = np.full(window, 1 / window)
-    return np.convolve(steps, kernel, "valid"), np.convolve(values, kernel, "valid")
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # takes most of a second to import
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", file: Path) -> None:
+    with atomic_write(file) as aside:
+        figure.savefig(aside, dpi=120, format="png")

@@ -1,4 +1,4 @@
-"""Samplers by name: diffusers' schedulers, set up to run the same diffusion process as the model's own."""
+"""Samplers by name: schedulers that run the same diffusion process as the model's own."""
 
 import inspect
 import warnings
@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler as StockDDIMScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-from ddpm_hf.schedulers import DiffusionProcess
+from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 
 def timesteps_down(start: int, num_steps: int) -> list[int]:

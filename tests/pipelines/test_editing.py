@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.editing import MIN_SIGNAL, repaint_moves, slerp
+from ddpm_hf.pipelines.samplers import make_sampler
 from ddpm_hf.schedulers import DDPMScheduler
 
 MEAN, STD = 0.25, 0.2  # of the exact network's images
@@ -254,7 +255,7 @@ def test_editing_with_any_scheduler(tiny_pipeline):
     ours = tiny_pipeline()
     other = DDPMPipeline(ours.unet, diffusers.DDIMScheduler.from_config(ours.scheduler.config))
     other.set_progress_bar_config(disable=True)
-    assert type(other._sampler("ddpm")) is DDPMScheduler
+    assert type(make_sampler("ddpm", other.scheduler)) is DDPMScheduler
     images = torch.rand(2, 1, 8, 8)
     for edit in (
         lambda pipeline: pipeline.reconstruct(images, 6, seeds=[1, 2], output_type="pt"),

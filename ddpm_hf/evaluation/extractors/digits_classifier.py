@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
-from ddpm_hf.losses.digits import train_classifier
+from ddpm_hf.models.classifier import train_classifier
 from ddpm_hf.runtime.files import atomic_write, cache_folder
 from ddpm_hf.runtime.randomness import generator_at
 
