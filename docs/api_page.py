@@ -144,12 +144,21 @@ def _signature(name: str, node: ast.FunctionDef, found: Found) -> str:
     line = f"{name}({', '.join(arguments)}){returns}"
     if len(line) > WIDTH:
         line = f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + f"){returns}"
-    aliases = [
-        f"{ast.unparse(each.targets[0])} = {ast.unparse(each.value)}"
-        for each in found.tree.body
-        if isinstance(each, ast.Assign) and re.search(rf": [^,]*\b{ast.unparse(each.targets[0])}\b", line)
-    ]
-    return "\n".join(["```python", line, *(f"# {alias}" for alias in aliases), "```\n"])
+    names = sorted(set(re.findall(r"\b[A-Z]\w+", line)))
+    aliases = [f"# {each} = {value}" for each in names if (value := _alias(each, found.tree))]
+    return "\n".join(["```python", line, *aliases, "```\n"])
+
+
+def _alias(name: str, tree: ast.Module) -> str | None:
+    """What a name stands for that a module assigns, or imports from a module of this package that does."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.unparse(node.value)
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            if (home := _imported_from(node, "")).startswith("ddpm_hf."):
+                return _alias(name, ast.parse(_file(home).read_text(encoding="utf-8")))
+            return None
+    return None
 
 
 def _arguments(arguments: ast.arguments) -> list[str]:

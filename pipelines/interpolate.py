@@ -82,8 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
-        from ddpm_hf.pipelines.generation import pixels_hash, write_interpolation
-        from ddpm_hf.pipelines.sampling import check_folder
+        from ddpm_hf.pipelines.generation import check_folder, pixels_hash, write_interpolation
 
     images = [_open(file) for file in arguments.images or ()]
     pipeline = load_pipeline(model_folder or model)

@@ -59,9 +59,7 @@ class PatchDiscriminator(nn.Module):
         for parameter in self.film.parameters():
             nn.init.zeros_(parameter)  # at first the timestep has no effect
 
-    def forward(
-        self, images: Float[Tensor, "batch channels height width"], timesteps: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch 1 patches_high patches_wide"]:
+    def forward(self, images: Images, timesteps: Int[Tensor, " batch"]) -> Logits:
         """Classify each patch.
 
         Args:

@@ -50,13 +50,11 @@ class PerceptualLoss(nn.Module):
         self._hidden = (distance,)  # in a tuple, so that Module does not see it
         self._try_out(config.backbone, image_channels, image_size)
 
-    def forward(
-        self, predicted_x_0: Images, x_0: Images, timesteps: Int[Tensor, " batch"]
-    ) -> Float32[Tensor, " batch"]:
+    def forward(self, predicted_x_0: Images, x_0: Images, timesteps: Int[Tensor, " batch"]) -> PerImage:
         """The distance of each image; `timesteps` does not matter.
 
         Args:
-            predicted_x_0: images that the network stands for, around [-1, 1].
+            predicted_x_0: images that the network's output implies, around [-1, 1].
             x_0: the real ones.
             timesteps: of each image.
         """

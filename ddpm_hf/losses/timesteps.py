@@ -1,7 +1,7 @@
 """Which timesteps a batch is trained at.
 
 All ranks draw the timesteps of the whole global batch from one generator, seeded by (seed, step), and keep their own
-part. Each drawn timestep comes with the weight that makes the weighted mean of a loss an unbiased estimate of its mean
+share. Each drawn timestep comes with the weight that makes the weighted mean of a loss an unbiased estimate of its mean
 over all timesteps.
 """
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ddpm_hf.config.loss import TimestepSampling
 
+TimestepsAndWeights = tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]
+
 NUM_REMEMBERED = 10  # losses per timestep (improved DDPM, section 3.3)
-UNIFORM_SHARE = 0.001  # of the draws, so that no timestep is ever given up
+UNIFORM_SHARE = 0.001  # of the draws, so that every timestep stays possible
 
 
 class TimestepSampler(ABC):
@@ -26,15 +28,13 @@ class TimestepSampler(ABC):
     """
 
     needs_losses = False
-    """Whether `update` must be told the losses of every step; if not, they need not be gathered."""
+    """Whether `update` needs the losses of every step; if not, they need not be gathered."""
 
     def __init__(self, num_timesteps: int) -> None:
         self.num_timesteps = num_timesteps
 
     @abstractmethod
-    def sample(
-        self, batch_size: int, generator: torch.Generator
-    ) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+    def sample(self, batch_size: int, generator: torch.Generator) -> TimestepsAndWeights:
         """Draw timesteps and their sample weights, both on the CPU.
 
         Args:
@@ -69,9 +69,7 @@ class TimestepSampler(ABC):
 class UniformTimesteps(TimestepSampler):
     """Every timestep equally likely, independently of the others (DDPM, algorithm 1)."""
 
-    def sample(
-        self, batch_size: int, generator: torch.Generator
-    ) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+    def sample(self, batch_size: int, generator: torch.Generator) -> TimestepsAndWeights:
         """See TimestepSampler.sample."""
         timesteps = torch.randint(self.num_timesteps, (batch_size,), generator=generator)
         return timesteps, torch.ones(batch_size)
@@ -85,9 +83,7 @@ class StratifiedTimesteps(TimestepSampler):
     appendix I.1).
     """
 
-    def sample(
-        self, batch_size: int, generator: torch.Generator
-    ) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+    def sample(self, batch_size: int, generator: torch.Generator) -> TimestepsAndWeights:
         """See TimestepSampler.sample."""
         within = torch.rand(batch_size, dtype=torch.float64, generator=generator)
         positions = (torch.arange(batch_size) + within) / batch_size  # one in each [i, i + 1) / batch_size
@@ -118,9 +114,7 @@ class ImportanceTimesteps(TimestepSampler):
             return uniform
         return (1 - UNIFORM_SHARE) * size / size.sum() + UNIFORM_SHARE * uniform
 
-    def sample(
-        self, batch_size: int, generator: torch.Generator
-    ) -> tuple[Int64[Tensor, " batch"], Float32[Tensor, " batch"]]:
+    def sample(self, batch_size: int, generator: torch.Generator) -> TimestepsAndWeights:
         """See TimestepSampler.sample."""
         probabilities = self.probabilities()
         below = torch.rand(batch_size, dtype=torch.float64, generator=generator)
@@ -128,7 +122,7 @@ class ImportanceTimesteps(TimestepSampler):
         return timesteps, (1 / (self.num_timesteps * probabilities[timesteps])).float()
 
     def update(self, timesteps: Int[Tensor, " batch"], losses: Float[Tensor, " batch"]) -> None:
-        """See TimestepSampler.update; losses that are not finite teach nothing."""
+        """See TimestepSampler.update; losses that are not finite are ignored."""
         timesteps, losses = timesteps.cpu().long(), losses.detach().to("cpu", torch.float64)
         finite = losses.isfinite()
         timesteps, order = timesteps[finite].sort(stable=True)

@@ -154,7 +154,12 @@ class DenoisingPipeline(StockDDPMPipeline):
         if seeds is not None:
             if generator is not None:
                 raise ValueError("both seeds and generator were given; give one of them")
-            generator = _generators(seeds)
+            try:
+                generator = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+            except (TypeError, ValueError, RuntimeError):  # not a row, not a number, beyond 64 bits
+                raise ValueError(
+                    f"seeds is {seeds}; possible is a list of whole numbers of 64 bits, one for each image"
+                ) from None
         generators = generator if isinstance(generator, list) else [generator]
         if not all(each is None or isinstance(each, torch.Generator) for each in generators):
             raise ValueError(f"generator is {generator}; possible are a torch.Generator, a list of them, or seeds=[…]")
@@ -203,15 +208,6 @@ def _predicted_x_0(
     clips = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
     limit = scheduler.config.get("clip_sample_range", 1.0)
     return x_0.clamp(-limit, limit) if clips else x_0
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    try:
-        return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-    except (TypeError, ValueError, RuntimeError):  # not a row, not a number, beyond 64 bits
-        raise ValueError(
-            f"seeds is {seeds}; possible is a list of whole numbers of 64 bits, one for each image"
-        ) from None
 
 
 def _our_network(unet: Any) -> Any:

@@ -26,12 +26,7 @@ REPAINT_STEPS, REPAINT_JUMP, REPAINT_ROUNDS = 250, 10, 10
 
 
 class Editing(DenoisingPipeline):
-    """Operations on images: what a trained model makes of them.
-
-    Args:
-        unet: the network; a plain UNet2DModel becomes a DDPMUNet around the same parameters.
-        scheduler: any of diffusers'; a plain DDPMScheduler becomes ddpm_hf's.
-    """
+    """Operations on images: what a trained model makes of them."""
 
     @torch.no_grad()
     def encode(
@@ -82,6 +77,9 @@ class Editing(DenoisingPipeline):
             timestep: t, in [0, T); None is the last one with `MIN_SIGNAL` of the image in x_t.
             class_labels, output_type: as in `DDPMPipeline.__call__`.
 
+        Returns:
+            The images, of this output type.
+
         Raises:
             ValueError: an argument is not possible for this model.
         """
@@ -116,6 +114,9 @@ class Editing(DenoisingPipeline):
             num_inference_steps: in [1, timestep + 1]; None is all of them.
             generator, output_type, seeds, class_labels, guidance_scale: as in `DDPMPipeline.__call__`.
 
+        Returns:
+            The images, of this output type.
+
         Raises:
             ValueError: an argument is not possible for this model.
         """
@@ -148,6 +149,9 @@ class Editing(DenoisingPipeline):
             strength: share of the T steps that is done again, in (0, 1]; at 1 nothing of the images is left.
             num_inference_steps: in [1, strength * T]; None is all of them.
             generator, output_type, seeds, class_labels, guidance_scale: as in `DDPMPipeline.__call__`.
+
+        Returns:
+            The images, of this output type.
 
         Raises:
             ValueError: an argument is not possible for this model.
@@ -196,6 +200,9 @@ class Editing(DenoisingPipeline):
             seed: of the noise of "ddpm".
             num_inference_steps: in [1, timestep + 1]; None is all of them.
             class_labels, output_type: as in `DDPMPipeline.__call__`.
+
+        Returns:
+            The images, of this output type.
 
         Raises:
             ValueError: an argument is not possible for this model.

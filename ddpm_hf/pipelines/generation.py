@@ -1,7 +1,8 @@
-"""Images to disk: sampling runs, resumable and spread over processes; archives of them; interpolations."""
+"""Images to disk: sampling runs, resumable and spread over processes; archives of them; interpolations; manifests."""
 
 import hashlib
 import io
+import json
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from tqdm import tqdm
 from ddpm_hf.checkpoints.find import weights_hash
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_gif, save_png
-from ddpm_hf.pipelines.sampling import SamplingSettings, check_folder, write_manifest
+from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
-from ddpm_hf.runtime.files import atomic_write
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import atomic_write, visible_files, write_text_atomic
 
 Archive = Literal["npz", "parquet"]
 
+MANIFEST = "manifest.json"
 MAX_GRID_IMAGES = 64
 NUM_STRIPS = 6
 """Images whose way from the noise is shown."""
@@ -203,3 +206,36 @@ def write_interpolation(images: Sequence[Image.Image], settings: Mapping[str, An
 def pixels_hash(image: Image.Image) -> str:
     """A hash of an image's mode, size and pixels, whatever file they came from."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make sure that a folder is new, empty, or holds images of these settings.
+
+    Args:
+        folder: where images are to be written.
+        settings: everything that the images depend on, as plain values.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        if folder.exists() and (not folder.is_dir() or visible_files(folder)):
+            raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
+        return
+    try:
+        before = dict(json.loads(manifest.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"--output: {manifest} is not of this program; choose another folder") from None
+    names = [*settings, *(name for name in before if name not in settings)]
+    changed = [f"{name} was {before.get(name)!r}" for name in names if before.get(name) != settings.get(name)]
+    if changed:
+        raise UserError(
+            f"--output: {folder} holds images of other settings ({', '.join(changed)}); choose another folder"
+        )
+
+
+def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings beside the images, once; several processes may do so at the same time."""
+    if not (folder / MANIFEST).exists():
+        write_text_atomic(folder / MANIFEST, json.dumps(dict(settings), indent=2) + "\n")

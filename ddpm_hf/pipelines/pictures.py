@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 GAP = 6
 """Pixels between two images of a grid."""
 
-BACKGROUND: dict[str, int | tuple[int, int, int]] = {"L": 255, "RGB": (255, 255, 255)}
-
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_side: int = 64) -> Image.Image:
     """Lay images out row by row, with a gap between them.
@@ -41,7 +39,7 @@ def image_grid(images: Sequence[Image.Image], columns: int | None = None, min_si
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
-    grid = Image.new(images[0].mode, size, BACKGROUND[images[0].mode])
+    grid = Image.new(images[0].mode, size, "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         enlarged = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,17 +1,10 @@
-"""Sampling runs: how image i is drawn, and the manifest that keeps two runs out of one folder."""
+"""Sampling runs: how image i is drawn."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ddpm_hf.pipelines.ddpm import Callback, DDPMPipeline, DDPMPipelineOutput
-from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import visible_files, write_text_atomic
 from ddpm_hf.runtime.randomness import image_seeds
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -77,36 +70,3 @@ def every_class(pipeline: DDPMPipeline) -> list[int] | None:
     """The classes of a class-conditional model, without its last, which stands for no class; None for another model."""
     num_classes = pipeline.unet.config.num_class_embeds
     return None if num_classes is None else list(range(max(num_classes - 1, 1)))
-
-
-def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make sure that a folder is new, empty, or holds images of these settings.
-
-    Args:
-        folder: where images are to be written.
-        settings: everything that the images depend on, as plain values.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
-    manifest = folder / MANIFEST
-    if not manifest.exists():
-        if folder.exists() and (not folder.is_dir() or visible_files(folder)):
-            raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
-        return
-    try:
-        before = dict(json.loads(manifest.read_text()))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"--output: {manifest} is not of this program; choose another folder") from None
-    names = [*settings, *(name for name in before if name not in settings)]
-    changed = [f"{name} was {before.get(name)!r}" for name in names if before.get(name) != settings.get(name)]
-    if changed:
-        raise UserError(
-            f"--output: {folder} holds images of other settings ({', '.join(changed)}); choose another folder"
-        )
-
-
-def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings beside the images, once; several processes may do so at the same time."""
-    if not (folder / MANIFEST).exists():
-        write_text_atomic(folder / MANIFEST, json.dumps(dict(settings), indent=2) + "\n")

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from ddpm_hf.config.model import ModelConfig, PredictionType
 from ddpm_hf.runtime.stock import StockOnDisk
-from ddpm_hf.schedulers.process import COSINE, DiffusionProcess, Gaussian, make_betas, posterior_coefficients
+from ddpm_hf.schedulers.process import (
+    COSINE,
+    DiffusionProcess,
+    Gaussian,
+    Images,
+    Timesteps,
+    make_betas,
+    posterior_coefficients,
+)
 
 MAX_TERMINAL_SIGNAL = 0.05
 """Largest sqrt(alpha_bar_T) of a process that ends in noise."""
@@ -99,7 +107,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
 
     def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t) of each timestep."""
-        return self.process.snr(timesteps)
+        return self.process.tables["snr"].float().to(timesteps.device)[timesteps]
 
     def set_timesteps(
         self,
@@ -130,12 +138,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         if num_inference_steps == 1 and self.config["timestep_spacing"] == "linspace":
             self.timesteps = self.timesteps + T - 1  # a line of one point: where the noise is, not where it ends
 
-    def add_noise(
-        self,
-        original_samples: Float[Tensor, "batch channels height width"],
-        noise: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-    ) -> Float[Tensor, "batch channels height width"]:
+    def add_noise(self, original_samples: Images, noise: Images, timesteps: Timesteps) -> Images:
         """Draw x_t from q(x_t | x_0), eq. 4, with the given noise.
 
         Args:
@@ -148,12 +151,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         """
         return self.process.q_sample(original_samples, noise, timesteps).to(original_samples.dtype)
 
-    def get_velocity(
-        self,
-        sample: Float[Tensor, "batch channels height width"],
-        noise: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-    ) -> Float[Tensor, "batch channels height width"]:
+    def get_velocity(self, sample: Images, noise: Images, timesteps: Timesteps) -> Images:
         """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0: the target of v-prediction.
 
         Args:
@@ -170,7 +168,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         self,
         model_output: Float[Tensor, "batch outputs height width"],
         timestep: int | Int[Tensor, ""],
-        sample: Float[Tensor, "batch channels height width"],
+        sample: Images,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
@@ -195,8 +193,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         weight_x_0, weight_x_t, beta_tilde = posterior_coefficients(alpha_bar_t, alpha_bar_s)
 
         x_t = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        prediction, values = self._split(model_output.to(x_t.dtype), x_t)
-        x_0 = self._clip(self.process.predict_x_0(prediction, x_t, torch.tensor([t]), self.config["prediction_type"]))
+        x_0, values = self._predict_x_0(model_output, x_t, torch.tensor([t]))
         x_s = float(weight_x_0) * x_0 + float(weight_x_t) * x_t
         if s >= 0:
             noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
@@ -209,9 +206,9 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
     def reverse(
         self,
         model_output: Float[Tensor, "batch outputs height width"],
-        x_t: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, "*batch"],
-    ) -> tuple[Gaussian, Float[Tensor, "batch channels height width"]]:
+        x_t: Images,
+        timesteps: Timesteps,
+    ) -> tuple[Gaussian, Images]:
         """p(x_{t-1} | x_t), eq. 1, of a batch of images that are each at their own timestep.
 
         Args:
@@ -226,31 +223,30 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
             ValueError: the variance is learned, and model_output has not twice the channels of the images.
         """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        prediction, values = self._split(model_output.to(x_t.dtype), x_t)
-        x_0 = self._clip(self.process.predict_x_0(prediction, x_t, timesteps, self.config["prediction_type"]))
+        x_0, values = self._predict_x_0(model_output, x_t, timesteps)
         log_beta_tilde = self.process.at("log_beta_tilde", timesteps, x_t)
         log_beta = self.process.at("log_beta", timesteps, x_t)
         log_variance = self._log_variance(log_beta_tilde, log_beta, values)
         return Gaussian(self.process.q_posterior(x_0, x_t, timesteps).mean, log_variance.exp(), log_variance), x_0
 
-    def _split(self, model_output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split the output of the network into its prediction and its learned variance."""
-        if self.variance_type not in ("learned", "learned_range"):
-            return model_output, None
-        channels = x_t.shape[1]
-        if model_output.shape[1] != 2 * channels:
-            raise ValueError(
-                f"variance_type {self.variance_type!r} needs a network with {2 * channels} output channels, twice"
-                f" those of the images; this one has {model_output.shape[1]}. Use 'fixed_small' or 'fixed_large'."
-            )
-        prediction, values = model_output.split(channels, dim=1)
-        return prediction, values
-
-    def _clip(self, x_0: Tensor) -> Tensor:
-        if self.config["thresholding"]:
-            return self._threshold_sample(x_0)
+    def _predict_x_0(self, model_output: Tensor, x_t: Images, timesteps: Timesteps) -> tuple[Images, Images | None]:
+        """The x_0 that the output implies, clipped as the config asks, and the output's half for a learned variance."""
+        prediction, values = model_output.to(x_t.dtype), None
+        if self.variance_type in ("learned", "learned_range"):
+            channels = x_t.shape[1]
+            if model_output.shape[1] != 2 * channels:
+                raise ValueError(
+                    f"variance_type {self.variance_type!r} needs a network with {2 * channels} output channels, twice"
+                    f" those of the images; this one has {model_output.shape[1]}. Use 'fixed_small' or 'fixed_large'."
+                )
+            prediction, values = prediction.split(channels, dim=1)
+        x_0 = self.process.predict_x_0(prediction, x_t, timesteps, self.config["prediction_type"])
         limit = self.config["clip_sample_range"]
-        return x_0.clamp(-limit, limit) if self.config["clip_sample"] else x_0
+        if self.config["thresholding"]:
+            x_0 = self._threshold_sample(x_0)
+        elif self.config["clip_sample"]:
+            x_0 = x_0.clamp(-limit, limit)
+        return x_0, values
 
     def _log_variance(
         self, log_beta_tilde: Float[Tensor, "..."], log_beta: Float[Tensor, "..."], values: Tensor | None

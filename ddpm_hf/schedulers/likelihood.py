@@ -10,12 +10,9 @@ from torch import Tensor
 
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
-from ddpm_hf.schedulers.process import Gaussian
+from ddpm_hf.schedulers.process import Gaussian, Images
 
 NUM_LEVELS = 256
-
-Network = Callable[[Tensor, Tensor], Tensor]
-"""From x_t and timesteps to the network's output."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +37,15 @@ class Bound:
     standard_error: Float[Tensor, " batch"]
 
 
-def gaussian_kl(p: Gaussian, q: Gaussian) -> Float[Tensor, "batch channels height width"]:
+def gaussian_kl(p: Gaussian, q: Gaussian) -> Images:
     """KL(p || q) of each pixel, in nats; variances by their logarithms, so that none is divided by zero."""
     ratio = (p.log_variance - q.log_variance).exp()
     distance = (p.mean - q.mean) ** 2 * (-q.log_variance).exp()
     return 0.5 * (q.log_variance - p.log_variance + ratio + distance - 1)
 
 
-def discretized_log_likelihood(
-    x_0: Float[Tensor, "batch channels height width"], decoder: Gaussian
-) -> Float[Tensor, "batch channels height width"]:
-    """Log-probability, in nats, of the level of each pixel under a Gaussian cut into 256 bins: DDPM, eq. 13.
+def discretized_log_likelihood(x_0: Images, decoder: Gaussian) -> Images:
+    """Log-probability, in nats, of the level of each pixel under a Gaussian divided into 256 bins: DDPM, eq. 13.
 
     Args:
         x_0: images of 256 levels, evenly from -1 to 1; the bins of the ends reach to infinity.
@@ -73,8 +68,8 @@ def discretized_log_likelihood(
 def bound_terms(
     scheduler: DDPMScheduler,
     model_output: Float[Tensor, "batch outputs height width"],
-    x_0: Float[Tensor, "batch channels height width"],
-    x_t: Float[Tensor, "batch channels height width"],
+    x_0: Images,
+    x_t: Images,
     timesteps: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
     """L_t of each image, in bits per dimension: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or L_0 where t = 0.
@@ -95,7 +90,7 @@ def bound_terms(
     return _bits(torch.where(timesteps.reshape(-1, 1, 1, 1) == 0, nll, kl))
 
 
-def prior_term(scheduler: DDPMScheduler, x_0: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
+def prior_term(scheduler: DDPMScheduler, x_0: Images) -> Float[Tensor, " batch"]:
     """L_T of each image, in bits per dimension: KL(q(x_T | x_0) || N(0, 1))."""
     T = scheduler.config["num_train_timesteps"]
     zero = torch.zeros_like(x_0)
@@ -104,19 +99,19 @@ def prior_term(scheduler: DDPMScheduler, x_0: Float[Tensor, "batch channels heig
 
 @torch.no_grad()
 def variational_bound(
-    network: Network,
+    network: Callable[[Tensor, Tensor], Tensor],
     scheduler: DDPMScheduler,
-    x_0: Float[Tensor, "batch channels height width"],
+    x_0: Images,
     seeds: Sequence[int],
     num_timesteps: int | None = None,
 ) -> Bound:
     """Bound the negative log-likelihood of images, -log p(x_0), from above: DDPM, eq. 5.
 
-    L_0 is always evaluated. Timesteps 1 to T - 1 are cut into equal strata, of which each gives one at random, so
+    L_0 is always evaluated. Timesteps 1 to T - 1 are divided into equal strata, and one of each is drawn at random, so
     that the estimate is unbiased. Its standard error comes from the differences of neighbouring strata.
 
     Args:
-        network: from x_t and timesteps to a prediction, in evaluation mode.
+        network: from x_t and timesteps to the network's output, in evaluation mode.
         scheduler: the process that the network was trained for.
         x_0: clean images of 256 levels, evenly from -1 to 1.
         seeds: one per image: the noise and timesteps of an image are a function of its seed.
@@ -156,5 +151,5 @@ def variational_bound(
     return Bound(prior + denoising + stacked[:, 0], prior, denoising, stacked[:, 0], stacked, error)
 
 
-def _bits(nats: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
+def _bits(nats: Images) -> Float[Tensor, " batch"]:
     return nats.flatten(1).mean(dim=1) / math.log(2)

@@ -211,10 +211,6 @@ class DiffusionProcess:
             return (x_t - sqrt_alpha_bar * output) / sqrt_one_minus_alpha_bar.clamp(min=1e-12)
         return sqrt_one_minus_alpha_bar * x_t + sqrt_alpha_bar * output
 
-    def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """SNR(t) of each timestep, in float32."""
-        return self.tables["snr"].to(torch.float32).to(timesteps.device)[timesteps]
-
     def _square_roots(self, timesteps: Timesteps, images: Images) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), to multiply the images."""
         return self.at("sqrt_alpha_bar", timesteps, images), self.at("sqrt_one_minus_alpha_bar", timesteps, images)

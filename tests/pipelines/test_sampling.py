@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from ddpm_hf.checkpoints.find import weights_hash
-from ddpm_hf.pipelines.generation import generate
-from ddpm_hf.pipelines.sampling import SamplingSettings, check_folder, every_class, write_manifest
+from ddpm_hf.pipelines.generation import check_folder, generate, write_manifest
+from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.errors import UserError
 
 

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.pipelines.samplers import make_sampler
 from ddpm_hf.schedulers import DDPMScheduler
 
 BEGINNING = """
@@ -110,7 +111,7 @@ def test_dtype_and_passed_components(saved):
 
 def test_another_sampler_is_saved_under_its_own_name(saved, tmp_path):
     pipeline, _ = saved
-    pipeline.scheduler = pipeline._sampler("ddim")
+    pipeline.scheduler = make_sampler("ddim", pipeline.scheduler)
     pipeline.save_pretrained(tmp_path / "ddim")
     stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ddim")
     assert type(stock.scheduler) is diffusers.DDIMScheduler

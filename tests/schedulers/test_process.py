@@ -45,7 +45,7 @@ def test_a_batch_of_different_timesteps_against_arithmetic_written_out(dtype):
         assert posterior.variance[i].item() == pytest.approx(beta_tilde, rel=1e-6, abs=0)
         clipped = beta_tilde or (1 - alpha_bar(0)) / (1 - alpha_bar(1)) * BETAS[1]
         assert posterior.log_variance[i].item() == pytest.approx(math.log(clipped), rel=1e-6)
-        assert q.snr(timesteps)[i].item() == pytest.approx(a_t / (1 - a_t), rel=1e-6)
+        assert DDPMScheduler().snr(timesteps)[i].item() == pytest.approx(a_t / (1 - a_t), rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
