@@ -43,7 +43,7 @@ def huber(prediction: Images, target: Images, delta: float) -> PerImage:
 
 
 def terms_of(config: LossConfig) -> dict[str, tuple[float, Term]]:
-    """The terms of a configuration by name, each with its weight; terms of weight 0 are left out."""
+    """The terms of a configuration by name, each with its weight; terms of weight 0 are omitted."""
     terms: dict[str, Term] = {
         "mse": mse,
         "l1": l1,
@@ -103,8 +103,9 @@ class DiffusionLoss(nn.Module):
         config: the terms, and the weights of terms and timesteps.
         process: makes the x_t that the network sees.
         prediction_type: what the network predicts.
-        image_terms: a weight and a function by name, such as a PerceptualLoss; left out: none, and x_0 is not
-            predicted. Modules among them do not become part of this one, so the caller moves them to the device.
+        image_terms: a weight and a function by name, such as a PerceptualLoss; None for no such terms, and then
+            x_0 is not predicted. Modules among them do not become part of this one: the caller moves them to the
+            device.
         variance_term: trains the second half of the output of a network with a learned variance, weighted by the
             configuration's vlb_weight (see `learned_variance_term`); None for a network without one.
 
@@ -158,7 +159,7 @@ class DiffusionLoss(nn.Module):
             noise: the eps that was mixed into them.
             x_t: the mixture, `process.q_sample(x_0, noise, timesteps)`.
             timesteps: of each image, in [0, T).
-            sample_weights: drawn with the timesteps by the timestep sampler; left out: 1 each.
+            sample_weights: drawn with the timesteps by the timestep sampler; None for 1 each.
 
         Returns:
             The loss with its gradient, and its parts for the log.

@@ -24,7 +24,7 @@ class PerceptualLoss(nn.Module):
     """Distance of predicted from real images in the features of a frozen backbone (Johnson et al. 2016; LPIPS).
 
     The backbone follows the module to its device, but is none of its parts: it is never trained, saved or counted.
-    Everything that can be missing or not fit is found here, at construction.
+    Construction fails if anything is missing or does not fit.
 
     Args:
         config: the backbone, its stages and the size of images for it.

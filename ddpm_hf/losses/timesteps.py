@@ -1,6 +1,6 @@
 """Which timesteps a batch is trained at.
 
-All ranks draw the timesteps of the whole global batch from one generator, seeded by (seed, step), and keep their own
+All ranks draw the timesteps of the global batch from one generator, seeded by (seed, step), and keep their own
 share. Each drawn timestep comes with the weight that makes the weighted mean of a loss an unbiased estimate of its mean
 over all timesteps.
 """
@@ -46,7 +46,7 @@ class TimestepSampler(ABC):
         """Learn from the losses of a step.
 
         Args:
-            timesteps: of the whole global batch, in the same order on all ranks.
+            timesteps: of the global batch, in the same order on all ranks.
             losses: `LossOutput.per_sample` of those timesteps.
         """
 

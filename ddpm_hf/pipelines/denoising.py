@@ -1,4 +1,4 @@
-"""What every way of sampling shares: checks of arguments, the loop over timesteps, and the network's prediction."""
+"""What all sampling methods share: checks of arguments, the loop over timesteps, and the network's prediction."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -185,8 +185,8 @@ class DenoisingPipeline(StockDDPMPipeline):
         if num_classes is None:
             raise ValueError("class_labels were given, but the model is unconditional; leave them out")
         labels = torch.as_tensor(class_labels, device=self._execution_device)
-        whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
-        if not whole or labels.ndim > 1 or not bool(((labels >= 0) & (labels < num_classes)).all()):
+        are_integers = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        if not are_integers or labels.ndim > 1 or not bool(((labels >= 0) & (labels < num_classes)).all()):
             raise ValueError(f"class_labels are {labels.tolist()}; possible are 0 to {num_classes - 1}")
         if labels.ndim == 1 and len(labels) != batch_size:
             raise ValueError(f"{len(labels)} class_labels for {batch_size} images; give one for all or one for each")
@@ -198,7 +198,7 @@ class DenoisingPipeline(StockDDPMPipeline):
 def _predicted_x_0(
     scheduler: Any, process: DiffusionProcess, step: Any, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
-    """The x_0 that a step of the scheduler rests on, clipped as the scheduler clips it."""
+    """The x_0 that a step of the scheduler uses, clipped as the scheduler clips it."""
     x_0 = getattr(step, "pred_original_sample", None)
     # In units of sigma, which may be 20,000, the subtraction that gives x_0 has lost its digits.
     in_sigmas = float(scheduler.init_noise_sigma) != 1

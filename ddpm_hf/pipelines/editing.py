@@ -249,7 +249,7 @@ class Editing(DenoisingPipeline):
         class_labels: Labels = None,
         guidance_scale: float = 1.0,
     ) -> OutputImages:
-        """Paint a part of images anew, to fit the rest (RePaint, Lugmayr et al., algorithm 1).
+        """Repaint a part of images so that it fits the rest (RePaint, Lugmayr et al., algorithm 1).
 
         Args:
             images: PIL, or arrays or tensors in [0, 1]; of the model's mode and size.
@@ -347,7 +347,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tens
 
 
 def repaint_moves(num_steps: int) -> Iterator[tuple[int, bool]]:
-    """RePaint's way through the timesteps: ten down, ten up again, until each ten were done ten times.
+    """RePaint's moves through the timesteps: ten down and ten up again, until each ten were done ten times.
 
     Args:
         num_steps: number of timesteps, of which index 0 is the noisiest.

@@ -28,7 +28,7 @@ Archive = Literal["npz", "parquet"]
 MANIFEST = "manifest.json"
 MAX_GRID_IMAGES = 64
 NUM_STRIPS = 6
-"""Images whose way from the noise is shown."""
+"""Images whose intermediate steps are shown."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def generate(
     """Write images 0 to num_samples - 1 of a sampling run as PNG files, a grid of the first ones and a manifest.
 
     Image i is a function of the network, the settings and i. So a folder with fewer images, or with some of them, is
-    completed; any number of processes may share the work. They share it by whole batches, which are the same batches in
-    any number of processes: what is computed together may differ in the last bits from what is computed alone.
+    completed; any number of processes may share the work. A process draws complete batches, which are the same for any
+    number of processes: images that are computed together may differ in the last bits from those computed alone.
 
     Args:
         pipeline: draws the images.

@@ -47,7 +47,7 @@ class DDIMScheduler(StockDDIMScheduler):
 
         Args:
             num_inference_steps: so many, evenly from T - 1 down; in [1, T].
-            device: where the timesteps shall lie.
+            device: of the timesteps.
             timesteps: these instead, falling.
         """
         T = self.config["num_train_timesteps"]

@@ -119,7 +119,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
 
         Args:
             num_inference_steps: in [1, T].
-            device: where the timesteps shall lie.
+            device: of the timesteps.
             timesteps: falling, in [0, T).
 
         Raises:
@@ -217,7 +217,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
             timesteps: one per image, in [0, T).
 
         Returns:
-            The distribution, and the predicted x_0 that its mean rests on.
+            The distribution, and the predicted x_0 that its mean is computed from.
 
         Raises:
             ValueError: the variance is learned, and model_output has not twice the channels of the images.
