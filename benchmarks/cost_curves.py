@@ -32,8 +32,7 @@ from ddpm_hf.config import Config, ModelConfig, TrainingConfig, load_config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.extractors.base import Features
 from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable
-from ddpm_hf.evaluation.metrics.distances import feature_statistics, frechet_distance
-from ddpm_hf.evaluation.metrics.neighbors import precision_recall
+from ddpm_hf.evaluation.metrics.distances import feature_statistics, frechet_distance, precision_recall
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.update import TrainStep
 

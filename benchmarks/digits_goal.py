@@ -46,7 +46,7 @@ from ddpm_hf.config import load_config
 from ddpm_hf.evaluation.extractors.base import Features
 from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable
 from ddpm_hf.evaluation.features import to_pil
-from ddpm_hf.evaluation.metrics.neighbors import memorized, nearest
+from ddpm_hf.evaluation.metrics.distances import memorized, nearest
 from ddpm_hf.pipelines import DDPMPipeline as OurPipeline
 from ddpm_hf.pipelines.pictures import image_grid
 from ddpm_hf.runtime import cli

@@ -41,7 +41,7 @@ from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import Features
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.feature_store import FeatureStore
-from ddpm_hf.evaluation.features import draw_samples, extract_reference
+from ddpm_hf.evaluation.features import draw_samples, extract_reference, reference_key
 from ddpm_hf.evaluation.metrics import FeatureSet, score_set
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
@@ -73,16 +73,14 @@ def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dic
         return output
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(DDPMPipeline, "__call__", timed):
-        real = extract_reference(config.dataset, digits, classifier, "cpu")
+        real = extract_reference(reference_key(config.dataset, digits, classifier), digits, classifier, "cpu")
         reference = FeatureSet.of(real, len(digits), is_cached=True)
         began = time.process_time()
-        store = FeatureStore(Path(folder) / "features", BATCH_SIZE, classifier.num_features, NUM_CLASSES)
-        draw_samples(
-            pipeline, SamplingSettings(0, num_steps), classifier, store, Path(folder) / "images", num_samples, True
-        )
+        benchmark = BenchmarkConfig(n_samples=num_samples, batch_size=BATCH_SIZE, save_samples=True)
+        store, _ = draw_samples(pipeline, SamplingSettings(0, num_steps), classifier, Path(folder), benchmark)
         drawn = time.process_time() - began
         samples = FeatureSet.of(store, num_samples)
-        figures = score_set(samples, reference, reference, config.benchmark.metrics, classifier, "cpu", False)
+        figures = score_set(samples, reference, reference, config.benchmark, classifier, "cpu")
         assert all(figure.value is not None for figure in figures.values()), figures
         together = time.process_time() - began
     return {
@@ -109,7 +107,7 @@ def measure_reference(cifar10: str | None) -> dict[str, object]:
         before, seconds = _peak_mb(), []
         for _ in range(2):
             began = time.perf_counter()
-            store = extract_reference(dataset, images, extractor, "cpu")
+            store = extract_reference(reference_key(dataset, images, extractor), images, extractor, "cpu")
             FeatureSet.of(store, len(images), is_cached=True).statistics()
             seconds.append(round(time.perf_counter() - began, 2))
     return {
@@ -149,8 +147,8 @@ def score(count: int, num_features: int) -> dict[str, object]:
                 store.write(batch, Features(values, values[:, :NUM_CLASSES]))
             sets.append(FeatureSet.of(store, rows))
         before, began = _peak_mb(), time.perf_counter()
-        metrics = BenchmarkConfig().metrics
-        figures = score_set(sets[0], sets[1], sets[1], metrics, classifier, "cpu", allow_few=True)
+        benchmark = BenchmarkConfig(allow_few_samples=True)
+        figures = score_set(sets[0], sets[1], sets[1], benchmark, classifier, "cpu")
         assert all(figure.value is not None for figure in figures.values()), figures
         seconds = round(time.perf_counter() - began, 1)
     return {"peak_mb": _peak_mb(), "peak_mb_before": before, "seconds": seconds, "figures": sorted(figures)}

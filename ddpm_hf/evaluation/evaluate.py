@@ -16,9 +16,9 @@ from ddpm_hf._version import __version__
 from ddpm_hf.config import Config
 from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
-from ddpm_hf.evaluation.feature_store import FeatureStore
 from ddpm_hf.evaluation.features import draw_samples, extract_reference
-from ddpm_hf.evaluation.metrics import FeatureSet, cached_values
+from ddpm_hf.evaluation.metrics import FeatureSet, cached_values, score_samples
+from ddpm_hf.evaluation.metrics.distances import nearest
 from ddpm_hf.evaluation.metrics.held_out import (
     HeldOut,
     cached_reconstructions,
@@ -27,7 +27,6 @@ from ddpm_hf.evaluation.metrics.held_out import (
     measure_reconstructions,
     reconstruct,
 )
-from ddpm_hf.evaluation.metrics.neighbors import nearest
 from ddpm_hf.evaluation.plan import (
     SETTINGS,
     EvaluationPlan,
@@ -37,19 +36,10 @@ from ddpm_hf.evaluation.plan import (
     load_splits,
     make_plan,
     other_contents,
-    run_config,
     sampling_of,
 )
 from ddpm_hf.evaluation.rendering import NUM_NEIGHBORS_SHOWN, NUM_PAIRS, draw_pictures, write_report
-from ddpm_hf.evaluation.report import (
-    FeaturesSection,
-    HeldOutSection,
-    MetricValue,
-    ModelSection,
-    Report,
-    SamplingSection,
-)
-from ddpm_hf.evaluation.scores import metric_device, score_samples
+from ddpm_hf.evaluation.report import Metric, MetricValue, Report
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.files import write_text_atomic
@@ -175,33 +165,21 @@ def run(
     weights = None if plan.is_in_training else plan.settings["weights"]
     assert_same_across_ranks({**plan.settings, "weights": weights, "the folder": str(plan.folder)})
     if state.is_main_process:
-        if plan.is_in_training and other_contents(plan):
+        if plan.is_in_training and other_contents(plan.folder, plan.settings):
             shutil.rmtree(plan.folder)
         write_text_atomic(plan.folder / SETTINGS, json.dumps(plan.settings, indent=2) + "\n")
     state.wait_for_everyone()
 
     references = {}
     for split, images in plan.splits.items():
-        dataset = plan.config.dataset.model_copy(update={"split": split})
-        store = extract_reference(dataset, images, plan.extractor, plan.pipeline.device, stop)
+        store = extract_reference(plan.references[split], images, plan.extractor, plan.pipeline.device, stop)
         references[split] = FeatureSet.of(store, len(images), is_cached=True)
 
     samples, num_drawn, sampling_started = {}, 0, time.perf_counter()
-    for seed in plan.seeds:
-        num_features, num_classes = plan.extractor.num_features, plan.extractor.num_classes
-        check = (stop or StopRequest()).check
-        folder = plan.folder / "features" / f"seed-{seed}"
-        store = FeatureStore(folder, benchmark.batch_size, num_features, num_classes, check)
-        num_drawn += draw_samples(
-            plan.pipeline,
-            replace(plan.sampling, seed=seed),
-            plan.extractor,
-            store,
-            plan.folder / "samples" / f"seed-{seed}",
-            benchmark.n_samples,
-            benchmark.save_samples,
-            stop,
-        )
+    for seed in plan.report.sampling.seeds:
+        sampling = replace(plan.sampling, seed=seed)
+        store, num_own = draw_samples(plan.pipeline, sampling, plan.extractor, plan.folder, benchmark, stop)
+        num_drawn += num_own
         samples[seed] = FeatureSet.of(store, benchmark.n_samples)
 
     report = None
@@ -222,69 +200,52 @@ def _measure(
     pictures: bool,
 ) -> Report:
     """Compute everything that follows the samples, in the main process."""
-    benchmark, wanted, pipeline, extractor = plan.benchmark, plan.benchmark.metrics, plan.pipeline, plan.extractor
+    benchmark, wanted, pipeline = plan.benchmark, plan.benchmark.metrics, plan.pipeline
     seed, steps, batch_size = plan.sampling.seed, plan.sampling.num_inference_steps, benchmark.batch_size
     scores = score_samples(plan, references, samples)
 
     is_conditional = plan.sampling.class_labels is not None
     held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, is_conditional)
-    are_training_images = plan.held_out_split == plan.training_split
     reconstructions = []
     if wanted.ssim or wanted.psnr:
         reconstructions = cached_reconstructions(
             plan.folder / "reconstructions.safetensors",
             lambda: reconstruct(pipeline, held_out, benchmark.reconstruction_levels, steps, seed, batch_size),
         )
+    metrics = scores.metrics
     if wanted.bits_per_dim:
         num_timesteps = benchmark.likelihood_timesteps
-
-        def likelihood() -> dict[str, MetricValue]:
-            return {"bits_per_dim": measure_likelihood(pipeline, held_out, num_timesteps, seed, batch_size)}
-
         settings = {"num_timesteps": num_timesteps, "num_images": len(held_out.images)}
-        scores.samples.update(cached_values(plan.folder / "scores" / "likelihood.json", settings, likelihood))
+        bits = cached_values(
+            plan.folder / "scores" / "likelihood.json",
+            settings,
+            lambda: {"bits_per_dim": measure_likelihood(pipeline, held_out, num_timesteps, seed, batch_size)},
+        )["bits_per_dim"]
+        metrics["bits_per_dim"] = Metric(
+            **vars(bits),
+            name="bits/dim (bound)",
+            better="lower",
+            std_over=None if bits.std is None else "images",
+            real_vs_real=MetricValue(None, None, "not known: see Baselines"),
+        )
     training = plan.splits[plan.training_split].images
     captions = {}
     if pictures:
-        features, shown = references[plan.training_split], range(min(NUM_PAIRS, benchmark.n_samples))
         neighbors = None
-        if wanted.memorization and len(features) > 1:
-            count = min(NUM_NEIGHBORS_SHOWN, len(features))
-            neighbors = nearest(samples[seed].table.select(shown), features.table, count, metric_device(plan))
+        if wanted.memorization and len(training) > 1:
+            shown = samples[seed].table.select(range(min(NUM_PAIRS, benchmark.n_samples)))
+            count = min(NUM_NEIGHBORS_SHOWN, len(training))
+            neighbors = nearest(shown, references[plan.training_split].table, count, plan.metric_device)
         captions = draw_pictures(plan, held_out, reconstructions, neighbors)
-    report = Report(
+    others = training[held_out.others] if plan.report.held_out.are_training_images else training
+    report = replace(
+        plan.report,
         label=label,
-        model=ModelSection(name=plan.model, weights=plan.settings["weights"], ema=_ema(plan.model)),
-        sampling=SamplingSection(
-            n_samples=benchmark.n_samples,
-            seeds=plan.seeds,
-            sampler=plan.sampler_name,
-            num_inference_steps=steps,
-            network_evaluations=plan.network_evaluations,
-            batch_size=batch_size,
-            classes=f"each of {len(plan.sampling.class_labels)} in turn" if plan.sampling.class_labels else "none",
-        ),
-        features=FeaturesSection(
-            name=extractor.name,
-            label=extractor.label,
-            description=extractor.description,
-            fingerprint=extractor.fingerprint,
-            resize=extractor.resize,
-            num_features=extractor.num_features,
-        ),
-        reference=plan.references[plan.reference_split],
-        held_out=HeldOutSection(
-            split=plan.held_out_split,
-            num_images=len(held_out.images),
-            are_training_images=are_training_images,
-            fingerprint=plan.references[plan.held_out_split].fingerprint,
-            likelihood_timesteps=benchmark.likelihood_timesteps,
-        ),
-        real_vs_real=scores.text,
-        num_matched=None if scores.matched is None else scores.num_real,
-        metrics=scores.metrics(plan),
+        real_vs_real=scores.real_vs_real,
+        num_matched=scores.num_matched,
+        metrics=metrics,
         reconstructions=measure_reconstructions(pipeline, held_out, reconstructions, seed, wanted),
-        baselines=measure_baselines(held_out, training[held_out.others] if are_training_images else training, wanted),
+        baselines=measure_baselines(held_out, others, wanted),
         pictures=captions,
         versions=_versions(),
     )
@@ -333,15 +294,6 @@ def _warnings(report: Report, allow_few_samples: bool) -> Iterator[str]:
     for metric in report.metrics.values():
         if metric.problem:
             yield f"{metric.name}: {metric.problem}."
-
-
-def _ema(model: str) -> str:
-    """Whether the weights are averaged, as far as the folder of the model tells."""
-    try:
-        decay = float(run_config(model)["training"]["ema_decay"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError):
-        return "not recorded: the weights as they were saved"
-    return f"yes, decay {decay}: a run saves the averaged weights for use"
 
 
 def _versions() -> dict[str, str]:

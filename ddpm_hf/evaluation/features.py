@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf.config import DatasetConfig
+from ddpm_hf.config import BenchmarkConfig, DatasetConfig
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation.extractors.base import Extraction, FeatureExtractor, Features, Images
 from ddpm_hf.evaluation.feature_store import FeatureStore, own_share, progress_bar
@@ -36,13 +34,11 @@ def draw_samples(
     pipeline: DDPMPipeline,
     settings: SamplingSettings,
     extractor: FeatureExtractor,
-    store: FeatureStore,
     folder: Path,
-    num_samples: int,
-    keep_images: bool,
+    benchmark: BenchmarkConfig,
     stop: StopRequest | None = None,
-) -> int:
-    """Draw samples 0 to num_samples - 1 and extract their features, with one batch in memory at a time.
+) -> tuple[FeatureStore, int]:
+    """Draw samples 0 to n_samples - 1 and extract their features, with one batch in memory at a time.
 
     All processes call this together. A batch is drawn by one of them, so a sample is the same to the bit with any
     number of processes. It is finished once its features are stored: they hold NaN for a sample that is not finite,
@@ -52,23 +48,25 @@ def draw_samples(
         pipeline: draws the images.
         settings: how they are drawn.
         extractor: of their features.
-        store: of the features.
-        folder: of the images.
-        num_samples: at least 1.
-        keep_images: keep all images, not only the first.
+        folder: of the evaluation, with `samples` and `features` of each seed.
+        benchmark: `n_samples`, `batch_size` and whether to keep all images, not only the first.
         stop: polled at every denoising step.
 
     Returns:
-        The number of samples that this process drew.
+        The features of all samples, and the number of samples that this process drew.
 
     Raises:
         Stopped: in all processes, if a stop was requested; finished batches are kept.
         UserError: if processes do not see the same folder.
     """
-    is_polled, stop = stop is not None, stop or StopRequest()
-    folder.mkdir(parents=True, exist_ok=True)
-    num_kept = num_samples if keep_images else min(NUM_SHOWN, num_samples)
-    files = {index: sample_file(folder, index) for index in range(num_kept)}
+    is_polled, stop, num_samples = stop is not None, stop or StopRequest(), benchmark.n_samples
+    images_folder, features_folder = (folder / name / f"seed-{settings.seed}" for name in ("samples", "features"))
+    images_folder.mkdir(parents=True, exist_ok=True)
+    store = FeatureStore(
+        features_folder, benchmark.batch_size, extractor.num_features, extractor.num_classes, stop.check
+    )
+    num_kept = num_samples if benchmark.save_samples else min(NUM_SHOWN, num_samples)
+    files = {index: sample_file(images_folder, index) for index in range(num_kept)}
     without_features = {batch.start for batch in store.missing(num_samples)}
     own = own_share(
         [
@@ -99,7 +97,7 @@ def draw_samples(
             store.write(batch, _with_nan(extraction(images), ~is_finite))
             progress.update(len(batch))
     store.check_complete(num_samples)
-    return num_drawn
+    return store, num_drawn
 
 
 def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureExtractor) -> ReferenceSection:
@@ -120,10 +118,7 @@ def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureEx
     background = ", ".join(map(str, dataset.background))
     return ReferenceSection(
         dataset=dataset.name,
-        config=dataset.config,
-        revision=dataset.revision,
-        split=dataset.split,
-        image_column=dataset.image_column,
+        **dataset.model_dump(include={"config", "revision", "split", "image_column"}),
         num_images=len(images),
         image_shape=list(pixels.shape[1:]),
         transform=f"gray or RGB on a background of ({background}), {crops[dataset.resize]}, 8 bits",
@@ -135,7 +130,7 @@ def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureEx
 
 
 def extract_reference(
-    dataset: DatasetConfig,
+    reference: ReferenceSection,
     images: ImageSet,
     extractor: FeatureExtractor,
     device: torch.device | str,
@@ -146,21 +141,21 @@ def extract_reference(
     All processes call this together, and share the missing batches.
 
     Args:
-        dataset: where the images come from.
+        reference: of `reference_key`.
         images: all of them.
         extractor: of the features.
         device: of the extractor.
         stop: polled at every batch.
 
     Returns:
-        The features, in a folder of the cache whose name is a hash of `reference_key`.
+        The features, in a folder of the cache whose name is a hash of `reference`.
 
     Raises:
         Stopped: in all processes, if a stop was requested; finished batches are kept.
         UserError: if processes do not see the same cache.
     """
     stop = stop or StopRequest()
-    key = asdict(reference_key(dataset, images, extractor))
+    key = asdict(reference)
     folder = cache_folder() / "references" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     store = FeatureStore(folder, REFERENCE_BATCH_SIZE, extractor.num_features, extractor.num_classes, stop.check)
     if PartialState().is_local_main_process:
@@ -178,16 +173,6 @@ def extract_reference(
 def sample_file(folder: Path, index: int) -> Path:
     """The file of sample i."""
     return folder / f"{index:06}.png"
-
-
-def read_images(files: Sequence[Path]) -> Images:
-    """Read samples back."""
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            pixels = np.asarray(image)
-        images.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()))
-    return torch.stack(images)
 
 
 def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:

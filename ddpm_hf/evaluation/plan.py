@@ -7,10 +7,11 @@ import json
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from accelerate import PartialState
 
@@ -20,7 +21,14 @@ from ddpm_hf.data import ImageSet, load_image_set, load_image_sets
 from ddpm_hf.evaluation.extractors import UserExtractor, load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 from ddpm_hf.evaluation.features import reference_key
-from ddpm_hf.evaluation.report import ReferenceSection
+from ddpm_hf.evaluation.report import (
+    FeaturesSection,
+    HeldOutSection,
+    ModelSection,
+    ReferenceSection,
+    Report,
+    SamplingSection,
+)
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.pipelines.sampling import SamplingSettings
@@ -38,28 +46,24 @@ class EvaluationPlan:
 
     Attributes:
         config: of the evaluation.
-        model: as the user named it.
         pipeline: of the model.
         extractor: of features.
         splits: the images of each split that is used.
         sampling: how samples are drawn, with the first seed.
-        sampler_name: of the scheduler that draws them.
-        network_evaluations: of one sample.
         references: what the features of each split depend on.
+        report: what is going to be measured and how; its metrics are still empty.
         settings: everything that samples and features depend on; evaluations of the same settings share a folder.
         folder: of the evaluation.
         is_in_training: the weights change, and what the folder holds of other weights is deleted.
     """
 
     config: Config
-    model: str
     pipeline: DDPMPipeline
     extractor: FeatureExtractor
     splits: dict[str, ImageSet]
     sampling: SamplingSettings
-    sampler_name: str
-    network_evaluations: int
     references: dict[str, ReferenceSection]
+    report: Report
     settings: dict[str, Any]
     folder: Path
     is_in_training: bool
@@ -68,11 +72,6 @@ class EvaluationPlan:
     def benchmark(self) -> BenchmarkConfig:
         """The section `benchmark` of the configuration."""
         return self.config.benchmark
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each repetition."""
-        return [self.sampling.seed + repeat for repeat in range(self.benchmark.num_seeds)]
 
     @property
     def training_split(self) -> str:
@@ -88,6 +87,12 @@ class EvaluationPlan:
     def held_out_split(self) -> str:
         """The split of the images for reconstructions and likelihood."""
         return held_out_split(self.config)
+
+    @property
+    def metric_device(self) -> torch.device:
+        """The device of distances between features: a GPU, or else the CPU, which supports float64."""
+        device = self.pipeline.device
+        return device if device.type == "cuda" else torch.device("cpu")
 
 
 class Problems(list[str]):
@@ -115,19 +120,7 @@ def make_plan(
     extractor: FeatureExtractor | None = None,
     is_in_training: bool = False,
 ) -> EvaluationPlan:
-    """Load and check everything; nothing is written.
-
-    Args:
-        model: a run folder, a saved pipeline, or an id on the Hub.
-        config: whose dataset and benchmark sections say what is measured.
-        output: folder of the evaluation; None makes one below the model's.
-        pipeline: of the model, if it is loaded already.
-        extractor: likewise, instead of `benchmark.features`.
-        is_in_training: the weights change, and what the folder holds of other weights is deleted.
-
-    Raises:
-        UserError: naming everything that does not fit.
-    """
+    """Load and check everything; nothing is written. Arguments and errors are those of `evaluate`."""
     problems, benchmark = Problems(), config.benchmark
     if pipeline is None:
         pipeline = problems.attempt(lambda: load_pipeline(model))
@@ -144,11 +137,13 @@ def make_plan(
         problems += check_features(extractor, config, splits)
     if problems or pipeline is None or extractor is None or splits is None or found is None:
         raise problems.error()
-    sampling, sampler_name, evaluations = found
+    sampling, drawn = found
     references = {
         split: reference_key(config.dataset.model_copy(update={"split": split}), images, extractor)
         for split, images in splits.items()
     }
+    training_split, held_out = config.dataset.split, held_out_split(config)
+    reference = references[benchmark.reference_split or training_split]
     # Entries that begin with _ are diffusers' own, and in another order in every process.
     scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     settings = {
@@ -156,9 +151,9 @@ def make_plan(
         "scheduler": json.loads(json.dumps(scheduler, default=str)),
         **asdict(sampling),
         "batch_size": benchmark.batch_size,
-        "training": asdict(references[config.dataset.split]),
-        "reference": asdict(references[benchmark.reference_split or config.dataset.split]),
-        "held_out": asdict(references[held_out_split(config)]),
+        "training": asdict(references[training_split]),
+        "reference": asdict(reference),
+        "held_out": asdict(references[held_out]),
         "num_held_out": benchmark.num_held_out,
         "reconstruction_levels": list(benchmark.reconstruction_levels),
         "likelihood_timesteps": benchmark.likelihood_timesteps,
@@ -166,30 +161,35 @@ def make_plan(
     if output is None:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         features = re.sub(r"\W+", "-", extractor.label).strip("-").lower()
-        steps = f"{sampler_name}-{sampling.num_inference_steps}-steps"
+        steps = f"{drawn.sampler}-{sampling.num_inference_steps}-steps"
         output = evaluations_of(model) / f"{steps}-{features}-seed-{sampling.seed}-{digest}"
-    plan = EvaluationPlan(
-        config=config,
-        model=str(model),
-        pipeline=pipeline,
-        extractor=extractor,
-        splits=splits,
-        sampling=sampling,
-        sampler_name=sampler_name,
-        network_evaluations=evaluations,
-        references=references,
-        settings=settings,
-        folder=output,
-        is_in_training=is_in_training,
-    )
-    if not is_in_training and (problem := other_contents(plan)):
+    if not is_in_training and (problem := other_contents(output, settings)):
         raise UserError(f"--output: {problem}")
-    return plan
+    report = Report(
+        model=ModelSection(name=str(model), weights=settings["weights"], ema=_ema(model)),
+        sampling=drawn,
+        features=FeaturesSection(**{each.name: getattr(extractor, each.name) for each in fields(FeaturesSection)}),
+        reference=reference,
+        held_out=HeldOutSection(
+            split=held_out,
+            num_images=min(benchmark.num_held_out, len(splits[held_out])),
+            are_training_images=held_out == training_split,
+            fingerprint=references[held_out].fingerprint,
+            likelihood_timesteps=benchmark.likelihood_timesteps,
+        ),
+        real_vs_real="",
+        metrics={},
+        reconstructions=[],
+        baselines=[],
+    )
+    return EvaluationPlan(
+        config, pipeline, extractor, splits, sampling, references, report, settings, output, is_in_training
+    )
 
 
-def other_contents(plan: EvaluationPlan) -> str | None:
-    """Describe what the folder of an evaluation holds, if not an evaluation of the same settings."""
-    folder, file = plan.folder, plan.folder / SETTINGS
+def other_contents(folder: Path, settings: dict[str, Any]) -> str | None:
+    """Describe what a folder holds, if not an evaluation of these settings."""
+    file = folder / SETTINGS
     if not folder.exists():
         return None
     if not folder.is_dir() or (not file.exists() and visible_files(folder)):
@@ -200,7 +200,7 @@ def other_contents(plan: EvaluationPlan) -> str | None:
         before = json.loads(file.read_text())
     except ValueError:
         return f"{file} is damaged; choose another folder, or delete this one"
-    if changed := [name for name, value in plan.settings.items() if before.get(name) != value]:
+    if changed := [name for name, value in settings.items() if before.get(name) != value]:
         return f"{folder} holds an evaluation of other settings ({', '.join(changed)}); choose another folder"
     return None
 
@@ -211,8 +211,8 @@ def evaluations_of(model: str | Path) -> Path:
     return (path if path.is_dir() else Path("runs") / str(model).replace("/", "--")) / "evaluation"
 
 
-def sampling_of(own: Any, config: Config) -> tuple[SamplingSettings, str, int]:
-    """How samples are drawn, the sampler's name, and the network evaluations of a sample.
+def sampling_of(own: Any, config: Config) -> tuple[SamplingSettings, SamplingSection]:
+    """How samples are drawn, with the first seed, and what the report says about it.
 
     Args:
         own: the scheduler of the model.
@@ -230,9 +230,18 @@ def sampling_of(own: Any, config: Config) -> tuple[SamplingSettings, str, int]:
         set_num_steps(scheduler, steps)
     except ValueError as error:
         raise UserError(f"benchmark.sampler, benchmark.num_inference_steps: {error}") from error
-    classes = None if config.model.num_classes is None else list(range(config.model.num_classes))
-    sampling = SamplingSettings(config.seed, steps, name, classes)
-    return sampling, name or type(scheduler).__name__.removesuffix("Scheduler").lower(), len(scheduler.timesteps)
+    num_classes = config.model.num_classes
+    section = SamplingSection(
+        n_samples=benchmark.n_samples,
+        seeds=[config.seed + repeat for repeat in range(benchmark.num_seeds)],
+        sampler=name or type(scheduler).__name__.removesuffix("Scheduler").lower(),
+        num_inference_steps=steps,
+        network_evaluations=len(scheduler.timesteps),
+        batch_size=benchmark.batch_size,
+        classes=f"each of {num_classes} in turn" if num_classes else "none",
+    )
+    labels = None if num_classes is None else list(range(num_classes))
+    return SamplingSettings(config.seed, steps, name, labels), section
 
 
 def held_out_split(config: Config) -> str:
@@ -291,6 +300,15 @@ def run_config(model: str | Path) -> dict[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
+
+
+def _ema(model: str | Path) -> str:
+    """Whether the weights are averaged, as far as the folder of the model tells."""
+    try:
+        decay = float((run_config(model) or {})["training"]["ema_decay"])
+    except (KeyError, TypeError, ValueError):
+        return "not recorded: the weights as they were saved"
+    return f"yes, decay {decay}: a run saves the averaged weights for use"
 
 
 def check_packages(benchmark: BenchmarkConfig) -> list[str]:

@@ -3,17 +3,16 @@
 import base64
 import html
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
 
-from ddpm_hf.evaluation.features import NUM_SHOWN, read_images, sample_file, to_pil
+from ddpm_hf.evaluation.features import NUM_SHOWN, sample_file, to_pil
+from ddpm_hf.evaluation.metrics.distances import Neighbors, memorized
 from ddpm_hf.evaluation.metrics.held_out import HeldOut, Reconstructions, ddim_range
-from ddpm_hf.evaluation.metrics.neighbors import Neighbors, memorized
 from ddpm_hf.evaluation.plan import EvaluationPlan
 from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
@@ -37,16 +36,8 @@ NUM_NEIGHBORS_SHOWN = 3
 NUM_INTERPOLATION_STEPS = 9
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of the report.
-
-    Attributes:
-        heading: above it.
-        about: a paragraph below the heading; may be empty.
-        header: names of the columns.
-        rows: cells.
-    """
+class Table(NamedTuple):
+    """A table of the report, with a heading above it and a paragraph, if it is not empty, in between."""
 
     heading: str
     about: str
@@ -72,9 +63,8 @@ def to_markdown(report: Report) -> str:
     """The report as Markdown, with links to its pictures."""
     lines = [f"# {report.title}", ""]
     lines += [f"> **{warning}**\n" for warning in report.warnings]
-    for each in _tables(report):
-        about = [each.about, ""] if each.about else []
-        lines += [f"## {each.heading}", "", *about, markdown_table(each.header, each.rows), ""]
+    for heading, about, header, rows in _tables(report):
+        lines += [f"## {heading}", "", *([about, ""] if about else []), markdown_table(header, rows), ""]
     for file, caption in report.pictures.items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     return "\n".join(lines)
@@ -89,10 +79,10 @@ def to_html(report: Report, folder: Path) -> str:
     """
     body = [f"<h1>{html.escape(report.title)}</h1>"]
     body += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report.warnings]
-    for each in _tables(report):
-        about = f"<p>{html.escape(each.about)}</p>" if each.about else ""
-        rows = "".join(_html_row(row, "td") for row in each.rows)
-        body.append(f"<h2>{html.escape(each.heading)}</h2>{about}<table>{_html_row(each.header, 'th')}{rows}</table>")
+    for heading, about, header, rows in _tables(report):
+        paragraph = f"<p>{html.escape(about)}</p>" if about else ""
+        cells = "".join([_html_row(header, "th"), *(_html_row(row, "td") for row in rows)])
+        body.append(f"<h2>{html.escape(heading)}</h2>{paragraph}<table>{cells}</table>")
     for file, caption in report.pictures.items():
         data, text = base64.b64encode((folder / file).read_bytes()).decode(), html.escape(caption)
         image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
@@ -109,14 +99,13 @@ def _html_row(cells: list[str], tag: str) -> str:
 
 def metric_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Column names and rows: the metrics of samples beside those of real images at the same count."""
-    all_samples, matched = report.sampling.n_samples, report.num_matched
-    header = ["metric", f"samples (n = {all_samples:,})"]
-    header += [] if matched is None else [f"samples (n = {matched:,}), matched"]
-    rows = []
-    for each in report.metrics.values():
-        cells = [each.name, str(each)] + ([] if matched is None else [_cell(each.matched)])
-        rows.append([*cells, str(each.real_vs_real)])
-    return [*header, "real images"], rows
+    header = ["metric", f"samples (n = {report.sampling.n_samples:,})", "real images"]
+    rows = [[each.name, str(each), str(each.real_vs_real)] for each in report.metrics.values()]
+    if report.num_matched is not None:
+        header.insert(2, f"samples (n = {report.num_matched:,}), matched")
+        for row, each in zip(rows, report.metrics.values(), strict=True):
+            row.insert(2, _cell(each.matched))
+    return header, rows
 
 
 def pair_values(report: Report) -> dict[str, MetricValue]:
@@ -134,12 +123,32 @@ def _cell(value: MetricValue | float | None) -> str:
 
 
 def _tables(report: Report) -> Iterator[Table]:
+    """Each with its heading, the paragraph below it (may be empty), the names of the columns, and the rows."""
     header, rows = metric_table(report)
     rows = [[*row, each.better, each.std_over or ""] for row, each in zip(rows, report.metrics.values(), strict=True)]
-    yield Table("Metrics", _about_real(report), [*header, "better", "± over"], rows)
+    about = f"Real images: {report.real_vs_real}."
+    if report.num_matched is not None:
+        about += (
+            " A Fréchet distance depends on the number of images. So the column beside the real images holds the first "
+            f"{report.num_matched:,} samples of each seed against the same images: compare these two."
+        )
+    yield Table("Metrics", about, [*header, "better", "± over"], rows)
     if report.reconstructions:
-        header, rows = _reconstruction_table(report)
-        yield Table("Reconstructions of held-out images", _about_pairs(report), header, rows)
+        held_out = report.held_out
+        which = "training images" if held_out.are_training_images else f"images of {held_out.split!r}"
+        about = (
+            f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out.num_images} {which}, "
+            "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without "
+            "the network: the noised image, scaled back."
+        )
+        done = report.reconstructions
+        header, rows = ["method", "steps"], [[each.method, str(each.num_inference_steps)] for each in done]
+        for name, heading in (("ssim", "SSIM"), ("psnr", "PSNR (dB)")):
+            if getattr(done[0], name) is not None:
+                header += [heading, "without the network"]
+                for row, each in zip(rows, done, strict=True):
+                    row += [_cell(getattr(each, name)), _cell(getattr(each, f"{name}_without_network"))]
+        yield Table("Reconstructions of held-out images", about, header, rows)
     if report.baselines:
         yield Table(
             "Baselines",
@@ -148,81 +157,38 @@ def _tables(report: Report) -> Iterator[Table]:
             ["metric", "value", "better", "measured on"],
             [[each.name, str(each), each.better, each.what] for each in report.baselines],
         )
-    yield Table("Protocol", "", ["", ""], [[name, text] for name, text in _protocol(report)])
+    yield Table("Protocol", "", ["", ""], [[name, text] for name, text in _protocol(report).items()])
 
 
-def _reconstruction_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    first = report.reconstructions[0]
-    header = ["method", "steps"]
-    header += [] if first.ssim is None else ["SSIM", "without the network"]
-    header += [] if first.psnr is None else ["PSNR (dB)", "without the network"]
-    rows = []
-    for each in report.reconstructions:
-        cells = [each.method, str(each.num_inference_steps)]
-        cells += [] if each.ssim is None else [str(each.ssim), _cell(each.ssim_without_network)]
-        cells += [] if each.psnr is None else [str(each.psnr), _cell(each.psnr_without_network)]
-        rows.append(cells)
-    return header, rows
-
-
-def _protocol(report: Report) -> Iterator[tuple[str, str]]:
+def _protocol(report: Report) -> dict[str, str]:
     """Everything that the values depend on, by name."""
-    sampling, features, reference, held_out = report.sampling, report.features, report.reference, report.held_out
-    seeds = ", ".join(map(str, sampling.seeds))
-    yield "model", f"{report.model.name}, weights {report.model.weights}"
-    yield "averaged weights", report.model.ema
-    yield (
-        "samples",
-        f"{sampling.n_samples:,} for "
-        + (f"seed {seeds}" if len(sampling.seeds) == 1 else f"each of the seeds {seeds}"),
-    )
-    yield (
-        "sampler",
-        f"{sampling.sampler}, {sampling.num_inference_steps:,} steps, {sampling.network_evaluations:,} network "
-        f"evaluations per sample, batches of {sampling.batch_size}",
-    )
-    yield "classes", sampling.classes
-    yield "images", sampling.images
-    yield "features", features.description
-    yield "resize", features.resize
-    yield "extractor", features.fingerprint
-    yield (
-        "reference",
-        f"{reference.num_images:,} images of {reference.dataset}, split {reference.split}, fingerprint "
+    model, sampling, features = report.model, report.sampling, report.features
+    reference, held_out, has_bits = report.reference, report.held_out, "bits_per_dim" in report.metrics
+    seeds = ("seed " if len(sampling.seeds) == 1 else "each of the seeds ") + ", ".join(map(str, sampling.seeds))
+    rows = {
+        "model": f"{model.name}, weights {model.weights}",
+        "averaged weights": model.ema,
+        "samples": f"{sampling.n_samples:,} for {seeds}",
+        "sampler": f"{sampling.sampler}, {sampling.num_inference_steps:,} steps, {sampling.network_evaluations:,} "
+        f"network evaluations per sample, batches of {sampling.batch_size}",
+        "classes": sampling.classes,
+        "images": sampling.images,
+        "features": features.description,
+        "resize": features.resize,
+        "extractor": features.fingerprint,
+        "reference": f"{reference.num_images:,} images of {reference.dataset}, split {reference.split}, fingerprint "
         f"{reference.fingerprint[:16]}",
-    )
-    yield "transform", reference.transform
-    yield "real images", f"real-vs-real: {report.real_vs_real}"
-    has_bits = "bits_per_dim" in report.metrics
+        "transform": reference.transform,
+        "real images": f"real-vs-real: {report.real_vs_real}",
+    }
     if report.reconstructions or has_bits:
         trained_on = ", which the model was trained on" if held_out.are_training_images else ""
-        yield "held-out images", f"{held_out.num_images} of split {held_out.split}{trained_on}"
+        rows["held-out images"] = f"{held_out.num_images} of split {held_out.split}{trained_on}"
     if has_bits:
         timesteps = held_out.likelihood_timesteps
         at = "all timesteps" if timesteps is None else f"{timesteps:,} timesteps"
-        yield "bits/dim", f"the variational bound, at {at} of each image"
-    yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
-
-
-def _about_real(report: Report) -> str:
-    """Which real images stand beside the samples, and which columns to compare."""
-    text = f"Real images: {report.real_vs_real}."
-    if report.num_matched is None:
-        return text
-    return (
-        f"{text} A Fréchet distance depends on the number of images. So the column beside the real images holds the "
-        f"first {report.num_matched:,} samples of each seed against the same images: compare these two."
-    )
-
-
-def _about_pairs(report: Report) -> str:
-    held_out = report.held_out
-    which = "training images" if held_out.are_training_images else f"images of {held_out.split!r}"
-    return (
-        f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out.num_images} {which}, "
-        "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without the "
-        "network: the noised image, scaled back."
-    )
+        rows["bits/dim"] = f"the variational bound, at {at} of each image"
+    return rows | {"versions": ", ".join(f"{name} {version}" for name, version in report.versions.items())}
 
 
 def draw_pictures(
@@ -241,8 +207,10 @@ def draw_pictures(
     """
     num_shown = min(NUM_SHOWN, plan.benchmark.n_samples)
     folder = plan.folder / "samples" / f"seed-{plan.sampling.seed}"
-    samples = [to_pil(image) for image in read_images([sample_file(folder, index) for index in range(num_shown)])]
-    captions: dict[str, str] = {}
+    samples, captions = [], dict[str, str]()
+    for index in range(num_shown):
+        with Image.open(sample_file(folder, index)) as image:
+            samples.append(image.copy())
 
     def picture(name: str, caption: str, draw: Callable[[], Image.Image], is_renewed: bool = False) -> None:
         file = plan.folder / FOLDER / f"{name}.png"

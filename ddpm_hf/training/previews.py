@@ -1,16 +1,19 @@
 """Pictures of samples, during training and at its end."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.metrics.distances import Colours
 from ddpm_hf.pipelines import DDPMPipeline, DDPMPipelineOutput
+from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.memory import Chunks
@@ -24,6 +27,70 @@ NUM_STRIPS = 6
 
 NUM_COMPARED = 10_000
 """Training images, at most, whose colours are compared with those of previews."""
+
+SMALLEST_DRIFT = 0.05
+"""Smaller differences of colours in [-1, 1] are no drift, however significant."""
+
+STANDARD_ERRORS = 5.0
+"""Smaller differences of colours may be chance."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Statistics of each colour channel of some images, in [-1, 1].
+
+    Attributes:
+        count: images.
+        mean: over all images and pixels.
+        std: over all images and pixels.
+        std_of_means: over the images, of the mean of each.
+    """
+
+    count: int
+    mean: list[float]
+    std: list[float]
+    std_of_means: list[float]
+
+    @classmethod
+    def of(cls, images: UInt8[Tensor, "num_images channels height width"]) -> "Colours":
+        """Compute the statistics of images."""
+        values = from_uint8(images, torch.float64)
+        return cls(
+            count=len(images),
+            mean=values.mean((0, 2, 3)).tolist(),
+            std=values.std((0, 2, 3), correction=0).tolist(),
+            std_of_means=values.mean((2, 3)).std(0, correction=0).tolist(),
+        )
+
+    def drift_from(self, real: "Colours") -> str | None:
+        """Describe the channels in which images differ from real ones by more than chance.
+
+        All of them may be too bright or too dark; or some too bright and others too dark, which cancels in the mean.
+
+        Args:
+            real: the colours of many real images, whose own variation decides what may be chance.
+
+        Returns:
+            A description; None without drift.
+        """
+        names = ("gray",) if len(self.mean) == 1 else ("red", "green", "blue")
+        drifted = [
+            f"{name} {ours:+.2f} instead of {theirs:+.2f}"
+            for name, ours, theirs, std in zip(names, self.mean, real.mean, real.std_of_means, strict=True)
+            if abs(ours - theirs) > SMALLEST_DRIFT + STANDARD_ERRORS * std / self.count**0.5
+        ]
+        largest = 1 + STANDARD_ERRORS / (2 * self.count) ** 0.5  # the standard error of a standard deviation
+        drifted += [
+            f"{name} ±{ours:.2f} from image to image instead of ±{theirs:.2f}"
+            for name, ours, theirs in zip(names, self.std_of_means, real.std_of_means, strict=True)
+            if ours > max(theirs + SMALLEST_DRIFT, theirs * largest)
+        ]
+        return ", ".join(drifted) or None
+
+    def logged(self) -> dict[str, list[float]]:
+        """The statistics, rounded, under the names that the run's log has."""
+        values = {"channel_mean": self.mean, "channel_std": self.std, "channel_spread": self.std_of_means}
+        return {name: [round(value, 4) for value in each] for name, each in values.items()}
 
 
 class Previews:

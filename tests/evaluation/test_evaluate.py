@@ -2,17 +2,21 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_hf.config import load_config
 from ddpm_hf.evaluation import evaluate, evaluate_in_training, prepare_in_training_evaluation
 from ddpm_hf.evaluation.evaluate import run as run_plan
 from ddpm_hf.evaluation.extractors import UserExtractor
 from ddpm_hf.evaluation.extractors.digits_classifier import DigitsClassifier, load_digits_classifier
-from ddpm_hf.evaluation.features import read_images, sample_file
+from ddpm_hf.evaluation.features import sample_file
 from ddpm_hf.evaluation.plan import make_plan
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.runtime.errors import UserError
@@ -27,6 +31,11 @@ def run(model_folder, make_config, tmp_path):
         return evaluate(model_folder, make_config(*overrides), output=output, **options)
 
     return evaluate_it
+
+
+def read_images(files: Sequence[Path]) -> torch.Tensor:
+    """Read gray samples back."""
+    return torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in files])
 
 
 class Watched(DigitsClassifier):

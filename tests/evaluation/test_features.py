@@ -6,6 +6,7 @@ from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
 from ddpm_hf.evaluation import metrics
 from ddpm_hf.evaluation.extractors import UserExtractor
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.features import extract_reference, reference_key
 from ddpm_hf.evaluation.metrics import FeatureSet
@@ -36,6 +37,10 @@ def extractor(scale: float = 1.0, resize: str = "none", code: str = "") -> UserE
     return made
 
 
+def extract(dataset: DatasetConfig, found: ImageSet, by: FeatureExtractor, stop: StopRequest | None = None):
+    return extract_reference(reference_key(dataset, found, by), found, by, "cpu", stop)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPM_HF_CACHE", str(tmp_path / "cache"))
@@ -43,11 +48,11 @@ def _own_cache(tmp_path, monkeypatch):
 
 def test_features_are_taken_once():
     first = extractor()
-    reference = extract_reference(DatasetConfig(), images(), first, "cpu")
+    reference = extract(DatasetConfig(), images(), first)
     assert first.module.seen == 300
     assert_close(reference.table(300).read(range(300)).float(), images().images.float().flatten(1)[:, :4])
     again = extractor()
-    same = extract_reference(DatasetConfig(), images(), again, "cpu")
+    same = extract(DatasetConfig(), images(), again)
     assert again.module.seen == 0
     assert same.folder == reference.folder
 
@@ -66,8 +71,8 @@ def test_features_are_taken_once():
     ],
 )
 def test_whatever_the_features_depend_on_is_in_the_key(changed):
-    before = extract_reference(DatasetConfig(), images(), extractor(), "cpu")
-    assert extract_reference(*changed(), "cpu").folder != before.folder
+    before = extract(DatasetConfig(), images(), extractor())
+    assert extract(*changed()).folder != before.folder
 
 
 def test_an_interrupted_reference_goes_on():
@@ -80,9 +85,9 @@ def test_an_interrupted_reference_goes_on():
     broken = UserExtractor("counting", Failing(), code="")
     broken.num_features, broken.resize = 4, "none"
     with pytest.raises(KeyboardInterrupt):
-        extract_reference(DatasetConfig(), images(), broken, "cpu")
+        extract(DatasetConfig(), images(), broken)
     second = extractor()
-    extract_reference(DatasetConfig(), images(), second, "cpu")
+    extract(DatasetConfig(), images(), second)
     assert second.module.seen == 300 - 128
 
 
@@ -97,16 +102,16 @@ def test_a_reference_stops_between_two_batches_and_goes_on(monkeypatch):
 
     monkeypatch.setattr(stop, "check", check)
     with pytest.raises(Stopped):
-        extract_reference(DatasetConfig(), images(), first, "cpu", stop)
+        extract(DatasetConfig(), images(), first, stop)
     assert first.module.seen == 256
     second = extractor()
-    extract_reference(DatasetConfig(), images(), second, "cpu")
+    extract(DatasetConfig(), images(), second)
     assert second.module.seen == 300 - 256
 
 
 def test_statistics_and_radii_are_computed_once(monkeypatch):
     def real() -> FeatureSet:
-        return FeatureSet.of(extract_reference(DatasetConfig(), images(), extractor(), "cpu"), 300, is_cached=True)
+        return FeatureSet.of(extract(DatasetConfig(), images(), extractor()), 300, is_cached=True)
 
     outer, distances = real().statistics().outer, real().radii("cpu")
     for name in ("feature_statistics", "radii"):
@@ -121,7 +126,7 @@ def test_the_way_to_the_size_of_the_model_is_in_the_key():
 
 
 def test_damaged_statistics_are_computed_again():
-    reference = FeatureSet.of(extract_reference(DatasetConfig(), images(), extractor(), "cpu"), 300, is_cached=True)
+    reference = FeatureSet.of(extract(DatasetConfig(), images(), extractor()), 300, is_cached=True)
     statistics = reference.statistics()
     files = list((reference.cache / "statistics").iterdir())
     assert len(files) == 1

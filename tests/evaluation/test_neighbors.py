@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ddpm_hf.evaluation.metrics import neighbors
-from ddpm_hf.evaluation.metrics.neighbors import memorized, nearest, precision_recall
+from ddpm_hf.evaluation.metrics import distances
+from ddpm_hf.evaluation.metrics.distances import memorized, nearest, precision_recall
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr("ddpm_hf.evaluation.feature_store.BLOCK_BYTES", 8 * 5 * 7)
-    monkeypatch.setattr(neighbors, "QUERY_ROWS", 6)
+    monkeypatch.setattr(distances, "QUERY_ROWS", 6)
 
 
 def test_neighbours_are_those_of_all_distances(make_table):

@@ -163,9 +163,9 @@ def test_two_processes_score_the_same_samples_as_one(model_folder, make_config, 
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
+from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
-from ddpm_hf.evaluation.feature_store import FeatureStore
 from ddpm_hf.evaluation.features import draw_samples
 from ddpm_hf.evaluation.metrics import FeatureSet, score_set
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
@@ -180,12 +180,14 @@ class Noise:
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 classifier = load_digits_classifier()
-stores = [FeatureStore(folder / name, 128, 64, 10) for name in ("samples", "real")]
-for store, number in zip(stores, (count, 500)):
-    draw_samples(Noise(), SamplingSettings(0, 1), classifier, store, folder / f"images-{number}", number, False)
-samples, real = [FeatureSet.of(s, n) for s, n in zip(stores, (count, 500))]
-wanted = BenchmarkMetrics(precision_recall=False)
-figures = score_set(samples, real, real, wanted, classifier, "cpu", False)
+sets = []
+for seed, number in enumerate((count, 500)):
+    config = BenchmarkConfig(n_samples=number, batch_size=128, save_samples=False)
+    store, _ = draw_samples(Noise(), SamplingSettings(seed, 1), classifier, folder, config)
+    sets.append(FeatureSet.of(store, number))
+samples, real = sets
+wanted = BenchmarkConfig(metrics=BenchmarkMetrics(precision_recall=False))
+figures = score_set(samples, real, real, wanted, classifier, "cpu")
 assert all(figure.value is not None for figure in figures.values()), figures
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -1,9 +1,10 @@
-"""All metrics of one set of images against another, in the features of an extractor."""
+"""All metrics of samples against real images, and of other real images in the samples' place."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -13,19 +14,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm_hf.config.benchmark import BenchmarkMetrics
+from ddpm_hf._version import __version__
+from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable, progress_bar
 from ddpm_hf.evaluation.metrics.distances import (
+    PRECISION_RECALL_K,
     FeatureStatistics,
     classifier_score,
     feature_statistics,
     frechet_distance,
     kernel_distance,
+    memorized,
+    nearest,
+    precision_recall,
+    radii,
 )
-from ddpm_hf.evaluation.metrics.neighbors import PRECISION_RECALL_K, memorized, nearest, precision_recall, radii
-from ddpm_hf.evaluation.report import Better, MetricValue
+from ddpm_hf.evaluation.plan import EvaluationPlan
+from ddpm_hf.evaluation.report import Better, Metric, MetricValue
 from ddpm_hf.runtime.files import atomic_write, write_text_atomic
+from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.signals import run_in_thread
 
 NAMES: dict[str, tuple[str, Better]] = {
@@ -113,10 +121,9 @@ def score_set(
     candidates: FeatureSet,
     real: FeatureSet,
     training: FeatureSet,
-    wanted: BenchmarkMetrics,
+    benchmark: BenchmarkConfig,
     extractor: FeatureExtractor,
     device: torch.device | str,
-    allow_few: bool,
 ) -> dict[str, MetricValue]:
     """Compute the metrics of images against real ones.
 
@@ -124,16 +131,16 @@ def score_set(
         candidates: samples, or real images in their place.
         real: what they are compared with.
         training: what they may be copies of.
-        wanted: which metrics are.
+        benchmark: which metrics are wanted, and whether to compute a Fréchet distance from too few images for a
+            covariance of full rank.
         extractor: of the features.
         device: that computes distances between rows; it must support float64.
-        allow_few: compute a Fréchet distance from too few images for a covariance of full rank.
 
     Returns:
         The wanted metrics by key, each with its value or the reason why it has none.
     """
     num_lost = sum(int((~block.isfinite().all(1)).sum()) for block in candidates.table.blocks())
-    values: dict[str, MetricValue] = {}
+    wanted, values = benchmark.metrics, dict[str, MetricValue]()
 
     def add(key: str, compute: Callable[[], MetricValue], least: int, needs: str) -> None:
         count = min(len(candidates), len(real))
@@ -153,7 +160,7 @@ def score_set(
             lambda: run_in_thread(
                 partial(frechet_distance, real.statistics(), candidates.statistics()), candidates.table.store.check
             ),
-            2 if allow_few else dimension + 1,
+            2 if benchmark.allow_few_samples else dimension + 1,
             f"a covariance of {dimension:,} features needs {dimension + 1:,}",
         )
     if wanted.inception_score:
@@ -166,16 +173,10 @@ def score_set(
     if wanted.kid:
         add("kernel_distance", lambda: kernel_distance(real.table, candidates.table), 4, "it needs 4")
     if wanted.precision_recall:
-        k, both = PRECISION_RECALL_K, dict[str, float]()
-
-        def compute(key: str) -> MetricValue:
-            if not both:
-                found = precision_recall(real.table, candidates.table, device, real.radii(device))
-                both.update(zip(("precision", "recall"), found, strict=True))
-            return MetricValue(both[key])
-
-        for key in ("precision", "recall"):
-            add(key, partial(compute, key), k + 1, f"{k} neighbours need {k + 1}")
+        k = PRECISION_RECALL_K
+        both = cache(lambda: precision_recall(real.table, candidates.table, device, real.radii(device)))
+        add("precision", lambda: MetricValue(both()[0]), k + 1, f"{k} neighbours need {k + 1}")
+        add("recall", lambda: MetricValue(both()[1]), k + 1, f"{k} neighbours need {k + 1}")
     if wanted.memorization and len(training) < 2:
         problem = "not computed: one training image, and two neighbours need 2"
         values["memorization_rate"] = MetricValue(None, None, problem)
@@ -187,6 +188,98 @@ def score_set(
 
         add("memorization_rate", compute_rate, 2, "two neighbours need 2")
     return values
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of samples, and of real images in their place; the attributes are those of `Report`."""
+
+    metrics: dict[str, Metric]
+    real_vs_real: str
+    num_matched: int | None
+
+
+def score_samples(plan: EvaluationPlan, references: dict[str, FeatureSet], samples: dict[int, FeatureSet]) -> Scores:
+    """Compute the metrics of the samples of each seed, and those of real images in their place.
+
+    Args:
+        plan: of the evaluation.
+        references: features of the real images of each split.
+        samples: features of the samples of each seed.
+    """
+    benchmark, extractor, folder = plan.benchmark, plan.extractor, plan.folder / "scores"
+    reference, training = references[plan.reference_split], references[plan.training_split]
+    asked = {
+        "metrics": benchmark.metrics.model_dump(),
+        "allow_few_samples": benchmark.allow_few_samples,
+        "n": benchmark.n_samples,
+        "version": __version__,
+    }
+
+    def score(
+        file: Path, settings: object, images: FeatureSet, real: FeatureSet, train: FeatureSet
+    ) -> dict[str, MetricValue]:
+        return cached_values(
+            file, settings, lambda: score_set(images, real, train, benchmark, extractor, plan.metric_device)
+        )
+
+    scored = [score(folder / f"seed-{seed}.json", asked, each, reference, training) for seed, each in samples.items()]
+    candidates, others, train, text = _real_in_place_of_samples(plan, references)
+    # Real images are the same for every model, so their metrics are cached beside their features.
+    asked_of_real = asked | {"sets": {split: asdict(each) for split, each in plan.references.items()}, "text": text}
+    digest = hashlib.sha256(json.dumps(asked_of_real, sort_keys=True).encode()).hexdigest()[:16]
+    assert reference.cache is not None
+    of_real = score(reference.cache / f"real-vs-real-{digest}.json", asked_of_real, candidates, others, train)
+    matched = None
+    if (len(candidates), len(others)) != (benchmark.n_samples, len(reference)):
+        first = range(len(candidates))
+        matched = over_seeds(
+            [
+                score(folder / f"seed-{seed}-matched.json", asked_of_real, each.select(first), others, train)
+                for seed, each in samples.items()
+            ]
+        )
+    metrics = {
+        key: Metric(
+            **vars(value),
+            name=metric_name(key, extractor),
+            better=NAMES[key][1],
+            std_over=None if value.std is None else _std_over(key, benchmark.num_seeds),
+            real_vs_real=of_real[key],
+            matched=None if matched is None else matched[key],
+        )
+        for key, value in over_seeds(scored).items()
+    }
+    return Scores(metrics, text, None if matched is None else len(candidates))
+
+
+def _real_in_place_of_samples(
+    plan: EvaluationPlan, references: dict[str, FeatureSet]
+) -> tuple[FeatureSet, FeatureSet, FeatureSet, str]:
+    """Choose real images that are scored like samples: held-out ones, or up to half of the reference against the rest.
+
+    Returns:
+        The images in place of samples, what they are compared with, what they may be copies of, and a description.
+    """
+    count, real, held_out = plan.benchmark.n_samples, references[plan.reference_split], references[plan.held_out_split]
+    is_another_split = plan.held_out_split not in (plan.reference_split, plan.training_split)
+    is_held_out = is_another_split and len(held_out) >= min(count, len(real) // 2)
+    source = held_out if is_held_out else real
+    order = torch.randperm(len(source), generator=generator_at(0, "real-vs-real"))
+    if is_held_out:
+        chosen = source.select(order[:count].sort().values.tolist())
+        text = f"{len(chosen):,} images of {plan.held_out_split!r} against {len(real):,} of {plan.reference_split!r}"
+        return chosen, real, references[plan.training_split], text
+    half = min(count, len(real) // 2)
+    chosen, others = (real.select(part.sort().values.tolist()) for part in (order[:half], order[half:]))
+    text = f"{len(chosen):,} images of {plan.reference_split!r} against its {len(others):,} others"
+    return chosen, others, others, text
+
+
+def _std_over(key: str, num_seeds: int) -> str:
+    if num_seeds > 1:
+        return f"{num_seeds} seeds"
+    return "10 splits" if key == "classifier_score" else "100 subsets"
 
 
 def over_seeds(runs: list[dict[str, MetricValue]]) -> dict[str, MetricValue]:

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from ddpm_hf.evaluation.metrics.distances import Colours
+from ddpm_hf.training.previews import Colours
 
 
 def images(count: int, shift: tuple[float, float, float] = (0, 0, 0), seed: int = 0) -> torch.Tensor:
