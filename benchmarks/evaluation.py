@@ -42,7 +42,8 @@ from ddpm_hf.evaluation.extractors.base import Features
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.feature_store import FeatureStore
 from ddpm_hf.evaluation.features import draw_samples, extract_reference, reference_key
-from ddpm_hf.evaluation.metrics import FeatureSet, score_set
+from ddpm_hf.evaluation.metrics import score_set
+from ddpm_hf.evaluation.metrics.distances import feature_statistics
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.sampling import SamplingSettings
@@ -73,13 +74,11 @@ def measure_overhead(model: str | None, num_samples: int, num_steps: int) -> dic
         return output
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(DDPMPipeline, "__call__", timed):
-        real = extract_reference(reference_key(config.dataset, digits, classifier), digits, classifier, "cpu")
-        reference = FeatureSet.of(real, len(digits), is_cached=True)
+        reference = extract_reference(reference_key(config.dataset, digits, classifier), digits, classifier, "cpu")
         began = time.process_time()
         benchmark = BenchmarkConfig(n_samples=num_samples, batch_size=BATCH_SIZE, save_samples=True)
-        store, _ = draw_samples(pipeline, SamplingSettings(0, num_steps), classifier, Path(folder), benchmark)
+        samples, _ = draw_samples(pipeline, SamplingSettings(0, num_steps), classifier, Path(folder), benchmark)
         drawn = time.process_time() - began
-        samples = FeatureSet.of(store, num_samples)
         figures = score_set(samples, reference, reference, config.benchmark, classifier, "cpu")
         assert all(figure.value is not None for figure in figures.values()), figures
         together = time.process_time() - began
@@ -107,8 +106,8 @@ def measure_reference(cifar10: str | None) -> dict[str, object]:
         before, seconds = _peak_mb(), []
         for _ in range(2):
             began = time.perf_counter()
-            store = extract_reference(reference_key(dataset, images, extractor), images, extractor, "cpu")
-            FeatureSet.of(store, len(images), is_cached=True).statistics()
+            table = extract_reference(reference_key(dataset, images, extractor), images, extractor, "cpu")
+            feature_statistics(table)
             seconds.append(round(time.perf_counter() - began, 2))
     return {
         "images": "CIFAR-10, train" if cifar10 else "random pixels",
@@ -145,7 +144,7 @@ def score(count: int, num_features: int) -> dict[str, object]:
             for batch in store.missing(rows):
                 values = torch.randn(len(batch), num_features)
                 store.write(batch, Features(values, values[:, :NUM_CLASSES]))
-            sets.append(FeatureSet.of(store, rows))
+            sets.append(store.table(rows))
         before, began = _peak_mb(), time.perf_counter()
         benchmark = BenchmarkConfig(allow_few_samples=True)
         figures = score_set(sets[0], sets[1], sets[1], benchmark, classifier, "cpu")

@@ -13,17 +13,18 @@ import torch
 from accelerate import PartialState
 
 from ddpm_hf._version import __version__
-from ddpm_hf.config import Config
+from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
+from ddpm_hf.evaluation.feature_store import FeatureTable
 from ddpm_hf.evaluation.features import draw_samples, extract_reference
-from ddpm_hf.evaluation.metrics import FeatureSet, cached_values, score_samples
+from ddpm_hf.evaluation.metrics import cached_values, score_samples
 from ddpm_hf.evaluation.metrics.distances import nearest
 from ddpm_hf.evaluation.metrics.held_out import (
     HeldOut,
+    bits_per_dim,
     cached_reconstructions,
     measure_baselines,
-    measure_likelihood,
     measure_reconstructions,
     reconstruct,
 )
@@ -172,15 +173,14 @@ def run(
 
     references = {}
     for split, images in plan.splits.items():
-        store = extract_reference(plan.references[split], images, plan.extractor, plan.pipeline.device, stop)
-        references[split] = FeatureSet.of(store, len(images), is_cached=True)
+        key, device = plan.references[split], plan.pipeline.device
+        references[split] = extract_reference(key, images, plan.extractor, device, stop)
 
     samples, num_drawn, sampling_started = {}, 0, time.perf_counter()
     for seed in plan.report.sampling.seeds:
         sampling = replace(plan.sampling, seed=seed)
-        store, num_own = draw_samples(plan.pipeline, sampling, plan.extractor, plan.folder, benchmark, stop)
-        num_drawn += num_own
-        samples[seed] = FeatureSet.of(store, benchmark.n_samples)
+        table, num_own = draw_samples(plan.pipeline, sampling, plan.extractor, plan.folder, benchmark, stop)
+        samples[seed], num_drawn = table, num_drawn + num_own
 
     report = None
     with (stop or StopRequest()).together():
@@ -194,8 +194,8 @@ def run(
 
 def _measure(
     plan: EvaluationPlan,
-    references: dict[str, FeatureSet],
-    samples: dict[int, FeatureSet],
+    references: dict[str, FeatureTable],
+    samples: dict[int, FeatureTable],
     label: str | None,
     pictures: bool,
 ) -> Report:
@@ -219,7 +219,7 @@ def _measure(
         bits = cached_values(
             plan.folder / "scores" / "likelihood.json",
             settings,
-            lambda: {"bits_per_dim": measure_likelihood(pipeline, held_out, num_timesteps, seed, batch_size)},
+            lambda: {"bits_per_dim": bits_per_dim(pipeline, held_out, num_timesteps, seed, batch_size)},
         )["bits_per_dim"]
         metrics["bits_per_dim"] = Metric(
             **vars(bits),
@@ -233,9 +233,9 @@ def _measure(
     if pictures:
         neighbors = None
         if wanted.memorization and len(training) > 1:
-            shown = samples[seed].table.select(range(min(NUM_PAIRS, benchmark.n_samples)))
+            shown = samples[seed].select(range(min(NUM_PAIRS, benchmark.n_samples)))
             count = min(NUM_NEIGHBORS_SHOWN, len(training))
-            neighbors = nearest(shown, references[plan.training_split].table, count, plan.metric_device)
+            neighbors = nearest(shown, references[plan.training_split], count, plan.metric_device)
         captions = draw_pictures(plan, held_out, reconstructions, neighbors)
     others = training[held_out.others] if plan.report.held_out.are_training_images else training
     report = replace(
@@ -258,11 +258,14 @@ def _run_folder(config: Config) -> Path:
 
 def _reduced(config: Config, num_samples: int) -> Config:
     """The configuration with metrics of samples only, and fewer samples."""
-    metrics = config.benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
-    benchmark = config.benchmark.model_copy(
-        update={"n_samples": num_samples, "num_seeds": 1, "metrics": metrics, "save_samples": False}
-    )
-    return config.model_copy(update={"benchmark": benchmark})
+    update = {"n_samples": num_samples, "num_seeds": 1, "save_samples": False}
+    return config.model_copy(update={"benchmark": samples_only(config.benchmark).model_copy(update=update)})
+
+
+def samples_only(benchmark: BenchmarkConfig) -> BenchmarkConfig:
+    """The same section without metrics of held-out images."""
+    metrics = benchmark.metrics.model_copy(update={"ssim": False, "psnr": False, "bits_per_dim": False})
+    return benchmark.model_copy(update={"metrics": metrics})
 
 
 def _warnings(report: Report, allow_few_samples: bool) -> Iterator[str]:

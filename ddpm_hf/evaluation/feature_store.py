@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from jaxtyping import Float64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -97,10 +98,6 @@ class FeatureStore:
         """The features of images 0 to num_images - 1, which are complete."""
         return FeatureTable(self, "values", self.num_features, range(num_images))
 
-    def logits(self, num_images: int) -> "FeatureTable | None":
-        """The logits of images 0 to num_images - 1; None if there are no classes."""
-        return FeatureTable(self, "logits", self.num_classes, range(num_images)) if self.num_classes else None
-
     def _holds(self, batch: range) -> bool:
         file = self.file(batch.start)
         try:
@@ -118,26 +115,50 @@ class FeatureStore:
         return shapes == expected
 
 
+@dataclass(frozen=True)
 class FeatureTable:
     """Rows of a store, or a selection of them, that are read from disk when they are needed.
 
-    Args:
+    Attributes:
         store: where they are.
         name: "values" or "logits".
         num_features: columns.
         rows: image numbers, in the order of the table.
+        cache: folder for what is computed from all rows; None computes it each time.
     """
 
-    def __init__(self, store: FeatureStore, name: str, num_features: int, rows: Sequence[int]) -> None:
-        self.store, self.name, self.num_features, self.rows = store, name, num_features, rows
+    store: FeatureStore
+    name: str
+    num_features: int
+    rows: Sequence[int]
+    cache: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, positions: Sequence[int]) -> "FeatureTable":
         """Some of the rows, as a table."""
-        rows = [self.rows[position] for position in positions]
-        return FeatureTable(self.store, self.name, self.num_features, rows)
+        return replace(self, rows=[self.rows[position] for position in positions], cache=None)
+
+    @property
+    def logits(self) -> "FeatureTable | None":
+        """The logits of the same images; None if the extractor is no classifier."""
+        num_classes = self.store.num_classes
+        return replace(self, name="logits", num_features=num_classes, cache=None) if num_classes else None
+
+    def cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Read tensors from the cache; compute and write them if they are missing or damaged."""
+        if self.cache is None:
+            return compute()
+        # not beside the batches, whose files are named *.safetensors
+        file = self.cache / "statistics" / f"{name}-{len(self)}.safetensors"
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError):
+            found = compute()
+        with atomic_write(file) as temporary:
+            save_file(found, temporary)
+        return found
 
     def blocks(self, max_rows: int | None = None) -> Iterator[Float64[Tensor, "rows features"]]:
         """All rows in order, with one block in memory at a time."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddpm_hf.config import BenchmarkConfig, DatasetConfig
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation.extractors.base import Extraction, FeatureExtractor, Features, Images
-from ddpm_hf.evaluation.feature_store import FeatureStore, own_share, progress_bar
+from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, extract_features
+from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable, own_share, progress_bar
 from ddpm_hf.evaluation.report import ReferenceSection
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_uint8
@@ -37,7 +37,7 @@ def draw_samples(
     folder: Path,
     benchmark: BenchmarkConfig,
     stop: StopRequest | None = None,
-) -> tuple[FeatureStore, int]:
+) -> tuple[FeatureTable, int]:
     """Draw samples 0 to n_samples - 1 and extract their features, with one batch in memory at a time.
 
     All processes call this together. A batch is drawn by one of them, so a sample is the same to the bit with any
@@ -67,16 +67,14 @@ def draw_samples(
     )
     num_kept = num_samples if benchmark.save_samples else min(NUM_SHOWN, num_samples)
     files = {index: sample_file(images_folder, index) for index in range(num_kept)}
-    without_features = {batch.start for batch in store.missing(num_samples)}
+    # an earlier evaluation may have kept fewer images
+    without_image = {index for index, file in files.items() if not file.exists()}
+    missing = set(store.missing(num_samples))
     own = own_share(
-        [
-            batch
-            for batch in store.batches(num_samples)
-            if batch.start in without_features or any(not files[index].exists() for index in batch if index < num_kept)
-        ]
+        [batch for batch in store.batches(num_samples) if batch in missing or not without_image.isdisjoint(batch)]
     )
     pipeline.set_progress_bar_config(disable=True)
-    chunks, extraction = Chunks("sampling"), Extraction(extractor, pipeline.device)
+    chunks, extraction_chunks = Chunks("sampling"), Chunks("extracting the features of")
 
     def poll(*_: object) -> None:
         stop.check()
@@ -94,10 +92,14 @@ def draw_samples(
             for index, image in zip(batch, images, strict=True):
                 if index < num_kept:
                     save_png(to_pil(image), files[index])
-            store.write(batch, _with_nan(extraction(images), ~is_finite))
+            features = extract_features(extractor, images, pipeline.device, extraction_chunks)
+            # NaN, so that no metric hides a lost sample
+            lost = ~is_finite.to(features.values.device)[:, None]
+            logits = None if features.logits is None else features.logits.masked_fill(lost, torch.nan)
+            store.write(batch, Features(features.values.masked_fill(lost, torch.nan), logits))
             progress.update(len(batch))
     store.check_complete(num_samples)
-    return store, num_drawn
+    return store.table(num_samples), num_drawn
 
 
 def reference_key(dataset: DatasetConfig, images: ImageSet, extractor: FeatureExtractor) -> ReferenceSection:
@@ -135,7 +137,7 @@ def extract_reference(
     extractor: FeatureExtractor,
     device: torch.device | str,
     stop: StopRequest | None = None,
-) -> FeatureStore:
+) -> FeatureTable:
     """Extract the features of real images, or find those of an earlier evaluation in the cache.
 
     All processes call this together, and share the missing batches.
@@ -160,14 +162,13 @@ def extract_reference(
     store = FeatureStore(folder, REFERENCE_BATCH_SIZE, extractor.num_features, extractor.num_classes, stop.check)
     if PartialState().is_local_main_process:
         write_text_atomic(folder / "key.json", json.dumps(key, indent=2) + "\n")
-    own = own_share(store.missing(len(images)))
-    extraction = Extraction(extractor, device)
+    own, chunks = own_share(store.missing(len(images))), Chunks("extracting the features of")
     with stop.together(), progress_bar(sum(map(len, own)), "features of the reference", quiet=not own) as progress:
         for batch in own:
-            store.write(batch, extraction(images.images[batch.start : batch.stop]))
+            store.write(batch, extract_features(extractor, images.images[batch.start : batch.stop], device, chunks))
             progress.update(len(batch))
     store.check_complete(len(images))
-    return store
+    return replace(store.table(len(images)), cache=folder)
 
 
 def sample_file(folder: Path, index: int) -> Path:
@@ -179,10 +180,3 @@ def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
     """An image as PIL represents it: a gray one has mode L."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _with_nan(features: Features, is_lost: Bool[Tensor, " batch"]) -> Features:
-    """Set the features of lost samples to NaN, so that no metric hides them."""
-    lost = is_lost.to(features.values.device)[:, None]
-    logits = None if features.logits is None else features.logits.masked_fill(lost, torch.nan)
-    return Features(features.values.masked_fill(lost, torch.nan), logits)

@@ -326,13 +326,12 @@ def check_shapes(pipeline: DDPMPipeline, config: Config) -> list[str]:
     network, model = pipeline.unet.config, config.model
     size = network.sample_size
     side = size if isinstance(size, int) or size is None else size[0]
-    problems = []
-    if network.in_channels != model.image_channels:
-        problems.append(
-            f"model_config.image_channels: given {model.image_channels}, but the model draws {network.in_channels}"
-        )
-    if side != model.image_size:
-        problems.append(f"model_config.image_size: given {model.image_size}, but the model draws {side}")
+    shape = {"image_channels": network.in_channels, "image_size": side}
+    problems = [
+        f"model_config.{name}: given {getattr(model, name)}, but the model draws {own}"
+        for name, own in shape.items()
+        if getattr(model, name) != own
+    ]
     classes = network.num_class_embeds
     if classes is not None and model.num_classes is None:
         problems.append("model_config.num_classes: the model is class-conditional; give the number of its classes")

@@ -3,18 +3,20 @@
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import PartialState
+from pydantic import ValidationError
 
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.config import BenchmarkConfig, Config
-from ddpm_hf.evaluation.evaluate import run
+from ddpm_hf.evaluation.evaluate import run, samples_only
 from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
@@ -27,19 +29,19 @@ from ddpm_hf.runtime.markdown import markdown_table
 
 Reports = dict[str, Report]
 
-PROTOCOL: dict[str, Callable[[Report], object]] = {
-    "number of samples": lambda report: report.sampling.n_samples,
-    "features": lambda report: report.features.fingerprint,
-    "resize": lambda report: report.features.resize,
-    "reference": lambda report: report.reference.fingerprint,
-    "reference split": lambda report: report.reference.split,
+PROTOCOL = {
+    "number of samples": "sampling.n_samples",
+    "features": "features.fingerprint",
+    "resize": "features.resize",
+    "reference": "reference.fingerprint",
+    "reference split": "reference.split",
 }
-"""What two evaluations must share for their metrics to be comparable."""
+"""What two evaluations must share for their metrics to be comparable: its name, and the attribute of `Report`."""
 
-HELD_OUT_PROTOCOL: dict[str, Callable[[Report], object]] = {
-    "held-out images": lambda report: report.held_out.fingerprint,
-    "number of held-out images": lambda report: report.held_out.num_images,
-    "number of timesteps of the bound": lambda report: report.held_out.likelihood_timesteps,
+HELD_OUT_PROTOCOL = {
+    "held-out images": "held_out.fingerprint",
+    "number of held-out images": "held_out.num_images",
+    "number of timesteps of the bound": "held_out.likelihood_timesteps",
 }
 """And for the metrics of held-out images."""
 
@@ -62,20 +64,13 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
         return
     for warning in report.warnings:
         print(f"note: {warning}")
-    print(f"\n{summary(report)}\n\nIn {plan.folder}/: report.html, report.md, pictures/", end="")
+    header, rows = metric_table(report)
+    rows += [[name, str(value), *[""] * (len(header) - 2)] for name, value in pair_values(report).items()]
+    print(f"\n{markdown_table(header, rows)}\n\nIn {plan.folder}/: report.html, report.md, pictures/", end="")
     print(", metrics.json" if config.benchmark.save_metrics else "")
     if output is None and config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
         # the newest evaluation of a run is at its top as well, where the model card looks for it
         report.write(Path(model) / "metrics.json")
-
-
-def summary(report: Report) -> str:
-    """The metrics of a report beside those of real images, with a line for each."""
-    header, rows = metric_table(report)
-    rows = [header, *rows, *([name, str(value)] for name, value in pair_values(report).items())]
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(header))]
-    padded = (map(str.ljust, row, widths) for row in rows)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def sweep(model: str | Path, config: Config, options: Sequence[str], output: Path | None = None) -> None:
@@ -127,18 +122,14 @@ def _combinations(options: Sequence[str], config: Config) -> list[tuple[str, Ben
                 "sampler=ddim,dpmsolver++ or num_inference_steps=10,20,50"
             )
         axes.append([(name, yaml.safe_load(value)) for value in values.split(",")])
-    without = {"ssim": False, "psnr": False, "bits_per_dim": False}
-    metrics = config.benchmark.metrics.model_copy(update=without)
+    base = samples_only(config.benchmark).model_dump() | {"save_metrics": True}
     found, problems = [], []
     for chosen in itertools.product(*axes):
-        fields = config.benchmark.model_dump() | dict(chosen)
         name = "-".join(f"{key}={value}" for key, value in chosen).replace(os.sep, "_")
         try:
-            benchmark = BenchmarkConfig.model_validate(fields | {"metrics": metrics.model_dump(), "save_metrics": True})
-        except ValueError as error:
-            problems.append(f"{name}: {'; '.join(str(each['msg']) for each in getattr(error, 'errors', list)())}")
-            continue
-        found.append((name, benchmark))
+            found.append((name, BenchmarkConfig.model_validate(base | dict(chosen))))
+        except ValidationError as error:
+            problems.append(f"{name}: {'; '.join(each['msg'] for each in error.errors())}")
     if problems:
         raise UserError("--sweep: " + "\n".join(problems))
     return found
@@ -192,14 +183,8 @@ def _read(folder: Path) -> Report:
     files = sorted(folder.glob("evaluation/*/metrics.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     if not files:
         raise UserError(f"{folder} holds no evaluation; make one with: python training/eval.py --model {folder} …")
-    in_training = None
-    for file in files:
-        report = Report.read(file)
-        if report.label is None:
-            return report
-        in_training = in_training or report
-    assert in_training is not None
-    return in_training
+    newest = Report.read(files[0])
+    return next((report for report in map(Report.read, files) if report.label is None), newest)
 
 
 def _notes(reports: Reports) -> Iterator[str]:
@@ -217,9 +202,9 @@ def _notes(reports: Reports) -> Iterator[str]:
         )
 
 
-def _differences(reports: Reports, protocol: dict[str, Callable[[Report], object]], then: str) -> Iterator[str]:
-    for what, get in protocol.items():
-        values = {name: get(report) for name, report in reports.items()}
+def _differences(reports: Reports, protocol: dict[str, str], then: str) -> Iterator[str]:
+    for what, attribute in protocol.items():
+        values = {name: attrgetter(attribute)(report) for name, report in reports.items()}
         if len(set(values.values())) > 1:
             each = "; ".join(f"{name}: {value}" for name, value in values.items())
             yield f"{then}, since the {what} differs ({each})"
@@ -231,9 +216,9 @@ def _metric_rows(reports: Reports) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, report in reports.items():
         sampling = report.sampling
-        cells = [name, f"{sampling.n_samples:,}", sampling.sampler, str(sampling.num_inference_steps)]
-        cells.append(str(sampling.network_evaluations))
-        rows.append(cells + [str(report.metrics.get(key, "")) for key in names])
+        cost = [str(sampling.num_inference_steps), str(sampling.network_evaluations)]
+        values = [str(report.metrics.get(key, "")) for key in names]
+        rows.append([name, f"{sampling.n_samples:,}", sampling.sampler, *cost, *values])
     for text, report in {report.real_vs_real: report for report in reports.values()}.items():
         real = [str(report.metrics[key].real_vs_real) if key in report.metrics else "" for key in names]
         rows.append(["real images", text, "", "", "", *real])
@@ -264,7 +249,12 @@ def _plot(reports: Reports, file: Path) -> None:
     for axes, (key, values) in zip(panels, shown.items(), strict=False):
         metric = next(report.metrics[key] for report in reports.values() if key in report.metrics)
         real = {reports[name].metrics[key].real_vs_real.value for name in values}
-        (_draw_lines if by_cost else _draw_bars)(axes, values, reports)
+        if by_cost:
+            _draw_lines(axes, values, reports)
+        else:
+            shown_values = list(values.values())
+            axes.barh(list(values), [each.value for each in shown_values], xerr=_stds(shown_values), capsize=3)
+            axes.invert_yaxis()
         title = f"{metric.name}\n{metric.better} is better"
         if len(real) == 1 and None not in real:  # real images of several counts have no common line
             (axes.axhline if by_cost else axes.axvline)(real.pop(), color="gray", linestyle="--", linewidth=1)
@@ -293,13 +283,6 @@ def _draw_lines(axes: Any, values: dict[str, MetricValue], reports: Reports) -> 
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     axes.legend()
-
-
-def _draw_bars(axes: Any, values: dict[str, MetricValue], reports: Reports) -> None:
-    """A metric of each evaluation, one below the other."""
-    shown = list(values.values())
-    axes.barh(list(values), [each.value for each in shown], xerr=_stds(shown), capsize=3)
-    axes.invert_yaxis()
 
 
 def _stds(values: list[MetricValue]) -> list[float] | None:

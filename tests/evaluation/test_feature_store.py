@@ -38,7 +38,7 @@ def test_batches_cover_every_image_once(make_store):
     table = store.table(10)
     assert_close(table.read(range(10))[:, 0], torch.arange(10).double())
     assert_close(torch.cat(list(table.blocks(3)))[:, 0], torch.arange(10).double())
-    assert_close(store.logits(10).read([2])[0], torch.tensor([2.5, 2.5]).double())
+    assert_close(store.table(10).logits.read([2])[0], torch.tensor([2.5, 2.5]).double())
 
 
 def test_what_was_done_before_an_interruption_is_not_done_again(make_store):

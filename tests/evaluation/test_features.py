@@ -4,12 +4,12 @@ from torch.testing import assert_close
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data import ImageSet
-from ddpm_hf.evaluation import metrics
 from ddpm_hf.evaluation.extractors import UserExtractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
+from ddpm_hf.evaluation.feature_store import FeatureTable
 from ddpm_hf.evaluation.features import extract_reference, reference_key
-from ddpm_hf.evaluation.metrics import FeatureSet
+from ddpm_hf.evaluation.metrics.distances import feature_statistics, radii
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 
 
@@ -50,11 +50,11 @@ def test_features_are_taken_once():
     first = extractor()
     reference = extract(DatasetConfig(), images(), first)
     assert first.module.seen == 300
-    assert_close(reference.table(300).read(range(300)).float(), images().images.float().flatten(1)[:, :4])
+    assert_close(reference.read(range(300)).float(), images().images.float().flatten(1)[:, :4])
     again = extractor()
     same = extract(DatasetConfig(), images(), again)
     assert again.module.seen == 0
-    assert same.folder == reference.folder
+    assert same.cache == reference.cache
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_features_are_taken_once():
 )
 def test_whatever_the_features_depend_on_is_in_the_key(changed):
     before = extract(DatasetConfig(), images(), extractor())
-    assert extract(*changed()).folder != before.folder
+    assert extract(*changed()).cache != before.cache
 
 
 def test_an_interrupted_reference_goes_on():
@@ -110,14 +110,13 @@ def test_a_reference_stops_between_two_batches_and_goes_on(monkeypatch):
 
 
 def test_statistics_and_radii_are_computed_once(monkeypatch):
-    def real() -> FeatureSet:
-        return FeatureSet.of(extract(DatasetConfig(), images(), extractor()), 300, is_cached=True)
+    def real() -> FeatureTable:
+        return extract(DatasetConfig(), images(), extractor())
 
-    outer, distances = real().statistics().outer, real().radii("cpu")
-    for name in ("feature_statistics", "radii"):
-        monkeypatch.setattr(metrics, name, None)
-    assert torch.equal(real().statistics().outer, outer)
-    assert torch.equal(real().radii("cpu"), distances)
+    outer, distances = feature_statistics(real()).outer, radii(real())
+    monkeypatch.setattr(FeatureTable, "blocks", None)
+    assert torch.equal(feature_statistics(real()).outer, outer)
+    assert torch.equal(radii(real()), distances)
 
 
 def test_the_way_to_the_size_of_the_model_is_in_the_key():
@@ -126,9 +125,9 @@ def test_the_way_to_the_size_of_the_model_is_in_the_key():
 
 
 def test_damaged_statistics_are_computed_again():
-    reference = FeatureSet.of(extract(DatasetConfig(), images(), extractor()), 300, is_cached=True)
-    statistics = reference.statistics()
+    reference = extract(DatasetConfig(), images(), extractor())
+    statistics = feature_statistics(reference)
     files = list((reference.cache / "statistics").iterdir())
     assert len(files) == 1
     files[0].write_bytes(b"broken")
-    assert_close(reference.statistics().outer, statistics.outer)
+    assert_close(feature_statistics(reference).outer, statistics.outer)

@@ -167,7 +167,7 @@ from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
 from ddpm_hf.evaluation.features import draw_samples
-from ddpm_hf.evaluation.metrics import FeatureSet, score_set
+from ddpm_hf.evaluation.metrics import score_set
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.sampling import SamplingSettings
 
@@ -183,8 +183,7 @@ classifier = load_digits_classifier()
 sets = []
 for seed, number in enumerate((count, 500)):
     config = BenchmarkConfig(n_samples=number, batch_size=128, save_samples=False)
-    store, _ = draw_samples(Noise(), SamplingSettings(seed, 1), classifier, folder, config)
-    sets.append(FeatureSet.of(store, number))
+    sets.append(draw_samples(Noise(), SamplingSettings(seed, 1), classifier, folder, config)[0])
 samples, real = sets
 wanted = BenchmarkConfig(metrics=BenchmarkMetrics(precision_recall=False))
 figures = score_set(samples, real, real, wanted, classifier, "cpu")

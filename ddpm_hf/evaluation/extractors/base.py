@@ -77,25 +77,21 @@ class FeatureExtractor(nn.Module):
         return f"{self.name}|{self.resize}|{digest.hexdigest()[:16]}"
 
 
-class Extraction:
-    """Applies an extractor to one batch after another, in smaller chunks once memory has run out.
+@torch.inference_mode()
+def extract_features(
+    extractor: FeatureExtractor, images: Images, device: torch.device | str, chunks: Chunks
+) -> Features:
+    """Extract the features of a batch.
 
     Args:
         extractor: to be applied.
-        device: of its network.
+        images: 0 to 255, on any device.
+        device: of the extractor's network.
+        chunks: remembers how many images at a time fit in memory.
     """
-
-    def __init__(self, extractor: FeatureExtractor, device: torch.device | str) -> None:
-        self.extractor, self.device, self._chunks = extractor, device, Chunks("extracting the features of")
-
-    @torch.inference_mode()
-    def __call__(self, images: Images) -> Features:
-        """Extract the features of images on any device."""
-        found = self._chunks(
-            range(len(images)), lambda chunk: self.extractor(images[chunk.start : chunk.stop].to(self.device))
-        )
-        logits = [each.logits for each in found if each.logits is not None]
-        return Features(torch.cat([each.values for each in found]), torch.cat(logits) if logits else None)
+    found = chunks(range(len(images)), lambda chunk: extractor(images[chunk.start : chunk.stop].to(device)))
+    logits = [each.logits for each in found if each.logits is not None]
+    return Features(torch.cat([each.values for each in found]), torch.cat(logits) if logits else None)
 
 
 def to_network_size(

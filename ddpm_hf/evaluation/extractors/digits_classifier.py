@@ -4,7 +4,6 @@ A Fréchet distance in its features is an FD (digits classifier), never an FID.
 """
 
 import logging
-from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int64
@@ -67,11 +66,21 @@ class DigitsClassifier(FeatureExtractor):
 def load_digits_classifier() -> DigitsClassifier:
     """Load the classifier from the cache; train it first if it is not there, or damaged."""
     file = cache_folder() / f"digits-classifier-{VERSION}.safetensors"
-    if (cached := _load(file)) is not None:
-        return cached
-    logger.info("Training the digits classifier, which takes seconds")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            classifier = DigitsClassifier(float(stored.metadata()["accuracy"]))
+            classifier.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+            return classifier
+    except FileNotFoundError:
+        logger.info("Training the digits classifier, which takes seconds")
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        logger.warning("The cached classifier %s is damaged (%s): training it again", file, error)
     classifier = train_digits_classifier()
-    _save(classifier, file)
+    try:
+        with atomic_write(file) as temporary:
+            save_file(classifier.state_dict(), temporary, {"accuracy": repr(classifier.accuracy)})
+    except (OSError, SafetensorError) as error:
+        logger.warning("The digits classifier cannot be cached in %s (%s): it is trained each time", file.parent, error)
     return classifier
 
 
@@ -113,24 +122,3 @@ def _logits(classifier: FeatureExtractor, images: Images) -> Float32[Tensor, "ba
     logits = classifier(images).logits
     assert logits is not None
     return logits
-
-
-def _load(file: Path) -> DigitsClassifier | None:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            classifier = DigitsClassifier(float(stored.metadata()["accuracy"]))
-            classifier.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-            return classifier
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        logger.warning("The cached classifier %s is damaged (%s): training it again", file, error)
-        return None
-
-
-def _save(classifier: DigitsClassifier, file: Path) -> None:
-    try:
-        with atomic_write(file) as aside:
-            save_file(classifier.state_dict(), aside, {"accuracy": repr(classifier.accuracy)})
-    except (OSError, SafetensorError) as error:
-        logger.warning("The digits classifier cannot be cached in %s (%s): it is trained each time", file.parent, error)

@@ -224,14 +224,10 @@ def load_vision_model(name: str) -> VisionModel:
             f"benchmark.features: {name} lacks weights of its own, such as {lacking[0]}: its features would be random"
         )
     extractor = VisionModel(name, network.eval(), takes_pooled, *_preprocessing(name, config))
-    extractor.num_features = _count(extractor)
-    return extractor
-
-
-def _count(extractor: VisionModel) -> int:
+    black = torch.zeros(1, extractor.channels[-1], extractor.side, extractor.side, dtype=torch.uint8)
     with torch.no_grad():
-        black = torch.zeros(1, extractor.channels[-1], extractor.side, extractor.side, dtype=torch.uint8)
-        return extractor(black).values.shape[1]
+        extractor.num_features = extractor(black).values.shape[1]
+    return extractor
 
 
 def _preprocessing(name: str, config: Any) -> tuple[int, Sequence[float], Sequence[float]]:

@@ -2,25 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ddpm_hf._version import __version__
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
-from ddpm_hf.evaluation.feature_store import FeatureStore, FeatureTable, progress_bar
+from ddpm_hf.evaluation.feature_store import FeatureTable
 from ddpm_hf.evaluation.metrics.distances import (
     PRECISION_RECALL_K,
-    FeatureStatistics,
     classifier_score,
     feature_statistics,
     frechet_distance,
@@ -28,11 +23,10 @@ from ddpm_hf.evaluation.metrics.distances import (
     memorized,
     nearest,
     precision_recall,
-    radii,
 )
 from ddpm_hf.evaluation.plan import EvaluationPlan
 from ddpm_hf.evaluation.report import Better, Metric, MetricValue
-from ddpm_hf.runtime.files import atomic_write, write_text_atomic
+from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.signals import run_in_thread
 
@@ -49,62 +43,6 @@ NAMES: dict[str, tuple[str, Better]] = {
 INCEPTION_NAMES = {"frechet_distance": "FID", "classifier_score": "Inception score", "kernel_distance": "KID"}
 
 
-@dataclass(frozen=True)
-class FeatureSet:
-    """The features of some images.
-
-    Attributes:
-        table: one row for each image.
-        logits: likewise; None if the extractor is no classifier.
-        cache: folder in which statistics and radii are kept; None computes them each time.
-    """
-
-    table: FeatureTable
-    logits: FeatureTable | None = None
-    cache: Path | None = None
-
-    @classmethod
-    def of(cls, store: FeatureStore, num_images: int, is_cached: bool = False) -> "FeatureSet":
-        """The first images of a store; `is_cached` keeps what is computed from them in the store's folder."""
-        return cls(store.table(num_images), store.logits(num_images), store.folder if is_cached else None)
-
-    def select(self, positions: Sequence[int]) -> "FeatureSet":
-        """Some of the images."""
-        logits = None if self.logits is None else self.logits.select(positions)
-        return FeatureSet(self.table.select(positions), logits)
-
-    def statistics(self) -> FeatureStatistics:
-        """The sums that a Fréchet distance needs."""
-
-        def compute() -> dict[str, Tensor]:
-            with progress_bar(len(self), "feature statistics") as progress:
-                found = feature_statistics(self.table, progress.update)
-            return {"count": torch.tensor(found.count), "total": found.total, "outer": found.outer}
-
-        tensors = self._cached("statistics", compute)
-        return FeatureStatistics(int(tensors["count"]), tensors["total"], tensors["outer"])
-
-    def radii(self, device: torch.device | str) -> Float64[Tensor, " images"]:
-        """The distance of each image from its third nearest neighbour, which precision needs."""
-        return self._cached("radii", lambda: {"radii": radii(self.table, device)})["radii"]
-
-    def _cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        if self.cache is None:
-            return compute()
-        # not beside the batches, whose files are named *.safetensors
-        file = self.cache / "statistics" / f"{name}-{len(self)}.safetensors"
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError):
-            found = compute()
-        with atomic_write(file) as aside:
-            save_file(found, aside)
-        return found
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-
 def metric_name(key: str, extractor: FeatureExtractor) -> str:
     """The name of a metric for a person: FID, KID and Inception score only in Inception's features.
 
@@ -118,9 +56,9 @@ def metric_name(key: str, extractor: FeatureExtractor) -> str:
 
 
 def score_set(
-    candidates: FeatureSet,
-    real: FeatureSet,
-    training: FeatureSet,
+    candidates: FeatureTable,
+    real: FeatureTable,
+    training: FeatureTable,
     benchmark: BenchmarkConfig,
     extractor: FeatureExtractor,
     device: torch.device | str,
@@ -139,7 +77,7 @@ def score_set(
     Returns:
         The wanted metrics by key, each with its value or the reason why it has none.
     """
-    num_lost = sum(int((~block.isfinite().all(1)).sum()) for block in candidates.table.blocks())
+    num_lost = sum(int((~block.isfinite().all(1)).sum()) for block in candidates.blocks())
     wanted, values = benchmark.metrics, dict[str, MetricValue]()
 
     def add(key: str, compute: Callable[[], MetricValue], least: int, needs: str) -> None:
@@ -158,7 +96,8 @@ def score_set(
             "frechet_distance",
             # the eigenvalues of 2,048 features take seconds, in which a stop must be noticed
             lambda: run_in_thread(
-                partial(frechet_distance, real.statistics(), candidates.statistics()), candidates.table.store.check
+                partial(frechet_distance, feature_statistics(real), feature_statistics(candidates)),
+                candidates.store.check,
             ),
             2 if benchmark.allow_few_samples else dimension + 1,
             f"a covariance of {dimension:,} features needs {dimension + 1:,}",
@@ -171,10 +110,10 @@ def score_set(
         else:
             add("classifier_score", lambda: classifier_score(logits), 2, "it needs 2")
     if wanted.kid:
-        add("kernel_distance", lambda: kernel_distance(real.table, candidates.table), 4, "it needs 4")
+        add("kernel_distance", lambda: kernel_distance(real, candidates), 4, "it needs 4")
     if wanted.precision_recall:
         k = PRECISION_RECALL_K
-        both = cache(lambda: precision_recall(real.table, candidates.table, device, real.radii(device)))
+        both = cache(lambda: precision_recall(real, candidates, device))
         add("precision", lambda: MetricValue(both()[0]), k + 1, f"{k} neighbours need {k + 1}")
         add("recall", lambda: MetricValue(both()[1]), k + 1, f"{k} neighbours need {k + 1}")
     if wanted.memorization and len(training) < 2:
@@ -183,7 +122,7 @@ def score_set(
     elif wanted.memorization:
 
         def compute_rate() -> MetricValue:
-            is_copy = memorized(nearest(candidates.table, training.table, 2, device))
+            is_copy = memorized(nearest(candidates, training, 2, device))
             return MetricValue(float(is_copy.double().mean()))
 
         add("memorization_rate", compute_rate, 2, "two neighbours need 2")
@@ -199,7 +138,9 @@ class Scores:
     num_matched: int | None
 
 
-def score_samples(plan: EvaluationPlan, references: dict[str, FeatureSet], samples: dict[int, FeatureSet]) -> Scores:
+def score_samples(
+    plan: EvaluationPlan, references: dict[str, FeatureTable], samples: dict[int, FeatureTable]
+) -> Scores:
     """Compute the metrics of the samples of each seed, and those of real images in their place.
 
     Args:
@@ -217,7 +158,7 @@ def score_samples(plan: EvaluationPlan, references: dict[str, FeatureSet], sampl
     }
 
     def score(
-        file: Path, settings: object, images: FeatureSet, real: FeatureSet, train: FeatureSet
+        file: Path, settings: object, images: FeatureTable, real: FeatureTable, train: FeatureTable
     ) -> dict[str, MetricValue]:
         return cached_values(
             file, settings, lambda: score_set(images, real, train, benchmark, extractor, plan.metric_device)
@@ -254,8 +195,8 @@ def score_samples(plan: EvaluationPlan, references: dict[str, FeatureSet], sampl
 
 
 def _real_in_place_of_samples(
-    plan: EvaluationPlan, references: dict[str, FeatureSet]
-) -> tuple[FeatureSet, FeatureSet, FeatureSet, str]:
+    plan: EvaluationPlan, references: dict[str, FeatureTable]
+) -> tuple[FeatureTable, FeatureTable, FeatureTable, str]:
     """Choose real images that are scored like samples: held-out ones, or up to half of the reference against the rest.
 
     Returns:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,20 +49,19 @@ class FeatureStatistics:
         return (self.outer - self.count * torch.outer(self.mean, self.mean)) / (self.count - 1)
 
 
-def feature_statistics(table: FeatureTable, progress: Callable[[int], object] = lambda rows: None) -> FeatureStatistics:
-    """Sum up features in one pass.
+def feature_statistics(table: FeatureTable) -> FeatureStatistics:
+    """Sum up features in one pass, or read the sums from the table's cache."""
 
-    Args:
-        table: the features.
-        progress: called with the number of rows of each finished block.
-    """
-    total = torch.zeros(table.num_features, dtype=torch.float64)
-    outer = torch.zeros(table.num_features, table.num_features, dtype=torch.float64)
-    for block in table.blocks():
-        total += block.sum(0)
-        outer.addmm_(block.T, block)
-        progress(len(block))
-    return FeatureStatistics(len(table), total, outer)
+    def compute() -> dict[str, Tensor]:
+        total = torch.zeros(table.num_features, dtype=torch.float64)
+        outer = torch.zeros(table.num_features, table.num_features, dtype=torch.float64)
+        for block in _with_bar(table, "feature statistics"):
+            total += block.sum(0)
+            outer.addmm_(block.T, block)
+        return {"count": torch.tensor(len(table)), "total": total, "outer": outer}
+
+    found = table.cached("statistics", compute)
+    return FeatureStatistics(int(found["count"]), found["total"], found["outer"])
 
 
 def frechet_distance(real: FeatureStatistics, fake: FeatureStatistics) -> MetricValue:
@@ -190,7 +189,7 @@ def nearest(
     distances = torch.empty(len(queries), k, dtype=torch.float64)
     indices = torch.empty(len(queries), k, dtype=torch.int64)
     start = 0
-    for block in _with_bar(queries, "nearest neighbours"):
+    for block in _with_bar(queries, "nearest neighbours", QUERY_ROWS):
         best = torch.full((len(block), k), math.inf, dtype=torch.float64, device=device)
         where = torch.zeros(len(block), k, dtype=torch.int64, device=device)
         offset = 0
@@ -212,10 +211,12 @@ def nearest(
     return Neighbors(distances, indices)
 
 
-def _with_bar(table: FeatureTable, what: str) -> Iterator[Float64[Tensor, "rows features"]]:
+def _with_bar(
+    table: FeatureTable, what: str, max_rows: int | None = None
+) -> Iterator[Float64[Tensor, "rows features"]]:
     """Blocks of rows with a progress bar, since all pairs of many images take minutes."""
     with progress_bar(len(table), what) as progress:
-        for block in table.blocks(QUERY_ROWS):
+        for block in table.blocks(max_rows):
             yield block
             progress.update(len(block))
 
@@ -237,7 +238,7 @@ def _within(
     """Whether each query lies in the ball of any reference."""
     found = torch.empty(len(queries), dtype=torch.bool)
     start = 0
-    for block in _with_bar(queries, "neighbourhoods"):
+    for block in _with_bar(queries, "neighbourhoods", QUERY_ROWS):
         inside = torch.zeros(len(block), dtype=torch.bool, device=device)
         offset = 0
         for others in references.blocks(REFERENCE_ROWS):
@@ -250,34 +251,31 @@ def _within(
 
 
 def radii(table: FeatureTable, device: torch.device | str = "cpu") -> Float64[Tensor, " rows"]:
-    """The distance of each row from its third nearest neighbour.
+    """The distance of each row from its third nearest neighbour, computed or read from the table's cache.
 
     Args:
         table: more than 3 rows.
         device: that computes distances; it must support float64.
     """
-    return nearest(table, table, PRECISION_RECALL_K, device, same=True).distances[:, -1].contiguous()
+
+    def compute() -> dict[str, Tensor]:
+        return {"radii": nearest(table, table, PRECISION_RECALL_K, device, same=True).distances[:, -1].contiguous()}
+
+    return table.cached("radii", compute)["radii"]
 
 
-def precision_recall(
-    real: FeatureTable,
-    fake: FeatureTable,
-    device: torch.device | str = "cpu",
-    real_radii: Float64[Tensor, " reals"] | None = None,
-) -> tuple[float, float]:
+def precision_recall(real: FeatureTable, fake: FeatureTable, device: torch.device | str = "cpu") -> tuple[float, float]:
     """Improved precision and recall with k = 3 (Kynkäänniemi et al. 2019, eq. 1 and 2).
 
     Args:
         real: more than 3 rows.
         fake: likewise, of the same features.
         device: that computes distances; it must support float64.
-        real_radii: `radii` of the real rows, if they are known.
 
     Returns:
         Precision, the share of samples within the real images' neighbourhoods, and recall, the reverse; in [0, 1].
     """
-    real_radii = radii(real, device) if real_radii is None else real_radii
-    precision = _within(fake, real, real_radii, device).double().mean()
+    precision = _within(fake, real, radii(real, device), device).double().mean()
     recall = _within(real, fake, radii(fake, device), device).double().mean()
     return float(precision), float(recall)
 

@@ -87,6 +87,11 @@ class Reconstructions:
     images: Images
     is_noised: bool = True
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the images were made: everything but the images."""
+        return {name: value for name, value in vars(self).items() if name != "images"}
+
 
 def ssim(images: Images, originals: Images) -> PerImage:
     """Structural similarity of each pair (Wang et al. 2004), by torchmetrics; at least 6 pixels a side."""
@@ -169,9 +174,9 @@ def cached_reconstructions(file: Path, compute: Callable[[], list[Reconstruction
             return [Reconstructions(**each, images=stored.get_tensor(str(at))) for at, each in enumerate(facts)]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         found = compute()
-    facts = [{name: value for name, value in vars(each).items() if name != "images"} for each in found]
-    with atomic_write(file) as aside:
-        save_file({str(at): each.images for at, each in enumerate(found)}, aside, {"methods": json.dumps(facts)})
+    methods = {"methods": json.dumps([each.protocol for each in found])}
+    with atomic_write(file) as temporary:
+        save_file({str(at): each.images for at, each in enumerate(found)}, temporary, methods)
     return found
 
 
@@ -187,23 +192,15 @@ def measure_reconstructions(
         seed: of their noise.
         wanted: whether SSIM and PSNR are.
     """
-    rows = []
+    rows, originals = [], held_out.images
     for each in found:
-        start = noised(pipeline, held_out.images, each.timestep, seed) if each.is_noised else None
-        values: dict[str, Any] = {}
+        start = noised(pipeline, originals, each.timestep, seed) if each.is_noised else None
+        values = {name: value for name, value in each.protocol.items() if name != "is_noised"}
         for name in (name for name in ("ssim", "psnr") if getattr(wanted, name)):
-            values[name] = _mean_of_pairs(name, each.images, held_out.images)
+            values[name] = _mean_of_pairs(name, each.images, originals)
             if start is not None:
-                values[f"{name}_without_network"] = _mean_of_pairs(name, start, held_out.images).value
-        rows.append(
-            Reconstruction(
-                method=each.method,
-                timestep=each.timestep,
-                num_inference_steps=each.num_inference_steps,
-                num_images=len(held_out.images),
-                **values,
-            )
-        )
+                values[f"{name}_without_network"] = _mean_of_pairs(name, start, originals).value
+        rows.append(Reconstruction(num_images=len(originals), **values))
     return rows
 
 
@@ -238,20 +235,26 @@ def noised(pipeline: DDPMPipeline, originals: Images, timestep: int, seed: int) 
 
 def bits_per_dim(
     pipeline: DDPMPipeline, held_out: HeldOut, num_timesteps: int | None, seed: int, batch_size: int
-) -> Float32[Tensor, " num_images"]:
-    """The variational bound on the negative log-likelihood of each image, in bits per dimension (DDPM, eq. 5).
+) -> MetricValue:
+    """The variational bound on the negative log-likelihood of images, in bits per dimension (DDPM, eq. 5).
 
     Args:
         pipeline: of the model; whatever its scheduler, the bound is that of DDPM with the same betas.
         held_out: the images.
-        num_timesteps: network evaluations of each image, 3 to T; None is T.
+        num_timesteps: network evaluations of each image, from 3, and T at most; None is T.
         seed: of timesteps and noise.
         batch_size: images at a time.
+
+    Returns:
+        Mean and standard deviation over the images.
     """
     scheduler, images = DDPMScheduler.from_config(pipeline.scheduler.config), held_out.images
+    T = scheduler.config.num_train_timesteps
+    if T < 3:
+        return MetricValue(None, None, f"not computed: the bound needs 3 timesteps, the model has {T}")
+    num_timesteps = T if num_timesteps is None else min(num_timesteps, T)
     device, network = pipeline.device, pipeline.unet
     labels = None if held_out.labels is None else torch.tensor(held_out.labels, device=device)
-    bits: list[Tensor] = []
 
     def bound(chunk: range) -> Float32[Tensor, " chunk"]:
         x_0 = from_uint8(images[chunk.start : chunk.stop]).to(device)
@@ -263,25 +266,13 @@ def bits_per_dim(
         seeds = [derive_seed(seed, "bits per dim", index) for index in chunk]
         return variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu()
 
-    chunks = Chunks("measuring the likelihood of")
+    chunks, bits = Chunks("measuring the likelihood of"), list[Tensor]()
     with pipeline.sampling(), progress_bar(len(images), "likelihood", delay=0) as progress:
         for start in range(0, len(images), batch_size):
             batch = range(start, min(start + batch_size, len(images)))
             bits += chunks(batch, bound)
             progress.update(len(batch))
-    return torch.cat(bits)
-
-
-def measure_likelihood(
-    pipeline: DDPMPipeline, held_out: HeldOut, num_timesteps: int | None, seed: int, batch_size: int
-) -> MetricValue:
-    """Mean bits per dimension of held-out images, and the standard deviation over them; see `bits_per_dim`."""
-    T = pipeline.scheduler.config.num_train_timesteps
-    if T < 3:
-        return MetricValue(None, None, f"not computed: the bound needs 3 timesteps, the model has {T}")
-    count = T if num_timesteps is None else min(num_timesteps, T)
-    bits = bits_per_dim(pipeline, held_out, count, seed, batch_size)
-    return _mean(bits, "bits", "the network's output is not finite")
+    return _mean(torch.cat(bits), "bits", "the network's output is not finite")
 
 
 def measure_baselines(held_out: HeldOut, training: Images, wanted: BenchmarkMetrics) -> list[Baseline]:
@@ -323,11 +314,8 @@ def unrelated_pairs(originals: Images) -> dict[str, float]:
     if len(originals) < 2:
         return {}
     others = originals.roll(1, 0)
-    values = {}
-    if min(originals.shape[2:]) >= MIN_SSIM_SIDE:
-        values["ssim"] = float(ssim(others, originals).mean())
-    values["psnr"] = float(psnr(others, originals).mean())
-    return {name: value for name, value in values.items() if abs(value) != float("inf")}
+    found = {name: _mean_of_pairs(name, others, originals).value for name in ("ssim", "psnr")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def histogram_bits(
