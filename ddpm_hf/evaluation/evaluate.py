@@ -16,17 +16,17 @@ from ddpm_hf._version import __version__
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
-from ddpm_hf.evaluation.feature_store import FeatureTable
+from ddpm_hf.evaluation.feature_store import FeatureTable, cached_tensors
 from ddpm_hf.evaluation.features import draw_samples, extract_reference
 from ddpm_hf.evaluation.metrics import cached_values, score_samples
 from ddpm_hf.evaluation.metrics.distances import nearest
 from ddpm_hf.evaluation.metrics.held_out import (
     HeldOut,
     bits_per_dim,
-    cached_reconstructions,
     measure_baselines,
     measure_reconstructions,
     reconstruct,
+    reconstruction_methods,
 )
 from ddpm_hf.evaluation.plan import (
     SETTINGS,
@@ -206,12 +206,14 @@ def _measure(
 
     is_conditional = plan.sampling.class_labels is not None
     held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, is_conditional)
-    reconstructions = []
+    methods, reconstructed = [], []
     if wanted.ssim or wanted.psnr:
-        reconstructions = cached_reconstructions(
+        methods = reconstruction_methods(pipeline, len(held_out.images), benchmark.reconstruction_levels, steps)
+        images = cached_tensors(
             plan.folder / "reconstructions.safetensors",
-            lambda: reconstruct(pipeline, held_out, benchmark.reconstruction_levels, steps, seed, batch_size),
+            lambda: reconstruct(pipeline, held_out, methods, seed, batch_size),
         )
+        reconstructed = [images[str(number)] for number in range(len(methods))]
     metrics = scores.metrics
     if wanted.bits_per_dim:
         num_timesteps = benchmark.likelihood_timesteps
@@ -236,7 +238,7 @@ def _measure(
             shown = samples[seed].select(range(min(NUM_PAIRS, benchmark.n_samples)))
             count = min(NUM_NEIGHBORS_SHOWN, len(training))
             neighbors = nearest(shown, references[plan.training_split], count, plan.metric_device)
-        captions = draw_pictures(plan, held_out, reconstructions, neighbors)
+        captions = draw_pictures(plan, held_out, methods, reconstructed, neighbors)
     others = training[held_out.others] if plan.report.held_out.are_training_images else training
     report = replace(
         plan.report,
@@ -244,7 +246,7 @@ def _measure(
         real_vs_real=scores.real_vs_real,
         num_matched=scores.num_matched,
         metrics=metrics,
-        reconstructions=measure_reconstructions(pipeline, held_out, reconstructions, seed, wanted),
+        reconstructions=measure_reconstructions(pipeline, held_out, methods, reconstructed, seed, wanted),
         baselines=measure_baselines(held_out, others, wanted),
         pictures=captions,
         versions=_versions(),

@@ -147,18 +147,11 @@ class FeatureTable:
         return replace(self, name="logits", num_features=num_classes, cache=None) if num_classes else None
 
     def cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Read tensors from the cache; compute and write them if they are missing or damaged."""
+        """Compute something of all rows, or read it from the cache."""
         if self.cache is None:
             return compute()
         # not beside the batches, whose files are named *.safetensors
-        file = self.cache / "statistics" / f"{name}-{len(self)}.safetensors"
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError):
-            found = compute()
-        with atomic_write(file) as temporary:
-            save_file(found, temporary)
-        return found
+        return cached_tensors(self.cache / "statistics" / f"{name}-{len(self)}.safetensors", compute)
 
     def blocks(self, max_rows: int | None = None) -> Iterator[Float64[Tensor, "rows features"]]:
         """All rows in order, with one block in memory at a time."""
@@ -190,6 +183,17 @@ class FeatureTable:
             except (OSError, SafetensorError) as error:
                 raise OSError(f"{self.store.file(start)} cannot be read: {error}; evaluate again") from error
         return found
+
+
+def cached_tensors(file: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Read tensors from a file; compute and write them if it is missing or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        found = compute()
+    with atomic_write(file) as temporary:
+        save_file(found, temporary)
+    return found
 
 
 def own_share(batches: list[range]) -> list[range]:

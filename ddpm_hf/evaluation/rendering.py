@@ -12,9 +12,9 @@ from PIL import Image
 
 from ddpm_hf.evaluation.features import NUM_SHOWN, sample_file, to_pil
 from ddpm_hf.evaluation.metrics.distances import Neighbors, memorized
-from ddpm_hf.evaluation.metrics.held_out import HeldOut, Reconstructions, ddim_range
+from ddpm_hf.evaluation.metrics.held_out import HeldOut, Images, ddim_range
 from ddpm_hf.evaluation.plan import EvaluationPlan
-from ddpm_hf.evaluation.report import MetricValue, Report
+from ddpm_hf.evaluation.report import MetricValue, Reconstruction, Report
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.runtime.files import write_text_atomic
@@ -192,14 +192,19 @@ def _protocol(report: Report) -> dict[str, str]:
 
 
 def draw_pictures(
-    plan: EvaluationPlan, held_out: HeldOut, reconstructions: list[Reconstructions], neighbors: Neighbors | None
+    plan: EvaluationPlan,
+    held_out: HeldOut,
+    methods: list[Reconstruction],
+    reconstructed: list[Images],
+    neighbors: Neighbors | None,
 ) -> dict[str, str]:
     """Draw the pictures that do not exist yet, in the main process.
 
     Args:
         plan: of the evaluation, whose samples exist.
         held_out: the originals of the reconstructions.
-        reconstructions: one for each method; none if they were not asked for.
+        methods: of reconstruction; none if they were not asked for.
+        reconstructed: the images by each method.
         neighbors: the nearest training images of the first samples; None if they were not asked for.
 
     Returns:
@@ -232,9 +237,9 @@ def draw_pictures(
     steps = f"{NUM_STAGES} of the steps from noise to image"
     picture("denoising", f"x_t of samples 0 to {num_strips - 1} at {steps}, then the image.", lambda: strips("x_t"))
     picture("predicted_x0", f"The image that the network predicted at the same {steps}.", lambda: strips("x_0"))
-    if reconstructions:
-        methods = "; ".join(each.method for each in reconstructions)
-        picture("reconstructions", f"Left to right: original; {methods}.", lambda: _pairs(held_out, reconstructions))
+    if methods:
+        caption = f"Left to right: original; {'; '.join(each.method for each in methods)}."
+        picture("reconstructions", caption, lambda: _pairs([held_out.images, *reconstructed]))
     if len(held_out.images) > 1:
         caption = "Between two held-out images: both encoded by DDIM, mixed spherically, decoded."
         picture("interpolation", caption, lambda: _interpolation(plan, held_out))
@@ -246,9 +251,8 @@ def draw_pictures(
     return captions
 
 
-def _pairs(held_out: HeldOut, reconstructions: list[Reconstructions]) -> Image.Image:
-    columns = [held_out.images, *(each.images for each in reconstructions)]
-    rows = range(min(NUM_PAIRS, len(held_out.images)))
+def _pairs(columns: list[Images]) -> Image.Image:
+    rows = range(min(NUM_PAIRS, len(columns[0])))
     return image_grid([to_pil(column[row]) for row in rows for column in columns], columns=len(columns))
 
 

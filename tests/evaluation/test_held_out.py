@@ -5,16 +5,17 @@ import torch
 
 from ddpm_hf.config.benchmark import BenchmarkMetrics
 from ddpm_hf.data import ImageSet
+from ddpm_hf.evaluation.feature_store import cached_tensors
 from ddpm_hf.evaluation.metrics import held_out
 from ddpm_hf.evaluation.metrics.held_out import (
     HeldOut,
-    cached_reconstructions,
     ddim_range,
     histogram_bits,
     measure_baselines,
     noised,
     psnr,
     reconstruct,
+    reconstruction_methods,
     ssim,
     unrelated_pairs,
 )
@@ -50,13 +51,15 @@ def test_ssim_of_flat_images_has_a_closed_form():
 
 def test_reconstructions_do_not_depend_on_the_batch(make_pipeline):
     pipeline = make_pipeline()
-    at_once = reconstruct(pipeline, HELD_OUT, (0.2, 0.5), 10, 0, batch_size=5)
-    in_parts = reconstruct(pipeline, HELD_OUT, (0.2, 0.5), 10, 0, batch_size=2)
-    assert [each.timestep for each in at_once] == [1, 4, ddim_range(pipeline, 10)[0]]
-    assert [each.num_inference_steps for each in at_once[:2]] == [2, 5]
-    for one, other in zip(at_once, in_parts, strict=True):
-        assert one.images.dtype == torch.uint8
-        assert (one.images.int() - other.images.int()).abs().max() <= 1
+    methods = reconstruction_methods(pipeline, 5, (0.2, 0.5), 10)
+    at_once = reconstruct(pipeline, HELD_OUT, methods, 0, batch_size=5)
+    in_parts = reconstruct(pipeline, HELD_OUT, methods, 0, batch_size=2)
+    assert [each.timestep for each in methods] == [1, 4, ddim_range(pipeline, 10)[0]]
+    assert [each.num_inference_steps for each in methods[:2]] == [2, 5]
+    assert at_once.keys() == in_parts.keys() == {"0", "1", "2"}
+    for name, images in at_once.items():
+        assert images.dtype == torch.uint8
+        assert (images.int() - in_parts[name].int()).abs().max() <= 1
 
 
 def test_ddim_stops_where_a_little_of_the_image_is_left(make_pipeline):
@@ -78,14 +81,14 @@ def test_reconstructions_are_computed_once_and_again_where_they_are_damaged(make
 
     def compute():
         calls.append(1)
-        return reconstruct(pipeline, HELD_OUT, (0.2,), 10, 0, batch_size=5)
+        return reconstruct(pipeline, HELD_OUT, reconstruction_methods(pipeline, 5, (0.2,), 10), 0, batch_size=5)
 
-    first, again = (cached_reconstructions(file, compute) for _ in range(2))
+    first, again = (cached_tensors(file, compute) for _ in range(2))
     assert len(calls) == 1
-    assert [each.method for each in again] == [each.method for each in first]
-    assert all(torch.equal(one.images, other.images) for one, other in zip(first, again, strict=True))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(images, again[name]) for name, images in first.items())
     file.write_bytes(file.read_bytes()[:100])
-    cached_reconstructions(file, compute)
+    cached_tensors(file, compute)
     assert len(calls) == 2
 
 

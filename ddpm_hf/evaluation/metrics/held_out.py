@@ -1,15 +1,12 @@
 """Metrics of held-out images: SSIM and PSNR of reconstructions, bits per dimension, and baselines of all three."""
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int64, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_hf.config.benchmark import BenchmarkMetrics
@@ -18,7 +15,6 @@ from ddpm_hf.evaluation.feature_store import progress_bar
 from ddpm_hf.evaluation.report import Baseline, MetricValue, Reconstruction
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import from_uint8, to_uint8
-from ddpm_hf.runtime.files import atomic_write
 from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.randomness import derive_seed, generator_at
 from ddpm_hf.schedulers import DDPMScheduler
@@ -69,30 +65,6 @@ class HeldOut:
         return cls(images.images[order], labels, shuffled[count:])
 
 
-@dataclass(frozen=True)
-class Reconstructions:
-    """Held-out images, encoded and decoded by one method.
-
-    Attributes:
-        method: for a person.
-        timestep: that the images were encoded to.
-        num_inference_steps: of decoding.
-        images: in the order of the originals.
-        is_noised: whether noise was added, rather than encoded by DDIM.
-    """
-
-    method: str
-    timestep: int
-    num_inference_steps: int
-    images: Images
-    is_noised: bool = True
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """How the images were made: everything but the images."""
-        return {name: value for name, value in vars(self).items() if name != "images"}
-
-
 def ssim(images: Images, originals: Images) -> PerImage:
     """Structural similarity of each pair (Wang et al. 2004), by torchmetrics; at least 6 pixels a side."""
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
@@ -109,98 +81,101 @@ def psnr(images: Images, originals: Images) -> PerImage:
     return peak_signal_noise_ratio(one, other, data_range=DATA_RANGE, reduction=None, dim=(1, 2, 3))
 
 
+def reconstruction_methods(
+    pipeline: DDPMPipeline, num_images: int, levels: Sequence[float], num_inference_steps: int
+) -> list[Reconstruction]:
+    """How held-out images are reconstructed: by ancestral sampling from noise at each level, and last by DDIM.
+
+    Args:
+        pipeline: of the model.
+        num_images: held-out images.
+        levels: fractions of the T timesteps, in (0, 1).
+        num_inference_steps: of sampling from pure noise; a level takes its share of them.
+
+    Returns:
+        The rows of the report, in which SSIM and PSNR are still missing.
+    """
+    T, rows = pipeline.scheduler.config.num_train_timesteps, []
+    for level in levels:
+        t = min(max(round(level * T), 1), T) - 1
+        steps = min(max(round(num_inference_steps * (t + 1) / T), 1), t + 1)
+        rows.append((f"noised to t = {t} and denoised", t, steps))
+    top, steps = ddim_range(pipeline, num_inference_steps)
+    rows.append((f"encoded by DDIM to t = {top} and decoded", top, steps))
+    return [
+        Reconstruction(method=method, timestep=t, num_inference_steps=steps, num_images=num_images)
+        for method, t, steps in rows
+    ]
+
+
 def reconstruct(
-    pipeline: DDPMPipeline,
-    held_out: HeldOut,
-    levels: Sequence[float],
-    num_inference_steps: int,
-    seed: int,
-    batch_size: int,
-) -> list[Reconstructions]:
-    """Add noise up to each level and denoise by ancestral sampling; and encode and decode by DDIM.
+    pipeline: DDPMPipeline, held_out: HeldOut, methods: list[Reconstruction], seed: int, batch_size: int
+) -> dict[str, Images]:
+    """Encode and decode held-out images.
 
     Args:
         pipeline: of the model.
         held_out: the originals.
-        levels: fractions of the T timesteps, in (0, 1).
-        num_inference_steps: of sampling from pure noise; a level takes its share of them.
+        methods: of `reconstruction_methods`.
         seed: of the noise.
         batch_size: images at a time.
+
+    Returns:
+        The images by the number of the method, as text.
     """
-    T, originals = pipeline.scheduler.config.num_train_timesteps, held_out.images
+    originals, chunks = held_out.images, Chunks("reconstructing")
     pipeline.set_progress_bar_config(disable=True)
     batches = [range(at, min(at + batch_size, len(originals))) for at in range(0, len(originals), batch_size)]
-    seeds, chunks = _noise_seeds(seed, len(originals)), Chunks("reconstructing")
-    found = []
-    with progress_bar(len(batches) * (len(levels) + 1), "reconstructions", "batch", delay=0) as progress:
+    seeds = _noise_seeds(seed, len(originals))
 
-        def in_batches(decode: Callable[[range, Tensor, list[int] | None], Any]) -> Images:
-            def work(chunk: range) -> Images:
-                labels = None if held_out.labels is None else held_out.labels[chunk.start : chunk.stop]
-                pixels = originals[chunk.start : chunk.stop].float() / 255
-                return to_uint8(decode(chunk, pixels, labels).nan_to_num(0.0), (0, 1)).cpu()
+    def decode(method: Reconstruction, chunk: range) -> Images:
+        part, t, steps = slice(chunk.start, chunk.stop), method.timestep, method.num_inference_steps
+        labels = None if held_out.labels is None else held_out.labels[part]
+        pixels: Any = originals[part].float() / 255
+        if method is methods[-1]:
+            decoded: Any = pipeline.decode(pipeline.encode(pixels, steps, t, labels), steps, t, labels, "pt")
+        else:
+            decoded = pipeline.reconstruct(pixels, t, None, steps, "pt", seeds=seeds[part], class_labels=labels)
+        return to_uint8(decoded.nan_to_num(0.0), (0, 1)).cpu()
 
-            decoded: list[Images] = []
+    found = {}
+    with progress_bar(len(batches) * len(methods), "reconstructions", "batch", delay=0) as progress:
+        for number, method in enumerate(methods):
+            images: list[Images] = []
             for batch in batches:
-                decoded += chunks(batch, work)
+                images += chunks(batch, partial(decode, method))
                 progress.update()
-            return torch.cat(decoded)
-
-        for level in levels:
-            t = min(max(round(level * T), 1), T) - 1
-            steps = min(max(round(num_inference_steps * (t + 1) / T), 1), t + 1)
-
-            def denoise(chunk: range, pixels: Tensor, labels: Any, t: int = t, steps: int = steps) -> Any:
-                own_seeds = seeds[chunk.start : chunk.stop]
-                return pipeline.reconstruct(pixels, t, None, steps, "pt", seeds=own_seeds, class_labels=labels)
-
-            found.append(Reconstructions(f"noised to t = {t} and denoised", t, steps, in_batches(denoise)))
-
-        top, ddim_steps = ddim_range(pipeline, num_inference_steps)
-
-        def by_ddim(chunk: range, pixels: Tensor, labels: Any) -> Any:
-            return pipeline.decode(pipeline.encode(pixels, ddim_steps, top, labels), ddim_steps, top, labels, "pt")
-
-        method = f"encoded by DDIM to t = {top} and decoded"
-        found.append(Reconstructions(method, top, ddim_steps, in_batches(by_ddim), is_noised=False))
-    return found
-
-
-def cached_reconstructions(file: Path, compute: Callable[[], list[Reconstructions]]) -> list[Reconstructions]:
-    """Read reconstructions from a file; compute and write them if it is missing or damaged."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            facts = json.loads(stored.metadata()["methods"])
-            return [Reconstructions(**each, images=stored.get_tensor(str(at))) for at, each in enumerate(facts)]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        found = compute()
-    methods = {"methods": json.dumps([each.protocol for each in found])}
-    with atomic_write(file) as temporary:
-        save_file({str(at): each.images for at, each in enumerate(found)}, temporary, methods)
+            found[str(number)] = torch.cat(images)
     return found
 
 
 def measure_reconstructions(
-    pipeline: DDPMPipeline, held_out: HeldOut, found: list[Reconstructions], seed: int, wanted: BenchmarkMetrics
+    pipeline: DDPMPipeline,
+    held_out: HeldOut,
+    methods: list[Reconstruction],
+    images: list[Images],
+    seed: int,
+    wanted: BenchmarkMetrics,
 ) -> list[Reconstruction]:
     """SSIM and PSNR of each method, and of the noised images that it started from.
 
     Args:
         pipeline: that made the reconstructions.
         held_out: the originals.
-        found: the reconstructions.
+        methods: of `reconstruction_methods`.
+        images: the reconstructions by each method.
         seed: of their noise.
         wanted: whether SSIM and PSNR are.
     """
     rows, originals = [], held_out.images
-    for each in found:
-        start = noised(pipeline, originals, each.timestep, seed) if each.is_noised else None
-        values = {name: value for name, value in each.protocol.items() if name != "is_noised"}
+    for method, reconstructed in zip(methods, images, strict=True):
+        start = None if method is methods[-1] else noised(pipeline, originals, method.timestep, seed)
+        values: dict[str, Any] = {}
         for name in (name for name in ("ssim", "psnr") if getattr(wanted, name)):
-            values[name] = _mean_of_pairs(name, each.images, originals)
+            values[name] = _mean_of_pairs(name, reconstructed, originals)
             if start is not None:
                 values[f"{name}_without_network"] = _mean_of_pairs(name, start, originals).value
-        rows.append(Reconstruction(num_images=len(originals), **values))
+        rows.append(replace(method, **values))
     return rows
 
 
