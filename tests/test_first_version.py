@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from ddpm_hf import DDPMPipeline, Trainer, load_config, load_pipeline
 from ddpm_hf.checkpoints.fetch import fetch_checkpoint, fetch_pipeline
 from ddpm_hf.checkpoints.format import find_damage
-from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.config import DatasetConfig, HubConfig, ModelConfig
+from ddpm_hf.data import load_image_set, load_image_sets
+from ddpm_hf.data.decoding import DECODER
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub import push_newest_checkpoint, push_run
 
@@ -81,6 +83,26 @@ def test_checkpoints_are_complete(run):
 @pytest.mark.parametrize("name", ["plain.yaml", "plain/config.yaml", "full.yaml", "full/config.yaml"])
 def test_the_configuration_loads(name):
     assert load_config(FIRST / name).training.num_steps == 6
+
+
+def test_decoded_images_are_found_without_opening_the_dataset(tmp_path, monkeypatch):
+    shutil.copytree(FIRST / "images", tmp_path / "images")
+    for manifest in tmp_path.glob("images/*/manifest.json"):
+        decoder = json.loads(manifest.read_text())["body"]["key"]["decoder"]
+    assert DECODER.partition(" ")[0] == decoder.partition(" ")[0]  # the rest is the version of Pillow
+    monkeypatch.setattr("ddpm_hf.data.image_loading.DECODER", decoder)
+    monkeypatch.setattr("ddpm_hf.data.image_loading.open_source", lambda _: pytest.fail("opened"))
+    dataset = DatasetConfig(name="ada/images", revision="0" * 40, cache_dir=f"{tmp_path}/images")
+    model = ModelConfig(image_size=4, channel_multipliers=(1,), attention_levels=(), num_classes=2)
+    images = load_image_set(dataset, model)
+    levels = torch.arange(5)
+    torch.testing.assert_close(images.images[:, :, 1, 2].long(), levels[:, None] * torch.tensor([1, 2, 3]))
+    assert images.labels.tolist() == [1, 0, 1, 0, 1]
+    assert images.class_names == ["a", "b"]
+    assert len(images.skipped) == 1
+    in_parts = dataset.model_copy(update={"validation_fraction": 0.4})
+    training, held_out = load_image_sets(in_parts, model, seed=3)
+    assert sorted([*training.images[:, 0, 0, 0].tolist(), *held_out.images[:, 0, 0, 0].tolist()]) == levels.tolist()
 
 
 def test_a_run_resumed_in_the_middle_ends_in_the_same_weights(run, tmp_path):

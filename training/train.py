@@ -36,13 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     instead = parser.add_argument_group("instead of training")
     instead.add_argument(
-        "--dry_run", action="store_true", help="check everything, say what would be done, take no step"
+        "--dry_run", action="store_true", help="check everything, print what would be done, do not train"
     )
     instead.add_argument(
         "--eval_only", action="store_true", help="with --benchmark: measure the run's model, train nothing"
     )
     instead.add_argument(
-        "--benchmark", action="store_true", help="with --eval_only: compute the figures of the benchmark section"
+        "--benchmark", action="store_true", help="with --eval_only: compute the metrics of the benchmark section"
     )
     return parser
 
@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
-    """Tell what is wrong with the run folder before anything heavy is loaded."""
+    """Check the run folder before PyTorch is loaded."""
     if not arguments.dry_run:
         run.check_unlocked()
     if arguments.resume is None:
@@ -93,7 +93,7 @@ def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
 
 
 def _name_of(config: Config) -> str:
-    """The repository of a run that names none: called like its folder, in the person's own account."""
+    """The repository of a run that names none: the name of its folder, in the user's own account."""
     return Path(config.output_dir or "run").name
 
 

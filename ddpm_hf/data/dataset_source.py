@@ -1,9 +1,10 @@
 """Images of folders, files and the Hub, through the `datasets` library."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import datasets
 
@@ -13,7 +14,6 @@ from ddpm_hf.data.local_files import BUILT_IN, LocalData
 from ddpm_hf.runtime.errors import UserError
 
 Data: TypeAlias = datasets.Dataset | datasets.IterableDataset
-T = TypeVar("T")
 
 BATCH_SIZE = 16
 """Rows read at a time; their encoded images are in memory together."""
@@ -32,25 +32,31 @@ def open_dataset(config: DatasetConfig, local: LocalData | None) -> Source:
     for field in ("config", "revision"):
         if local is not None and (given := getattr(config, field)) is not None:
             raise UserError(f"dataset.{field}: given {given!r}; allowed: nothing, since {config.name!r} is local")
-    with_errors = _Attempt(config, is_local=local is not None)
+    with _user_errors(config, is_local=local is not None):
+        data, num_rows, fingerprint = _open(config, local)
+    return _make_source(config, data, num_rows, fingerprint)
+
+
+def _open(config: DatasetConfig, local: LocalData | None) -> tuple[Data, int | None, str]:
+    """The rows, their number if it is known, and a hash of what they are."""
     if local is None:
-        builder = with_errors(
-            lambda: datasets.load_dataset_builder(config.name, config.config, revision=config.revision)
-        )
+        builder = datasets.load_dataset_builder(config.name, config.config, revision=config.revision)
         fingerprint = f"{config.name}@{builder.hash}"  # for a dataset of the Hub, the hash is its commit
-    elif local.kind == "saved":
-        return _make_source(config, with_errors(lambda: _load_saved(config, local)), local.fingerprint())
     else:
-        builder = with_errors(lambda: datasets.load_dataset_builder(local.kind, data_files=local.splits()))
         fingerprint = local.fingerprint()
+        if local.kind == "saved":
+            saved = _load_saved(config, local)
+            return saved, len(saved), fingerprint
+        builder = datasets.load_dataset_builder(local.kind, data_files=local.splits())
     if not config.streaming:
-        with_errors(builder.download_and_prepare)
-        return _make_source(config, with_errors(lambda: builder.as_dataset(split=config.split)), fingerprint)
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=config.split)
+        return rows, len(rows), fingerprint
     if hasattr(builder.config, "decode_num_threads"):
         builder.config.decode_num_threads = 0  # a builder of images would decode them, and stop at a damaged one
-    stream = with_errors(lambda: builder.as_streaming_dataset(split=config.split))
     known = (builder.info.splits or {}).get(config.split)
-    return _make_source(config, stream, fingerprint, known.num_examples or None if known else None)
+    num_rows = known.num_examples or None if known else None
+    return builder.as_streaming_dataset(split=config.split), num_rows, fingerprint
 
 
 def _load_saved(config: DatasetConfig, local: LocalData) -> datasets.Dataset:
@@ -64,41 +70,36 @@ def _load_saved(config: DatasetConfig, local: LocalData) -> datasets.Dataset:
     )
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """Calls into `datasets`, whose errors name what is possible but not the option to change."""
-
-    config: DatasetConfig
-    is_local: bool
-
-    def __call__(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(self._explain(error)) from error
-
-    def _explain(self, error: Exception) -> str:
-        name, split = self.config.name, self.config.split
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        text = lines[0]
-        if "split" in text.lower() or text.startswith("Instruction"):
-            hint = "; a stream has whole splits only" if self.config.streaming and "[" in split else ""
-            return f"dataset.split: given {split!r}, of {name!r}: {text}{hint}"
-        if "Config name is missing" in text or text.startswith("BuilderConfig"):
-            return f"dataset.config: given {self.config.config!r}, of {name!r}: {' '.join(lines[:2])}"
-        if self.is_local:
-            cause = f" ({error.__cause__})" if error.__cause__ else ""
-            return f"dataset.name: given {name!r}: {text}{cause}"
-        near = difflib.get_close_matches(name, BUILT_IN, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return (
-            f"dataset.name: given {name!r}; {hint}it is neither built in ({', '.join(BUILT_IN)}) nor a local folder or "
-            f"file, and it could not be loaded from the Hub: {text}"
-        )
+@contextmanager
+def _user_errors(config: DatasetConfig, is_local: bool) -> Iterator[None]:
+    """Add the option to change to errors of `datasets`, which name only what is possible."""
+    try:
+        yield
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(_explain(error, config, is_local)) from error
 
 
-def _make_source(config: DatasetConfig, data: Data, fingerprint: str, num_rows: int | None = None) -> Source:
-    num_rows = len(data) if isinstance(data, datasets.Dataset) else num_rows
+def _explain(error: Exception, config: DatasetConfig, is_local: bool) -> str:
+    name, split = config.name, config.split
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[0]
+    if "split" in text.lower() or text.startswith("Instruction"):
+        hint = "; a stream has whole splits only" if config.streaming and "[" in split else ""
+        return f"dataset.split: given {split!r}, of {name!r}: {text}{hint}"
+    if "Config name is missing" in text or text.startswith("BuilderConfig"):
+        return f"dataset.config: given {config.config!r}, of {name!r}: {' '.join(lines[:2])}"
+    if is_local:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        return f"dataset.name: given {name!r}: {text}{cause}"
+    near = difflib.get_close_matches(name, BUILT_IN, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return (
+        f"dataset.name: given {name!r}; {hint}it is neither built in ({', '.join(BUILT_IN)}) nor a local folder or "
+        f"file, and it could not be loaded from the Hub: {text}"
+    )
+
+
+def _make_source(config: DatasetConfig, data: Data, num_rows: int | None, fingerprint: str) -> Source:
     if num_rows == 0:
         raise UserError(f"dataset.split: given {config.split!r}, which holds no images of {config.name!r}")
     if data.features is None:

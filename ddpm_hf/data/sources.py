@@ -21,8 +21,6 @@ from ddpm_hf.runtime.hub_client import (
 
 logger = logging.getLogger(__name__)
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
 LOOKING_UP = RetryPolicy(attempts=5)
 """About ten seconds: somebody waits for the start, and the cache is an alternative."""
 
@@ -52,7 +50,12 @@ def fingerprint_of(config: DatasetConfig) -> str | None:
     local = find_local(config.name)
     if local is not None:
         return local.fingerprint()
-    return f"{config.name}@{config.revision}" if COMMIT.fullmatch(config.revision or "") else None
+    return f"{config.name}@{config.revision}" if is_commit(config.revision) else None
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is the full hash of a commit, rather than a branch or tag, which may move."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
 def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> DatasetConfig:
@@ -71,7 +74,7 @@ def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> Data
         UserError: if there is no such dataset or revision on the Hub.
     """
     name, revision = dataset.name, dataset.revision
-    if name in BUILT_IN or looks_local(name) or Path(name).exists() or COMMIT.fullmatch(revision or ""):
+    if name in BUILT_IN or looks_local(name) or Path(name).exists() or is_commit(revision):
         return dataset
     commit = None
     if not is_offline():

@@ -3,9 +3,9 @@
 import html
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,10 @@ from ddpm_hf.demo.work import Result
 logger = logging.getLogger(__name__)
 
 NO_RESULT, REFUSED = "Nothing yet: press the button.", "Nothing was made; the message says why."
-ALL_CLASSES, NUM_RANDOM_SEEDS = -1, 10**6
+NUM_RANDOM_SEEDS = 10**6
+
+DEFAULT = "default"
+"""Value of a choice that stands for None, which a dropdown cannot hold."""
 
 WORK: dict[str, Any] = {
     "concurrency_limit": 1,
@@ -65,71 +68,57 @@ def progress_bar(progress: Progress) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Panel:
-    """The part of a tab that runs a job and shows its result.
+def run_on_click(
+    buttons: tuple[gr.Button, gr.Button],
+    shown: tuple[gr.HTML, gr.Image, gr.DownloadButton],
+    inputs: Mapping[str, Block],
+    job: Callable[..., Result],
+    details: Mapping[Block, Callable[[Result], Any]] | None = None,
+    in_a_row: bool = False,
+) -> None:
+    """Run a job when a button is clicked.
 
-    Attributes:
-        button: starts the job.
-        stop: ends it after its current step.
-        status: progress, and then how the result was made.
-        picture: the result.
-        file: downloads it.
+    Args:
+        buttons: start the job, and stop it after its current step; see `run_buttons`.
+        shown: the status line, the picture and the file that show the result.
+        inputs: fields by the arguments of the job that they give.
+        job: does the work; takes the function to report progress to first.
+        details: further components, and the value of each for a result.
+        in_a_row: whether the picture has a single row; otherwise it is about square.
     """
+    start, stop = buttons
+    status, picture, file = shown
+    details = details or {}
 
-    button: gr.Button
-    stop: gr.Button
-    status: gr.HTML
-    picture: gr.Image
-    file: gr.DownloadButton
+    def work(*values: Any) -> Iterator[dict[Block, Any]]:
+        yield {status: progress_bar(Progress(0, 0))}
+        given = {name: None if value == DEFAULT else value for name, value in zip(inputs, values, strict=True)}
+        started = time.monotonic()
+        with errors_as_messages():
+            running = watch(lambda on_progress: job(on_progress, **given))
+            try:
+                while True:
+                    progress = next(running)
+                    preview: dict[Block, Any] = {picture: grid(progress.images)} if progress.images else {}
+                    yield {status: progress_bar(progress), **preview}
+            except StopIteration as end:
+                result: Result = end.value
+            finally:
+                running.close()
+        seconds = f"{time.monotonic() - started:.1f} s"
+        images = grid(result.images, len(result.images) if in_a_row else None)
+        with TemporaryDirectory(prefix="ddpm-hf-") as folder:  # gradio copies the file before it goes on
+            archive = write_zip(result, images, Path(folder) / f"{result.name}.zip")
+            yield {
+                status: status_text(*result.summary, seconds, notes=result.notes),
+                picture: images,
+                file: gr.DownloadButton(value=str(archive), interactive=True),
+                **{component: value(result) for component, value in details.items()},
+            }
 
-    def connect(
-        self,
-        inputs: Sequence[Block],
-        job: Callable[..., Result],
-        name: Callable[[Result], str],
-        summary: Callable[[Result], Sequence[str]],
-        details: Mapping[Block, Callable[[Result], Any]],
-        columns: Callable[[Result], int | None] = lambda result: None,
-    ) -> None:
-        """Run a job when the button is clicked.
-
-        Args:
-            inputs: fields whose values the job is called with, after the function to report progress to.
-            job: does the work.
-            name: of the downloaded file, without suffix.
-            summary: how the result was made.
-            details: further components, and the value of each for a result.
-            columns: of the picture; None makes it square.
-        """
-
-        def work(*values: Any) -> Iterator[dict[Block, Any]]:
-            yield {self.status: progress_bar(Progress(0, 0))}
-            with errors_as_messages():
-                running = watch(lambda on_progress: job(on_progress, *values))
-                try:
-                    while True:
-                        progress = next(running)
-                        preview: dict[Block, Any] = {self.picture: grid(progress.images)} if progress.images else {}
-                        yield {self.status: progress_bar(progress), **preview}
-                except StopIteration as end:
-                    result: Result = end.value
-                finally:
-                    running.close()
-            picture = grid(result.images, columns(result))
-            with TemporaryDirectory(prefix="ddpm-hf-") as folder:  # gradio copies the file before it goes on
-                file = write_zip(result, picture, Path(folder) / f"{name(result)}.zip")
-                yield {
-                    self.status: status_text(*summary(result), f"{result.seconds:.1f} s", notes=result.notes),
-                    self.picture: picture,
-                    self.file: gr.DownloadButton(value=str(file), interactive=True),
-                    **{component: value(result) for component, value in details.items()},
-                }
-
-        outputs = [self.status, self.picture, self.file, *details]
-        running = self.button.click(work, list(inputs), outputs, show_progress_on=self.status, **WORK)
-        running.failure(lambda: status_text(REFUSED), None, self.status, **QUICK)
-        self.stop.click(lambda: status_text("Stopped."), None, self.status, cancels=running, **QUICK)
+    running = start.click(work, [*inputs.values()], [*shown, *details], show_progress_on=status, **WORK)
+    running.failure(lambda: status_text(REFUSED), None, status, **QUICK)
+    stop.click(lambda: status_text("Stopped."), None, status, cancels=running, **QUICK)
 
 
 def run_buttons(label: str, elem_id: str) -> tuple[gr.Button, gr.Button]:
@@ -175,15 +164,12 @@ def seed_field(label: str = "Seed", value: int = 0, elem_id: str | None = None) 
 def label_field(model: DemoModel, in_turn: bool = False) -> gr.Dropdown:
     """The class, for a class-conditional model."""
     if model.num_labels is None:
-        return gr.Dropdown([("none", ALL_CLASSES)], value=ALL_CLASSES, visible=False)
-    classes = [(str(label), label) for label in range(model.num_labels - 1)]
-    choices = [("all in turn", ALL_CLASSES)] * in_turn + classes + [("no class", model.num_labels - 1)]
+        return gr.Dropdown([("none", DEFAULT)], value=DEFAULT, visible=False)
+    no_class = model.num_labels - 1
+    choices: list[tuple[str, int | str]] = [("all in turn", DEFAULT)] if in_turn else []
+    choices += [(str(label), label) for label in range(no_class)]
+    choices += [("no class", no_class)]
     return gr.Dropdown(choices, value=choices[0][1], label="Class")
-
-
-def read_label(value: int) -> int | None:
-    """The class that `label_field` gives; None for all in turn, or without classes."""
-    return None if value == ALL_CLASSES else int(value)
 
 
 def guidance_field(model: DemoModel) -> gr.Slider:

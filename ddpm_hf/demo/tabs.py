@@ -1,23 +1,24 @@
 """The tabs that draw images: generate, interpolate, inpaint."""
 
 import shlex
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from ddpm_hf.demo import components as ui
-from ddpm_hf.demo.components import QUICK, WORK, Panel, read_label
+from ddpm_hf.demo.components import QUICK, WORK
 from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.display import canvas, grid
 from ddpm_hf.demo.visitor_input import read_mask, read_upload
 from ddpm_hf.demo.watching import OnProgress
-from ddpm_hf.demo.work import Result, draw, inpaint, interpolate
+from ddpm_hf.demo.work import OWN_SAMPLER, Result, draw, inpaint, interpolate
 from ddpm_hf.pipelines.samplers import SAMPLERS, make_sampler
 
 HOUR = 3600
 
-OWN_SAMPLER, FAST_SAMPLER = "the model's own", "dpmsolver++"
+FAST_SAMPLER = "dpmsolver++"
 EXAMPLE_SEEDS = (0, 7, 42, 2020)
 PREDICTED, NOISY = "the network's prediction of the image", "the noisy image that it is given"
 
@@ -34,11 +35,11 @@ def generate_tab(model: DemoModel) -> None:
         make_sampler(FAST_SAMPLER, model.pipeline.scheduler)
         default_sampler, default_steps = FAST_SAMPLER, 25
     except ValueError:  # it does not fit the model's process
-        default_sampler, default_steps = OWN_SAMPLER, 100
+        default_sampler, default_steps = ui.DEFAULT, 100
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             count = gr.Slider(1, limits.images, min(16, limits.images), step=1, label="Images", elem_id="count")
-            sampler = gr.Dropdown([OWN_SAMPLER, *SAMPLERS], value=default_sampler, label="Sampler")
+            sampler = gr.Dropdown([(OWN_SAMPLER, ui.DEFAULT), *SAMPLERS], value=default_sampler, label="Sampler")
             steps = ui.steps_field(limits.steps, default_steps, "more take longer", "steps")
             label, guidance = ui.label_field(model, in_turn=True), ui.guidance_field(model)
             seed = ui.seed_field(elem_id="seed")
@@ -56,18 +57,11 @@ def generate_tab(model: DemoModel) -> None:
             file = ui.download_button()
     shown = gr.State(None, time_to_live=HOUR)
 
-    def job(
-        on_progress: OnProgress, count: Any, sampler: str, steps: Any, label: int, guidance: Any, seed: Any
-    ) -> Result:
-        chosen = None if sampler == OWN_SAMPLER else sampler
-        request = {"count": count, "steps": steps, "seed": seed, "guidance": guidance}
-        return draw(model, on_progress, **request, sampler=chosen, label=read_label(label))
-
-    Panel(*buttons, status, picture, file).connect(
-        [count, sampler, steps, label, guidance, seed],
-        job,
-        name=lambda result: f"seed-{result.settings['seed']}",
-        summary=lambda result: [*_summary(result, "images"), f"sampler {result.settings['sampler'] or OWN_SAMPLER}"],
+    ui.run_on_click(
+        buttons,
+        (status, picture, file),
+        {"count": count, "sampler": sampler, "steps": steps, "label": label, "guidance": guidance, "seed": seed},
+        partial(draw, model),
         details={
             stage: lambda result: gr.Slider(maximum=len(result.stages), value=len(result.stages), interactive=True),
             command: _command,
@@ -124,25 +118,27 @@ def interpolate_tab(model: DemoModel) -> None:
             file = ui.download_button()
     shown = gr.State(None, time_to_live=HOUR)
 
-    def job(on_progress: OnProgress, between: str, *values: Any) -> Result:
-        *ends, method, frames, steps, label = values
-        seeds, images = ends[:2], [read_upload(end, model.size, model.mode, limits) for end in ends[2:]]
-        request = {"frames": frames, "steps": steps, "label": read_label(label)}
+    def job(
+        on_progress: OnProgress, between: str, seed_a: Any, seed_b: Any, file_a: Any, file_b: Any, **request: Any
+    ) -> Result:
+        method = request.pop("method")
         if between == SEEDS:
-            return interpolate(model, on_progress, a=seeds[0], b=seeds[1], **request)
-        return interpolate(model, on_progress, a=images[0], b=images[1], between_images=True, method=method, **request)
+            return interpolate(model, on_progress, a=seed_a, b=seed_b, **request)
+        a, b = (read_upload(file, model.size, model.mode, limits) for file in (file_a, file_b))
+        return interpolate(model, on_progress, a=a, b=b, between_images=True, method=method, **request)
 
-    Panel(*buttons, status, strip, file).connect(
-        [between, *seeds, *uploads, method, frames, steps, label],
+    ends = {"seed_a": seeds[0], "seed_b": seeds[1], "file_a": uploads[0], "file_b": uploads[1]}
+    ui.run_on_click(
+        buttons,
+        (status, strip, file),
+        {"between": between, **ends, "method": method, "frames": frames, "steps": steps, "label": label},
         job,
-        name=lambda result: "interpolation",
-        summary=lambda result: _summary(result, "frames"),
         details={
             frame: lambda result: grid(result.images[:1]),
             position: lambda result: gr.Slider(maximum=len(result.images) - 1, value=0, interactive=True),
             shown: lambda result: result,
         },
-        columns=lambda result: len(result.images),
+        in_a_row=True,
     )
     between.input(
         lambda chosen: (gr.Column(visible=chosen == SEEDS), gr.Column(visible=chosen == IMAGES)),
@@ -216,49 +212,17 @@ def inpaint_tab(model: DemoModel) -> None:
         with ui.errors_as_messages():
             return show(read_upload(path, model.size, model.mode, limits))
 
-    def draw_another(seed: Any, label: int) -> tuple[Image.Image | None, dict]:
+    def draw_another(seed: Any, label: Any) -> tuple[Image.Image | None, dict]:
         with ui.errors_as_messages():
-            request = {"count": 1, "steps": min(25, limits.steps), "seed": seed, "label": read_label(label)}
-            return show(draw(model, lambda progress: None, **request).images[0])
+            chosen, steps = None if label == ui.DEFAULT else label, min(25, limits.steps)
+            result = draw(model, lambda progress: None, count=1, steps=steps, seed=seed, label=chosen)
+            return show(result.images[0])
 
-    def job(
-        on_progress: OnProgress,
-        image: Image.Image | None,
-        painted: dict | None,
-        variants: Any,
-        steps: Any,
-        label: int,
-        guidance: Any,
-        seed: Any,
-    ) -> Result:
+    def job(on_progress: OnProgress, painted: dict | None, **request: Any) -> Result:
         mask = read_mask((painted or {}).get("layers") or [], model.size)
-        request = {"variants": variants, "steps": steps, "seed": seed, "guidance": guidance}
-        return inpaint(model, on_progress, image=image, mask=mask, label=read_label(label), **request)
+        return inpaint(model, on_progress, mask=mask, **request)
 
     upload.upload(open_upload, upload, [image, editor], **QUICK)
     another.click(draw_another, [seed, label], [image, editor], **WORK)
-    Panel(*buttons, status, picture, file).connect(
-        [image, editor, variants, steps, label, guidance, seed],
-        job,
-        name=lambda result: "inpainting",
-        summary=lambda result: [
-            *_summary(result, "variants"),
-            f"{result.settings['network_evaluations']:,} network evaluations",
-        ],
-        details={},
-    )
-
-
-def _summary(result: Result, what: str) -> list[str]:
-    """How a result was made, in the order of importance."""
-    settings = result.settings
-    seeds = settings.get("between") or "seeds {} to {}".format(*settings.get("seeds", (0, 0)))
-    is_interpolation = "interpolation" in settings
-    words = [seeds] if is_interpolation else []
-    words += [f"{len(result.images)} {what}"]
-    words += [settings["interpolation"]] if is_interpolation else [f"seed {settings['seed']}"]
-    words += [f"{settings['num_inference_steps']} steps"]
-    if (classes := settings["class_labels"]) is not None:
-        words += [f"class {classes[0]}" if len(classes) == 1 else f"classes 0 to {classes[-1]} in turn"]
-        words += [f"guidance {settings['guidance_scale']:g}"] if "guidance_scale" in settings else []
-    return words
+    fields = {"variants": variants, "steps": steps, "label": label, "guidance": guidance, "seed": seed}
+    ui.run_on_click(buttons, (status, picture, file), {"image": image, "painted": editor, **fields}, job)

@@ -100,13 +100,11 @@ def read_upload(file: str | Path | None, size: tuple[int, int], mode: str, limit
     try:
         with Image.open(file) as unread:
             across, down = unread.size
-        if across * down > limits.upload_pixels:
-            raise UserError(f"Image: {across} x {down} pixels; at most {limits.upload_pixels:,} in all are decoded")
-        opened = open_image(file)
-    except UserError:
-        raise
+        opened = open_image(file) if across * down <= limits.upload_pixels else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError("Image: the uploaded file cannot be read as an image; try a PNG or JPEG") from error
+    if opened is None:
+        raise UserError(f"Image: {across} x {down} pixels; at most {limits.upload_pixels:,} in all are decoded")
     side = max(size)
     square = Transform(side, len(mode))(opened).transpose(1, 2, 0)
     image = Image.fromarray(square[:, :, 0] if mode == "L" else square)

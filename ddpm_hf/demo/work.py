@@ -1,4 +1,4 @@
-"""The work behind the buttons: draw, interpolate, inpaint. Each checks what the visitor gave, and reports progress."""
+"""The work behind the buttons: draw, interpolate, inpaint. Each checks the visitor's settings and reports progress."""
 
 import time
 import warnings
@@ -18,6 +18,8 @@ from ddpm_hf.pipelines.samplers import make_sampler
 from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.randomness import image_seeds
+
+OWN_SAMPLER = "the model's own"
 
 MAX_STAGES, MAX_STAGES_BYTES = 25, 2**27
 """Stages of a sampling run that are kept to look back at, fewer where they would take more memory than this."""
@@ -45,16 +47,18 @@ class Result:
     Attributes:
         images: in the model's own size.
         settings: from which they can be made again.
+        name: of the file to download, without its suffix.
+        summary: how they were made, for a person, the most important first.
         stages: of the sampling run, from noise to image.
         notes: warnings of the sampler.
-        seconds: that it took.
     """
 
     images: list[Image.Image]
     settings: dict[str, Any]
+    name: str = "images"
+    summary: Sequence[str] = ()
     stages: Sequence[Stage] = ()
     notes: Sequence[str] = ()
-    seconds: float = 0.0
 
 
 def draw(
@@ -96,7 +100,7 @@ def draw(
         warnings.simplefilter("always")
         if sampler is not None:
             make_sampler(sampler, model.pipeline.scheduler)
-    start, preview, shown_at = time.monotonic(), None, 0.0
+    preview, shown_at = None, 0.0
 
     def keep_preview(_: Any, index: int, timestep: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
         nonlocal preview, shown_at
@@ -107,12 +111,14 @@ def draw(
     bytes_per_stage = 2 * 4 * count * model.channels * model.size[0] * model.size[1]  # x_t and x_0 in float32
     num_stages = max(min(MAX_STAGES, steps, MAX_STAGES_BYTES // bytes_per_stage), 2)
     output = settings.draw(watched, range(count), "pil", keep_preview, num_stages)
+    classes = _class_summary(settings.class_labels, settings.guidance_scale)
     return Result(
         list(output.images),
         {**model.identity, **asdict(settings), "num_samples": count},
+        f"seed-{settings.seed}",
+        [f"{count} images", f"seed {settings.seed}", f"{steps} steps", *classes, f"sampler {sampler or OWN_SAMPLER}"],
         [Stage(each.timestep, _to_pil(each.x_t), _to_pil(each.x_0)) for each in output.intermediates or ()],
         [str(each.message) for each in caught if issubclass(each.category, UserWarning)],
-        time.monotonic() - start,
     )
 
 
@@ -148,20 +154,22 @@ def interpolate(
         for name, end in (("First", a), ("Second", b)):
             if end is None:
                 raise UserError(f"{name} image: nothing was uploaded; choose a file")
-        ends: dict[str, Any] = {"between": "two uploaded images", **({"seed": 0} if method == "ddpm" else {})}
+        summary = "two uploaded images"
+        ends: dict[str, Any] = {"between": summary, **({"seed": 0} if method == "ddpm" else {})}
     else:
         a, b = whole_number("First seed", a, 0, MAX_SEED), whole_number("Second seed", b, 0, MAX_SEED)
-        ends = {"seeds": [a, b]}
+        summary, ends = f"seeds {a} to {b}", {"seeds": [a, b]}
     frames = whole_number("Frames", frames, 2, model.limits.frames)
     first = model.time_steps // 2 if method == "ddpm" else model.pipeline.last_with_signal()
     steps = min(whole_number("Steps", steps, 1, model.limits.steps), first + 1)  # it starts below T - 1
     labels = _class_labels(model, label)
-    start, num_passes = time.monotonic(), 2 if between_images and method == "ddim" else 1  # one more to encode
+    num_passes = 2 if between_images and method == "ddim" else 1  # one more to encode
     images = WatchedPipeline.around(model.pipeline, on_progress, num_passes).interpolate(
         a, b, frames, method=method, num_inference_steps=steps, class_labels=labels and labels[0]
     )
     settings = {"interpolation": method, **ends, "frames": frames, "num_inference_steps": steps, "class_labels": labels}
-    return Result(list(images), {**model.identity, **settings}, seconds=time.monotonic() - start)
+    words = [summary, f"{frames} frames", method, f"{steps} steps", *_class_summary(labels)]
+    return Result(list(images), {**model.identity, **settings}, "interpolation", words)
 
 
 def inpaint(
@@ -201,7 +209,6 @@ def inpaint(
     seed = whole_number("Seed", seed, 0, MAX_SEED)
     guidance = number("Guidance", guidance, 0, 20)
     labels = _class_labels(model, label)
-    start = time.monotonic()
     images = WatchedPipeline.around(model.pipeline, on_progress).inpaint(
         [image] * variants,
         mask,
@@ -210,6 +217,7 @@ def inpaint(
         class_labels=labels and labels[0],
         guidance_scale=guidance,
     )
+    num_evaluations = sum(is_denoising for _, is_denoising in repaint_moves(steps))
     settings = {
         "inpainting": "repaint",
         "seed": seed,
@@ -217,14 +225,24 @@ def inpaint(
         "num_inference_steps": steps,
         "class_labels": labels,
         "guidance_scale": guidance,
-        "network_evaluations": sum(is_denoising for _, is_denoising in repaint_moves(steps)),
+        "network_evaluations": num_evaluations,
     }
-    return Result(list(images), {**model.identity, **settings}, seconds=time.monotonic() - start)
+    words = [f"{variants} variants", f"seed {seed}", f"{steps} steps", *_class_summary(labels, guidance)]
+    words += [f"{num_evaluations:,} network evaluations"]
+    return Result(list(images), {**model.identity, **settings}, "inpainting", words)
 
 
 def _class_labels(model: DemoModel, label: int | None) -> list[int] | None:
     """One class for all images of a class-conditional model, by default 0."""
     return None if model.num_labels is None else [label or 0]
+
+
+def _class_summary(labels: Sequence[int] | None, guidance: float | None = None) -> list[str]:
+    """The classes of some images and the scale of their guidance, for a person."""
+    if labels is None:
+        return []
+    classes = f"class {labels[0]}" if len(labels) == 1 else f"classes 0 to {labels[-1]} in turn"
+    return [classes] if guidance is None else [classes, f"guidance {guidance:g}"]
 
 
 def _to_pil(images: torch.Tensor) -> list[Image.Image]:

@@ -26,7 +26,7 @@ from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
-from ddpm_hf.training.resume import Start, find_common_start, resume_config
+from ddpm_hf.training.resume import Start, find_start, resume_config
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.perceptual import PerceptualLoss
@@ -71,7 +71,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
         UserError: naming what does not fit.
     """
     run = RunFolder(config.output_dir or "runs/run")
-    found, start = run.found(), find_common_start(run, resume)
+    found, start = run.found(), find_start(run, resume)
     if start.checkpoint is not None:
         config = resume_config(config, start, accelerator.num_processes)
     # Only the main process asks the Hub, whose answers may differ from one moment to the next.

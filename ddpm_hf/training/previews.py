@@ -10,14 +10,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
-from ddpm_hf.pipelines import DDPMPipeline, DDPMPipelineOutput
+from ddpm_hf.pipelines import DDPMPipelineOutput
 from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
 from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.signals import StopRequest
+from ddpm_hf.training.state import TrainState
 
 NUM_STAGES = 10
 """Pictures in a row of the denoising strips."""
@@ -97,13 +97,13 @@ class Previews:
     """Draws the same samples again and again as the network improves.
 
     Args:
-        pipeline: with the averaged weights.
+        state: of the run; sample i is that of `generate.py` with the averaged weights and the run's seed.
         images: the training images.
-        config: of the run; sample i is that of `generate.py` with the same seed.
         stop: polled at every denoising step.
     """
 
-    def __init__(self, pipeline: DDPMPipeline, images: ImageSet, config: Config, stop: StopRequest) -> None:
+    def __init__(self, state: TrainState, images: ImageSet, stop: StopRequest) -> None:
+        config, pipeline = state.config, state.pipeline
         training, self._model = config.training, config.model
         self.pipeline, self.stop, self.chunks = pipeline, stop, Chunks("sampling")
         pipeline.set_progress_bar_config(desc="sampling", leave=False, dynamic_ncols=True)

@@ -9,7 +9,7 @@ from ddpm_hf.checkpoints.fetch import fetch_checkpoint
 from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_checkpoints, step_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
-from ddpm_hf.data.sources import COMMIT
+from ddpm_hf.data.sources import is_commit
 from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
@@ -48,7 +48,7 @@ class Start:
 
 
 def find_start(run: RunFolder, resume: str | None) -> Start:
-    """Find the checkpoint that a run is resumed from.
+    """Find the checkpoint that a run is resumed from; every process calls this together.
 
     Args:
         run: folder of the run; it need not exist yet.
@@ -59,8 +59,22 @@ def find_start(run: RunFolder, resume: str | None) -> Start:
         The checkpoint and its progress.
 
     Raises:
-        UserError: if a new run would overwrite another one, or if the checkpoint is missing or damaged.
+        UserError: if a new run would overwrite another one, if the checkpoint is missing or damaged, or if the
+            processes would start at different steps.
     """
+    start, failure = Start(), None
+    try:
+        start = _find_start(run, resume)
+    except UserError as error:  # raised after the comparison, since it may be that of some processes only
+        failure = error
+    step = None if failure else start.progress.step
+    assert_same_across_ranks({"the step of the checkpoint in output_dir": step})
+    if failure is not None:
+        raise failure
+    return start
+
+
+def _find_start(run: RunFolder, resume: str | None) -> Start:
     if resume is None or (resume == "auto" and not run.holds_a_run):
         run.check_free()
         return Start()
@@ -92,24 +106,6 @@ def find_start(run: RunFolder, resume: str | None) -> Start:
     return start
 
 
-def find_common_start(run: RunFolder, resume: str | None) -> Start:
-    """Call `find_start`, and check that all processes start at the same step; every process calls this together.
-
-    Raises:
-        UserError: as `find_start`; or if the processes would start at different steps.
-    """
-    start, failure = Start(), None
-    try:
-        start = find_start(run, resume)
-    except UserError as error:  # raised after the comparison, since it may be that of some processes only
-        failure = error
-    step = None if failure else start.progress.step
-    assert_same_across_ranks({"the step of the checkpoint in output_dir": step})
-    if failure is not None:
-        raise failure
-    return start
-
-
 def resume_config(config: Config, start: Start, num_processes: int) -> Config:
     """The configuration of a resumed run: the given one, with the dataset's commit of the checkpoint.
 
@@ -125,7 +121,7 @@ def resume_config(config: Config, start: Start, num_processes: int) -> Config:
     """
     before = merge(Config().to_dict(), start.progress.config)
     commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
-    if same_name and _is_commit(commit) and not _is_commit(config.dataset.revision):
+    if same_name and is_commit(commit) and not is_commit(config.dataset.revision):
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"revision": commit})})
     _check_options(start, before, config)
     if start.progress.num_processes != num_processes:
@@ -151,7 +147,3 @@ def _check_options(start: Start, before: dict[str, Any], config: Config) -> None
         raise UserError(f"{start.checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
     if changes:
         logger.warning("The configuration has changed since %s: %s", start.checkpoint, "; ".join(changes.values()))
-
-
-def _is_commit(revision: str | None) -> bool:
-    return COMMIT.fullmatch(revision or "") is not None

@@ -114,14 +114,10 @@ class Trainer:
         self.step = self.attempted_step = self.kept_step = progress.step
         self.score, self.pending = progress.score, list(progress.pending)
         self.logger = RunLogger(self.run_folder, config, self.accelerator, self.num_steps, progress)
-        pipeline = self.state.pipeline
-        self.previews = Previews(pipeline, plan.images, config, self.stop)
+        self.previews = Previews(self.state, plan.images, self.stop)
         self.validation = None
         if plan.held_out is not None:
-            loss = self.train_step.objective.plain_loss
-            self.validation = Validation(
-                plan.held_out, config, pipeline.unet, pipeline.scheduler, loss, self.accelerator
-            )
+            self.validation = Validation(plan.held_out, self.state, self.train_step.objective.plain_loss)
         if self.accelerator.is_main_process:  # first of all, since a folder without it cannot be resumed
             write_text_atomic(self.run_folder.config, config.to_yaml())
         self.logger.start(self.step, self.pending)

@@ -1,20 +1,17 @@
 """The loss on held-out images, always at the same timesteps and with the same noise."""
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet
 from ddpm_hf.losses import DiffusionLoss
-from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines.images import from_uint8
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.signals import Stopped, StopRequest
-from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.schedulers.likelihood import bound_terms, prior_term
 from ddpm_hf.training.run_logger import NUM_BINS, bin_names
+from ddpm_hf.training.state import TrainState
 
 
 class Validation:
@@ -25,31 +22,21 @@ class Validation:
 
     Args:
         images: the held-out ones.
-        config: of the run.
-        network: with the averaged weights.
-        scheduler: of the forward process.
+        state: with the averaged weights.
         loss: that of training, without the adversarial term.
-        accelerator: the processes, which share the images.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        config: Config,
-        network: DDPMUNet,
-        scheduler: DDPMScheduler,
-        loss: DiffusionLoss,
-        accelerator: Accelerator,
-    ) -> None:
-        self.images, self.config, self.network = images, config, network
-        self.scheduler, self.loss, self.accelerator = scheduler, loss, accelerator
-        count, T = min(config.training.num_validation_images, len(images)), config.model.time_steps
+    def __init__(self, images: ImageSet, state: TrainState, loss: DiffusionLoss) -> None:
+        self.images, self.loss, self.config, self.accelerator = images, loss, state.config, state.accelerator
+        self.network, self.scheduler = state.pipeline.unet, state.scheduler
+        training, T = self.config.training, self.config.model.time_steps
+        count = min(training.num_validation_images, len(images))
         places = torch.arange(count) * T // count
         self.timesteps = places[torch.randperm(count, generator=generator_at(0, "validation timesteps"))]
-        share = config.training.batch_size // accelerator.num_processes // config.training.gradient_accumulation_steps
+        first, stride = self.accelerator.process_index, self.accelerator.num_processes
         # Every process has the same number of batches, some of which may be empty.
-        shares = torch.arange(-(-count // accelerator.num_processes)).split(share)
-        first, stride = accelerator.process_index, accelerator.num_processes
+        share = training.batch_size // stride // training.gradient_accumulation_steps
+        shares = torch.arange(-(-count // stride)).split(share)
         self.batches = [rows[rows < count] for rows in (each * stride + first for each in shares)]
 
     @torch.no_grad()

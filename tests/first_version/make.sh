@@ -5,7 +5,7 @@ set -euo pipefail
 PYTHONPATH=$(cd "$1" && pwd)
 export PYTHONPATH OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 cd "$(dirname "$0")"
-rm -rf plain full pushed
+rm -rf plain full pushed images
 for run in plain full; do
     python "$PYTHONPATH/training/train.py" --config $run.yaml
 done
@@ -34,4 +34,18 @@ for branch, package in packages.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
 PUSH
+# the decoded images of a dataset on the Hub, all of them and in two parts; the dataset itself is made up
+python - << 'IMAGES'
+from PIL import Image
+import ddpm_hf.data.loading as loading
+from ddpm_hf.config import DatasetConfig, ModelConfig
+from ddpm_hf.data.sources import Example, Source
+
+examples = [Example(Image.new("RGB", (4, 4), (i, 2 * i, 3 * i)), f"row {i}", "ba"[i % 2]) for i in range(5)]
+examples.append(Example(b"broken", "row 5", "a"))
+loading.open_source = lambda dataset: Source(examples, 6, True, None)
+dataset = DatasetConfig(name="ada/images", revision="0" * 40, cache_dir="images", validation_fraction=0.4)
+loading.load_image_sets(dataset, ModelConfig(image_size=4, channel_multipliers=(1,), attention_levels=()), seed=3)
+IMAGES
+rm -f images/.*.lock
 find . -type f -exec chmod 644 {} + && chmod 755 make.sh

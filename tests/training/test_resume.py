@@ -15,7 +15,7 @@ from ddpm_hf.checkpoints.format import MANIFEST, Progress, find_damage
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.runtime import distributed
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.training.resume import Start, find_common_start, resume_config
+from ddpm_hf.training.resume import Start, find_start, resume_config
 from ddpm_hf.training.trainer import Trainer
 
 PROGRESS = "training_state/progress.json"
@@ -141,7 +141,7 @@ def test_processes_that_find_different_checkpoints_are_refused(tiny, run, monkey
     monkeypatch.setattr(PartialState(), "num_processes", 2)
     monkeypatch.setattr(distributed, "gather_object", gather)
     with pytest.raises(UserError, match=r"checkpoint in output_dir is 6 or 0; allowed: .*files that all machines see"):
-        find_common_start(RunFolder(run), "latest")
+        find_start(RunFolder(run), "latest")
 
 
 def test_a_run_keeps_the_commit_of_its_dataset(tiny, tmp_path):

@@ -12,6 +12,7 @@ from diffusers import DDPMPipeline as StockPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config import load_config
 from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
@@ -172,6 +173,17 @@ def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, whole_run):
         runs.append(losses(run))
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_spares_its_last_checkpoint(tiny, trained):
+    last = trained / "checkpoints" / "step-6"
+    before = tensors(last)
+    options = ("training.num_steps=12", "training.learning_rate=1e30", "training.max_grad_norm=null")
+    with pytest.raises(FloatingPointError, match="step 7"):  # the update before it makes the weights huge
+        Trainer(tiny(*options), resume="latest").train()
+    assert sorted(path.name for path in last.parent.iterdir()) == ["step-4", "step-6"]
+    assert find_damage(last) is None
+    torch.testing.assert_close(tensors(last), before, rtol=0, atol=0)
 
 
 def test_a_full_disk_is_told_and_does_not_end_the_run(tiny, tmp_path, monkeypatch, caplog):

@@ -20,11 +20,10 @@ HELD_OUT = ("dataset.validation_fraction=0.2", "training.validate_every=2")
 
 
 def validation(config) -> Validation:
-    accelerator = Accelerator(cpu=True)
     images, held_out = load_image_sets(config.dataset, config.model, config.seed)
-    state = TrainState(config, accelerator)
+    state = TrainState(config, Accelerator(cpu=True))
     loss = TrainStep(state, images, 6).objective.plain_loss
-    return Validation(held_out, config, state.pipeline.unet, state.scheduler, loss, accelerator)
+    return Validation(held_out, state, loss)
 
 
 def written(run: Path, name: str) -> dict[int, dict]:
