@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddpm_hf.checkpoints.find import run_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
-from ddpm_hf.config import Config, load_config
+from ddpm_hf.config import load_config
 from ddpm_hf.config.root import option_hint, options_help
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
@@ -49,10 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Train as the configuration says."""
-    model_type = [f"model_type={arguments.model_type}"] if arguments.model_type else []
-    config = load_config(arguments.config, [*model_type, *arguments.overrides])
+    overrides = [*([f"model_type={arguments.model_type}"] if arguments.model_type else []), *arguments.overrides]
+    config = load_config(arguments.config, overrides)
     if arguments.push_to_hub and config.hub.repo_id is None:
-        config = load_config(arguments.config, [*model_type, *arguments.overrides, f"hub.repo_id={_name_of(config)}"])
+        name = Path(config.output_dir or "run").name  # of the run folder, in the user's own account
+        config = load_config(arguments.config, [*overrides, f"hub.repo_id={name}"])
     if arguments.eval_only != arguments.benchmark:
         raise UserError(
             "--eval_only, --benchmark: given one of them; allowed: both, to evaluate a trained run, or none"
@@ -90,11 +91,6 @@ def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
     elif arguments.resume == "latest":
         run.check_begun()
     check_writable(run.path, "output_dir")
-
-
-def _name_of(config: Config) -> str:
-    """The repository of a run that names none: the name of its folder, in the user's own account."""
-    return Path(config.output_dir or "run").name
 
 
 if __name__ == "__main__":

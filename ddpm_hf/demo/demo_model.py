@@ -92,11 +92,11 @@ class DemoModel:
         return None if labels is None else int(labels)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def description(self) -> dict[str, str]:
         """The network and its process, for a person."""
         network, scheduler = self.pipeline.unet, self.pipeline.scheduler.config
         height, width = self.size
-        facts = {
+        rows = {
             "Images": f"{width}x{height}, {'gray' if self.channels == 1 else 'RGB'}",
             "Parameters": f"{sum(each.numel() for each in network.parameters()):,}",
             "Channels by level": ", ".join(map(str, network.config.block_out_channels)),
@@ -107,8 +107,8 @@ class DemoModel:
             "Weights": self.weights,
         }
         if self.num_labels is not None:
-            facts["Labels"] = f"{self.num_labels}, the last of them: no class"
-        return facts
+            rows["Labels"] = f"{self.num_labels}, the last of them: no class"
+        return rows
 
 
 def load_model(name: str, limits: Limits | None = None) -> DemoModel:

@@ -83,7 +83,7 @@ def _model_tab(model: DemoModel) -> None:
     """The network, its samples, its card, and the metrics of its evaluations, the newest in full."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            gr.Markdown("### The network\n\n" + markdown_table(("", ""), list(model.facts.items())))
+            gr.Markdown("### The network\n\n" + markdown_table(("", ""), list(model.description.items())))
             if model.picture is not None:
                 gr.Markdown("### Samples of its run")
                 gr.Image(model.picture, show_label=False, format="png", interactive=False, buttons=[])

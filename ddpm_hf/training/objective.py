@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ddpm_hf.config import Config
 from ddpm_hf.losses import DiffusionLoss, LossOutput
-from ddpm_hf.losses.diffusion import learned_variance_term
+from ddpm_hf.losses.diffusion import ImageTerm, learned_variance_term
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import DDPMScheduler
 from ddpm_hf.training.batches import Batch
 
 if TYPE_CHECKING:
-    from ddpm_hf.losses.diffusion import ImageTerm
     from ddpm_hf.losses.perceptual import PerceptualLoss
 
 
@@ -43,18 +42,20 @@ class Objective:
         discriminator: "DiscriminatorStep | None",
         device: torch.device,
     ) -> None:
-        options, self._discriminator = config.loss, discriminator
-        image_terms: dict[str, tuple[float, ImageTerm]] = {}
+        process, predicts, self._discriminator = scheduler.process, config.model.prediction_type, discriminator
+        learns_variance = config.model.variance_type == "learned_range"
+        variance_term = learned_variance_term(scheduler) if learns_variance else None
+
+        def make_loss(terms: dict[str, tuple[float, ImageTerm]]) -> DiffusionLoss:
+            return DiffusionLoss(config.loss, process, predicts, terms, variance_term).to(device)
+
+        terms: dict[str, tuple[float, ImageTerm]] = {}
         if perceptual is not None:
-            image_terms["perceptual"] = options.perceptual.weight, perceptual.to(device)
-        variance_term = None
-        if config.model.variance_type == "learned_range":
-            variance_term = learned_variance_term(scheduler)
-        process, predicts = scheduler.process, config.model.prediction_type
-        self.plain_loss = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
+            terms["perceptual"] = config.loss.perceptual.weight, perceptual.to(device)
+        self.plain_loss = make_loss(terms)
         if discriminator is not None:
-            image_terms["adversarial"] = options.adversarial.weight, discriminator.loss.network_term
-            self._adversarial_loss = DiffusionLoss(options, process, predicts, image_terms, variance_term).to(device)
+            adversarial = config.loss.adversarial.weight, discriminator.loss.network_term
+            self._adversarial_loss = make_loss({**terms, "adversarial": adversarial})
 
     def at(self, step: int) -> DiffusionLoss:
         """The loss at a step, counted from 0."""

@@ -24,8 +24,8 @@ def test_a_card_is_shown_without_metadata_and_foreign_pictures(folder, tmp_path)
 
 
 def test_what_is_known_of_a_model_is_told(model, conditional):
-    assert model.facts["Images"] == "8x8, gray"
-    assert conditional.facts["Labels"].startswith("4")
+    assert model.description["Images"] == "8x8, gray"
+    assert conditional.description["Labels"].startswith("4")
     assert "8x8 images" in model.card
     assert model.evaluations == {}
 
