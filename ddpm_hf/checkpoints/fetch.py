@@ -1,7 +1,7 @@
 """Fetch from the Hub with huggingface_hub, plus checks: names stay in their folder, hashes match, nothing can run."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,6 @@ PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".npz", ".
 
 CHECKPOINT_BRANCH = "checkpoints"
 """Where a checkpoint is looked for if main has none and no branch is given."""
-
-Check = Callable[["HubAddress", Iterable[str]], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def fetch_pipeline(model: str, client: HubClient | None = None) -> Path:
         UserError: if there is no such repository, or its content cannot be used.
         HubUnreachableError: if the Hub did not answer and the cache does not hold the pipeline.
     """
-    return _fetch(HubAddress.parse(model), client or HubClient(), PIPELINE_PATTERNS, _check_pipeline)
+    return _fetch(HubAddress.parse(model), client or HubClient(), with_state=False)
 
 
 def fetch_checkpoint(address: str, client: HubClient | None = None) -> Path:
@@ -97,7 +95,7 @@ def fetch_checkpoint(address: str, client: HubClient | None = None) -> Path:
     client, parsed = client or HubClient(), HubAddress.parse(address)
     for revision in [parsed.revision] if parsed.revision else ["main", CHECKPOINT_BRANCH]:
         try:
-            return _fetch(HubAddress(parsed.repo_id, revision), client, CHECKPOINT_PATTERNS, _check_checkpoint)
+            return _fetch(HubAddress(parsed.repo_id, revision), client, with_state=True)
         except UserError as error:
             reason = error
     raise UserError(f"--resume {address}: {reason}") from None
@@ -189,25 +187,35 @@ def download(client: HubClient, head: Head, patterns: Iterable[str], cache: Path
     )
 
 
-def _fetch(address: HubAddress, client: HubClient, patterns: tuple[str, ...], check: Check) -> Path:
-    if is_offline():
-        return _find_cached(address, patterns, check, "HF_HUB_OFFLINE is set")
-    try:
-        head = read_head(client, address.repo_id, address.revision)
-    except HubUnreachableError as error:
-        logger.warning("%s: looking for %s in the cache", error, address)
-        return _find_cached(address, patterns, check, "the Hub cannot be reached")
-    check(address, head.sizes)
-    for path in filter_repo_objects(head.sizes, allow_patterns=list(patterns)):
-        if not path.endswith(".safetensors") and head.sizes[path] > MAX_TEXT_BYTES:
-            raise UserError(f"{path} of {address} has {head.sizes[path]:,} bytes; at most {MAX_TEXT_BYTES:,} are read")
-    folder = download(client, head, patterns)
-    _check_all_weights(folder, patterns)
-    remember_commit(head.repo_id, "model", address.revision, head.commit)
+def _fetch(address: HubAddress, client: HubClient, with_state: bool) -> Path:
+    patterns = CHECKPOINT_PATTERNS if with_state else PIPELINE_PATTERNS
+    head, reason = None, "HF_HUB_OFFLINE is set"
+    if not is_offline():
+        try:
+            head = read_head(client, address.repo_id, address.revision)
+        except HubUnreachableError as error:
+            logger.warning("%s: looking for %s in the cache", error, address)
+            reason = "the Hub cannot be reached"
+    if head is None:
+        folder = _find_cached(address, patterns, with_state, reason)
+    else:
+        _check_files(address, head.sizes, with_state)
+        for path in filter_repo_objects(head.sizes, allow_patterns=list(patterns)):
+            if not path.endswith(".safetensors") and head.sizes[path] > MAX_TEXT_BYTES:
+                raise UserError(
+                    f"{path} of {address} has {head.sizes[path]:,} bytes; at most {MAX_TEXT_BYTES:,} are read"
+                )
+        folder = download(client, head, patterns)
+    for pattern in patterns:
+        if pattern.endswith(".safetensors"):
+            for file in folder.glob(pattern):
+                tensor_shapes(file)  # raises if the file is not valid
+    if head is not None:
+        remember_commit(head.repo_id, "model", address.revision, head.commit)
     return folder
 
 
-def _find_cached(address: HubAddress, patterns: tuple[str, ...], check: Check, reason: str) -> Path:
+def _find_cached(address: HubAddress, patterns: tuple[str, ...], with_state: bool, reason: str) -> Path:
     """The folder of a revision in the cache, checked against the hashes by which the cache names its files."""
     try:
         folder = Path(
@@ -216,7 +224,7 @@ def _find_cached(address: HubAddress, patterns: tuple[str, ...], check: Check, r
             )
         )
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-        check(address, names)
+        _check_files(address, names, with_state)
     except (IncompleteSnapshotError, UserError) as error:
         raise UserError(
             f"{reason}, and the cache does not hold all of {address} ({error}); fetch it once while online"
@@ -230,7 +238,6 @@ def _find_cached(address: HubAddress, patterns: tuple[str, ...], check: Check, r
             f"{name} of {address} is damaged in the cache ({(folder / name).resolve()}); delete that file and fetch it "
             "again online"
         )
-    _check_all_weights(folder, patterns)
     return folder
 
 
@@ -244,32 +251,20 @@ def _find_damaged(folder: Path, hashes: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _check_all_weights(folder: Path, patterns: Iterable[str]) -> None:
-    for pattern in patterns:
-        if pattern.endswith(".safetensors"):
-            for file in folder.glob(pattern):
-                tensor_shapes(file)  # raises if the file is not valid
-
-
-def _check_pipeline(address: HubAddress, names: Iterable[str]) -> None:
-    """Refuse a repository without a pipeline, or with pickled weights only."""
+def _check_files(address: HubAddress, names: Iterable[str], with_state: bool) -> None:
+    """Refuse a repository without a pipeline, with pickled weights only, or without a training state that is needed."""
     if INDEX not in names:
         raise UserError(f"{address} holds no pipeline: there is no {INDEX}")
     in_unet = sorted(name for name in names if name.startswith(f"{UNET}/"))
-    if any(name.endswith(".safetensors") for name in in_unet):
-        return
-    if pickles := [name for name in in_unet if name.endswith(PICKLES)]:
-        raise UserError(
-            f"{address} holds pickled weights only ({', '.join(pickles)}), and a pickle can run code: nothing of it is "
-            "loaded; ask its owner for safetensors (the Hub has a converter)"
-        )
-    raise UserError(f"{address} holds no weights: {UNET}/ has no .safetensors file")
-
-
-def _check_checkpoint(address: HubAddress, names: Iterable[str]) -> None:
-    _check_pipeline(address, names)
+    if not any(name.endswith(".safetensors") for name in in_unet):
+        if pickles := [name for name in in_unet if name.endswith(PICKLES)]:
+            raise UserError(
+                f"{address} holds pickled weights only ({', '.join(pickles)}), and a pickle can run code: nothing of "
+                "it is loaded; ask its owner for safetensors (the Hub has a converter)"
+            )
+        raise UserError(f"{address} holds no weights: {UNET}/ has no .safetensors file")
     missing = [name for name in (f"{STATE}/{PROGRESS}", MANIFEST) if name not in names]
-    if missing:
+    if with_state and missing:
         raise UserError(
             f"{address} holds a pipeline but no training state ({', '.join(missing)} missing); name the branch or "
             "repository of the run's hub.checkpoint_branch or hub.checkpoint_repo_id"

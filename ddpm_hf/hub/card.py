@@ -59,7 +59,11 @@ def make_card(info: ModelInfo, old: str | None = None) -> str:
         config_file=CONFIG,
     )
     metadata, body = split_card(str(card))
-    others = [each for each in _as_list(old_metadata.get("model-index")) if not _is_named(each, info.name)]
+    others = [
+        each
+        for each in _as_list(old_metadata.get("model-index"))
+        if not (isinstance(each, dict) and each.get("name") == info.name)
+    ]
     if index := [*metadata.pop("model-index", []), *others]:
         metadata["model-index"] = index
     kept = {key: value for key, value in old_metadata.items() if key not in (*metadata, "model-index")}
@@ -222,7 +226,3 @@ def _union(ours: list[str], theirs: Any) -> list[str]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _is_named(entry: Any, name: str) -> bool:
-    return isinstance(entry, dict) and entry.get("name") == name

@@ -109,7 +109,10 @@ def gather_model_info(
         license: in the Hub's spelling.
     """
     folder, is_finished = RunFolder(run), pipeline == run
-    position = _read(folder.metrics, _last_line) if is_finished else _read(pipeline / STATE / PROGRESS)
+    if is_finished:
+        position = _read(folder.metrics, lambda lines: json.loads(lines.rstrip().rpartition("\n")[2]))
+    else:
+        position = _read(pipeline / STATE / PROGRESS)
     return ModelInfo(
         repo_id=repo_id,
         revision=revision,
@@ -140,10 +143,6 @@ def _read(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _last_line(text: str) -> Any:
-    return json.loads(text.rstrip().rpartition("\n")[2])
 
 
 def _count_parameters(unet: Path) -> int:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ddpm_hf.checkpoints.find import newest_pipeline
 from ddpm_hf.checkpoints.format import find_latest
@@ -123,8 +124,11 @@ def full_repo_id(client: HubClient, repo_id: str) -> str:
     """The id of a repository with its owner, which is that of the token if none is given."""
     if "/" in repo_id:
         return repo_id
-    owner = client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True)["name"])
-    return f"{owner}/{repo_id}"
+    return f"{_owner(client)['name']}/{repo_id}"
+
+
+def _owner(client: HubClient) -> dict[str, Any]:
+    return client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True))
 
 
 def check_access(client: HubClient, settings: HubConfig) -> None:
@@ -149,7 +153,7 @@ def check_access(client: HubClient, settings: HubConfig) -> None:
             "(huggingface.co/settings/tokens) and run: hf auth login, or set HF_TOKEN"
         )
     try:
-        user = client.call("looking up the owner of the token", lambda: client.api.whoami(cache=True))
+        user = _owner(client)
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise UserError(
                 f"hub.repo_id: the token of {user['name']} may only read; make one with the role write "

@@ -14,7 +14,6 @@ from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient
 
 PACKAGE = Path(__file__).parents[1]
-DISTRIBUTION = "ddpm-hf"
 
 GRADIO_VERSION, PYTHON_VERSION = "6.31.0", "3.12"
 """What the Space runs on; the demo is tested with this gradio."""
@@ -58,7 +57,7 @@ def push_space(
         client: the Hub; None is the usual one.
 
     Raises:
-        UserError: if a name, the token or the repository cannot be used.
+        UserError: if a name, the token or the repository cannot be used, or ddpm-hf is not installed.
         HubUnreachableError: if the Hub did not answer.
     """
     client = client or HubClient()
@@ -68,28 +67,14 @@ def push_space(
     destination = Destination(space_id, private=private, repo_type="space")
     prepare(client, destination)
     old = read_card(client, read_head(client, space_id, repo_type="space"))
-    files = space_files(model_id, has_gpu=_suggests_gpu(old)) | {CARD: make_readme(model_id, space_id, license, old)}
+    files: dict[str, Content] = {
+        "app.py": APP.format(model=model_id, version=__version__).encode(),
+        "requirements.txt": _requirements(old).encode(),
+        CARD: make_readme(model_id, space_id, license, old),
+        **_library(),
+    }
     package = Package(files, f"Publish the demo of {model_id}", is_ours=lambda path: path.startswith("ddpm_hf/"))
     return push(client, destination, package)
-
-
-def space_files(model_id: str, has_gpu: bool = False) -> dict[str, Content]:
-    """All files of a Space but its README: the program, what it needs, and this library's source.
-
-    Args:
-        model_id: user/name of the model.
-        has_gpu: whether torch shall bring CUDA.
-
-    Raises:
-        UserError: if it is not known what this library needs.
-    """
-    app = APP.format(model=model_id, version=__version__).encode()
-    sources = (file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".typed", ".md"))
-    library: dict[str, Content] = {f"ddpm_hf/{file.relative_to(PACKAGE).as_posix()}": file for file in sources}
-    license = PACKAGE.parent / "LICENSE"
-    if license.is_file():
-        library["ddpm_hf/LICENSE"] = license
-    return {"app.py": app, "requirements.txt": _requirements(has_gpu).encode(), **library}
 
 
 def make_readme(model_id: str, space_id: str, license: str | None, old: str | None = None) -> bytes:
@@ -120,17 +105,20 @@ def make_readme(model_id: str, space_id: str, license: str | None, old: str | No
     return f"---\n{written}---\n\n{text.strip()}\n".encode()
 
 
-def _suggests_gpu(readme: str | None) -> bool:
-    """Whether the README of a Space suggests hardware other than processors."""
-    known, _ = split_card(readme or "")
-    return not str(known.get("suggested_hardware", "cpu")).startswith("cpu")
+def _library() -> dict[str, Content]:
+    """This library's source and its license, by path in the Space."""
+    sources = (file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".typed", ".md"))
+    files: dict[str, Content] = {f"ddpm_hf/{file.relative_to(PACKAGE).as_posix()}": file for file in sources}
+    license = PACKAGE.parent / "LICENSE"
+    return {**files, "ddpm_hf/LICENSE": license} if license.is_file() else files
 
 
-def _requirements(has_gpu: bool) -> str:
+def _requirements(readme: str | None) -> str:
     """What this library needs besides gradio, which the Hub installs in the version that the README names."""
     try:
-        needed = metadata.requires(DISTRIBUTION) or []
+        needed = metadata.requires("ddpm-hf") or []
     except metadata.PackageNotFoundError:
         raise UserError("ddpm-hf is not installed, so it is not known what it needs; run: pip install -e .") from None
-    lines = [] if has_gpu else [CPU_INDEX]
+    hardware = str(split_card(readme or "")[0].get("suggested_hardware", "cpu"))
+    lines = [CPU_INDEX] if hardware.startswith("cpu") else []
     return "".join(f"{each}\n" for each in [*lines, *sorted(each for each in needed if "extra ==" not in each)])

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import resource
 import sys
 import time
@@ -17,10 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import accelerate
+import diffusers
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from ddpm_hf._version import __version__
 from ddpm_hf.checkpoints.format import Progress
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
@@ -77,7 +81,7 @@ class RunLogger:
         return time.perf_counter() - self._started
 
     def start(self, step: int, pending: Collection[str]) -> None:
-        """Start the tracker with the run's options, and remove the lines that a resumed run writes again."""
+        """Record the environment, start the tracker, and remove the lines that a resumed run writes again."""
         logs = self.run.path / "logs"
         if self.config.logging.tracker == "wandb" and self.accelerator.is_main_process:
             logs.mkdir(parents=True, exist_ok=True)  # wandb uses another folder if this one is missing
@@ -87,6 +91,7 @@ class RunLogger:
         self.accelerator.init_trackers(PROJECT, options, {"wandb": wandb})
         if self.accelerator.is_main_process:
             self.file.cut_after(step, pending)
+            write_text_atomic(self.run.environment, json.dumps(_environment(self.accelerator), indent=2) + "\n")
 
     def add(self, output: StepOutput) -> None:
         """Count the metrics of one update."""
@@ -223,6 +228,34 @@ def bin_names(num_timesteps: int) -> list[str]:
     """The names of the loss in each tenth of the timesteps."""
     edges = [-(-bin * num_timesteps // NUM_BINS) for bin in range(NUM_BINS + 1)]
     return [f"loss/t{start}-{stop - 1}" for start, stop in pairwise(edges)]
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Processor, GPUs and versions for the model card, but no host name, user name or path."""
+    return {
+        "processor": _processor(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "system": platform.system(),
+        "versions": {
+            "python": platform.python_version(),
+            "ddpm-hf": __version__,
+            "torch": str(torch.__version__),
+            "diffusers": diffusers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+    }
+
+
+def _processor() -> str:
+    """The name of the processor, from /proc/cpuinfo where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints.environment import record_environment
 from ddpm_hf.checkpoints.format import Progress, write_checkpoint
 from ddpm_hf.config import Config
 from ddpm_hf.hub import HubUploader
@@ -123,9 +122,6 @@ class Trainer:
         self.logger.start(self.step, self.pending)
         if self.accelerator.is_main_process:
             self.uploader.start()
-            record_environment(
-                self.run_folder.path, self.accelerator.num_processes, str(self.accelerator.mixed_precision)
-            )
             if plan.images.skipped:
                 write_text_atomic(self.run_folder.skipped, "\n".join(plan.images.skipped) + "\n")
 
