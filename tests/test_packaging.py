@@ -105,7 +105,7 @@ def test_wheel_holds_the_package_and_nothing_else(built):
         (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
         described = archive.read(metadata).decode()
     modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "ddpm_hf").rglob("*.py")}
-    assert files == modules | {"ddpm_hf/py.typed"}
+    assert files == modules | {"ddpm_hf/py.typed", "ddpm_hf/hub/model_card.md"}
     assert re.search(r"^License(-Expression)?: Apache-2.0$", described, re.MULTILINE)
     assert "Requires-Dist: torch" in described
 
