@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ddpm_hf.pipelines.denoising import Callback, Generators, Intermediate, Labels
 from ddpm_hf.pipelines.editing import Editing
-from ddpm_hf.pipelines.images import OutputImages, check_output_type, to_output
+from ddpm_hf.pipelines.images import OutputImages, to_output
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 
 DEFAULT_NUM_STEPS = 1000
@@ -81,23 +81,14 @@ class DDPMPipeline(Editing):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        batch_size, generator = self._check_batch(batch_size, generator, seeds, class_labels)
-        check_output_type(output_type, self._image_shape[0])
+        request = self._check(batch_size, output_type, generator, seeds, class_labels, guidance_scale)
         if return_intermediates < 0:
             raise ValueError(f"return_intermediates is {return_intermediates}; possible is 0 or more")
-        labels = self._check_labels(class_labels, batch_size, guidance_scale)
         scheduler = self.scheduler if sampler is None else make_sampler(sampler, self.scheduler)
         T = scheduler.config.num_train_timesteps
         set_num_steps(scheduler, min(DEFAULT_NUM_STEPS, T) if num_inference_steps is None else num_inference_steps)
-        x_0, intermediates = self._denoise(
-            self._noise(batch_size, generator),
-            scheduler,
-            generator=generator,
-            labels=labels,
-            guidance_scale=guidance_scale,
-            callback=callback_on_step_end,
-            num_intermediates=return_intermediates,
-        )
+        x_T = self._noise(request)
+        x_0, intermediates = self._denoise(x_T, scheduler, request, callback_on_step_end, return_intermediates)
         images = to_output(x_0, output_type)
         if return_dict:
             return DDPMPipelineOutput(images=images, intermediates=intermediates)

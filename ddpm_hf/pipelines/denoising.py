@@ -2,20 +2,19 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline as StockDDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddpm_hf.models import DDPMUNet
-from ddpm_hf.pipelines.images import Images, to_input
+from ddpm_hf.pipelines.images import Images, check_output_type, to_input
 from ddpm_hf.pipelines.samplers import process_of
 from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
@@ -39,29 +38,42 @@ class Intermediate:
     x_0: torch.Tensor
 
 
-class DenoisingPipeline(StockDDPMPipeline):
-    """A network and a scheduler that denoise; `Editing` and `DDPMPipeline` add what a user calls.
+@dataclass(frozen=True)
+class Request:
+    """The arguments that all sampling methods share, checked.
 
-    Args:
-        unet: the network; a plain UNet2DModel becomes a DDPMUNet around the same parameters.
-        scheduler: any of diffusers'; a plain DDPMScheduler becomes ddpm_hf's.
+    Attributes:
+        num_images: size of the batch.
+        generator: one for all images, or a list of one for each.
+        labels: (num_images,), or None for an unconditional model.
+        guidance_scale: w of classifier-free guidance; 1 is none.
     """
+
+    num_images: int
+    generator: Generators
+    labels: torch.Tensor | None
+    guidance_scale: float
+
+
+class DenoisingPipeline(StockDDPMPipeline):
+    """A network and a scheduler that denoise; `Editing` and `DDPMPipeline` add what a user calls."""
 
     unet: Any
     scheduler: Any
 
-    def __init__(self, unet: ModelMixin, scheduler: Any) -> None:
-        is_stock = type(scheduler) is StockDDPMScheduler
-        super().__init__(_our_network(unet), DDPMScheduler.from_config(scheduler.config) if is_stock else scheduler)
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        if type(unet) is UNet2DModel:
+            with suppress(ValueError):  # a stock network with blocks that DDPM's has not stays as it is
+                unet = DDPMUNet.from_stock(unet)
+        if type(scheduler) is StockDDPMScheduler:
+            scheduler = DDPMScheduler.from_config(scheduler.config)
+        super().__init__(unet, scheduler)
 
     def _denoise(
         self,
         x_t: torch.Tensor,
         scheduler: Any,
-        *,
-        generator: Generators,
-        labels: torch.Tensor | None,
-        guidance_scale: float,
+        request: Request,
         callback: Callback | None = None,
         num_intermediates: int = 0,
     ) -> tuple[torch.Tensor, list[Intermediate] | None]:
@@ -73,17 +85,18 @@ class DenoisingPipeline(StockDDPMPipeline):
         timesteps = scheduler.timesteps
         # from variance 1, as in eq. 4, to the scale of the scheduler's own x_t
         x_t = x_t / scheduler.scale_model_input(torch.ones(1, device=x_t.device), timesteps[0])
-        arguments = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        arguments = {"generator": request.generator} if takes_generator else {}
         shown = set(np.linspace(0, len(timesteps) - 1, num_intermediates).round().astype(int).tolist())
-        process = process_of(scheduler) if shown or callback is not None else None
+        process = process_of(scheduler)
         intermediates = []
         with self.sampling():
             for index, t in enumerate(self.progress_bar(timesteps)):
                 x_in = scheduler.scale_model_input(x_t, t)
-                output = self._predict(x_in, t, labels, guidance_scale, scheduler)
+                output = self._predict(x_in, t, scheduler, request)
                 step = scheduler.step(output, t, x_t, **arguments)
                 x_t = step.prev_sample
-                if process is None or (callback is None and index not in shown):
+                if callback is None and index not in shown:
                     continue
                 x_0 = _predicted_x_0(scheduler, process, step, x_in, output, t)
                 if index in shown:
@@ -93,11 +106,9 @@ class DenoisingPipeline(StockDDPMPipeline):
                     x_t = (callback(self, index, t, state) or state).get("sample", x_t)
         return x_t, intermediates if num_intermediates else None
 
-    def _predict(
-        self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance_scale: float, scheduler: Any
-    ) -> torch.Tensor:
+    def _predict(self, x_t: torch.Tensor, t: torch.Tensor, scheduler: Any, request: Request) -> torch.Tensor:
         """Run the network, with classifier-free guidance (Ho and Salimans, eq. 6) where guidance_scale is not 1."""
-        inputs = x_t.to(self.unet.dtype)
+        inputs, labels, guidance_scale = x_t.to(self.unet.dtype), request.labels, request.guidance_scale
         if labels is None:
             output = self.unet(inputs, t).sample.float()
         elif guidance_scale == 1:
@@ -143,25 +154,31 @@ class DenoisingPipeline(StockDDPMPipeline):
         channels, height, width = self._image_shape
         return to_input(images, channels, (height, width)).to(self._execution_device)
 
-    def _noise(self, batch_size: int, generator: Generators) -> torch.Tensor:
-        return randn_tensor((batch_size, *self._image_shape), generator, self._execution_device, torch.float32)
+    def _noise(self, request: Request) -> torch.Tensor:
+        shape = (request.num_images, *self._image_shape)
+        return randn_tensor(shape, request.generator, self._execution_device, torch.float32)
 
-    @staticmethod
-    def _check_batch(
-        batch_size: int | None, generator: Generators, seeds: Sequence[int] | None, class_labels: Labels
-    ) -> tuple[int, Generators]:
-        """The number of images and their generators; `_check_labels` compares it with the number of labels."""
+    def _check(
+        self,
+        batch_size: int | None,
+        output_type: str | None = "pt",
+        generator: Generators = None,
+        seeds: Sequence[int] | None = None,
+        class_labels: Labels = None,
+        guidance_scale: float = 1.0,
+    ) -> Request:
+        """Check the arguments that the sampling methods share; see `DDPMPipeline.__call__` for what they are.
+
+        Raises:
+            ValueError: one of them is not possible for this model, or they disagree about the number of images.
+        """
+        check_output_type(output_type, self._image_shape[0])
         if seeds is not None:
             if generator is not None:
                 raise ValueError("both seeds and generator were given; give one of them")
-            try:
-                generator = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-            except (TypeError, ValueError, RuntimeError):  # not a row, not a number, beyond 64 bits
-                raise ValueError(
-                    f"seeds is {seeds}; possible is a list of whole numbers of 64 bits, one for each image"
-                ) from None
-        generators = generator if isinstance(generator, list) else [generator]
-        if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+            generator = make_generators(seeds)
+        each = generator if isinstance(generator, list) else [generator]
+        if not all(one is None or isinstance(one, torch.Generator) for one in each):
             raise ValueError(f"generator is {generator}; possible are a torch.Generator, a list of them, or seeds=[…]")
         if batch_size is None:
             one_each = generator if isinstance(generator, list) else class_labels
@@ -171,7 +188,8 @@ class DenoisingPipeline(StockDDPMPipeline):
         if isinstance(generator, list) and len(generator) != batch_size:
             given = f"{len(generator)} {'generator' if seeds is None else 'seeds'}"
             raise ValueError(f"{given} for {batch_size} images; give one for each image, or change batch_size")
-        return batch_size, generator
+        labels = self._check_labels(class_labels, batch_size, guidance_scale)
+        return Request(batch_size, generator, labels, guidance_scale)
 
     def _check_labels(self, class_labels: Labels, batch_size: int, guidance_scale: float) -> torch.Tensor | None:
         """Labels as a tensor of one for each image."""
@@ -195,6 +213,20 @@ class DenoisingPipeline(StockDDPMPipeline):
         return labels.expand(batch_size)
 
 
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Make a generator of each seed, on the CPU, so that the noise is the same on every device.
+
+    Raises:
+        ValueError: the seeds are not whole numbers of 64 bits.
+    """
+    try:
+        return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+    except (TypeError, ValueError, RuntimeError):  # not a row, not a number, beyond 64 bits
+        raise ValueError(
+            f"seeds is {seeds}; possible is a list of whole numbers of 64 bits, one for each image"
+        ) from None
+
+
 def _predicted_x_0(
     scheduler: Any, process: DiffusionProcess, step: Any, x_t: torch.Tensor, output: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
@@ -208,11 +240,3 @@ def _predicted_x_0(
     clips = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
     limit = scheduler.config.get("clip_sample_range", 1.0)
     return x_0.clamp(-limit, limit) if clips else x_0
-
-
-def _our_network(unet: Any) -> Any:
-    """ddpm_hf's network around the parameters of a stock one, where it can express that."""
-    try:
-        return DDPMUNet.from_stock(unet) if type(unet) is UNet2DModel else unet
-    except ValueError:  # a stock network with blocks that DDPM's has not
-        return unet

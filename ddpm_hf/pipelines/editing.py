@@ -1,13 +1,13 @@
 """What a trained model does to images: encode, reconstruct, interpolate, vary and inpaint them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
-from ddpm_hf.pipelines.denoising import DenoisingPipeline, Generators, Labels
-from ddpm_hf.pipelines.images import Images, OutputImages, check_output_type, to_input, to_output
+from ddpm_hf.pipelines.denoising import DenoisingPipeline, Generators, Labels, Request, make_generators
+from ddpm_hf.pipelines.images import Images, OutputImages, to_input, to_output
 from ddpm_hf.pipelines.samplers import DDIMScheduler, make_sampler, timesteps_down
 from ddpm_hf.schedulers import DDPMScheduler
 
@@ -50,15 +50,9 @@ class Editing(DenoisingPipeline):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        x_t = self._input(images)
-        labels = self._check_labels(class_labels, len(x_t), guidance_scale=1.0)
-        ddim = self._ddim(timestep, num_inference_steps)
-        with self.sampling():
-            for t in self.progress_bar(ddim.timesteps.flip(0)):
-                x_s = x_t
-                for _ in range(INVERSION_ROUNDS):
-                    x_t = ddim.inverse_step(self._predict(x_t, t, labels, 1.0, ddim), t, x_s, guess=x_t)
-        return x_t
+        x_0 = self._input(images)
+        request = self._check(len(x_0), class_labels=class_labels)
+        return self._encode(x_0, self._ddim(timestep, num_inference_steps), request)
 
     @torch.no_grad()
     def decode(
@@ -83,15 +77,14 @@ class Editing(DenoisingPipeline):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        check_output_type(output_type, self._image_shape[0])
         if tuple(latents.shape[1:]) != self._image_shape or not len(latents):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; the model's are (batch, *{self._image_shape})"
             )
-        labels = self._check_labels(class_labels, len(latents), guidance_scale=1.0)
+        request = self._check(len(latents), output_type, class_labels=class_labels)
         x_t = latents.to(self._execution_device, torch.float32)
-        ddim = self._ddim(timestep, num_inference_steps)
-        return to_output(self._denoise(x_t, ddim, generator=None, labels=labels, guidance_scale=1.0)[0], output_type)
+        x_0, _ = self._denoise(x_t, self._ddim(timestep, num_inference_steps), request)
+        return to_output(x_0, output_type)
 
     @torch.no_grad()
     def reconstruct(
@@ -120,16 +113,11 @@ class Editing(DenoisingPipeline):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        check_output_type(output_type, self._image_shape[0])
         x_0 = self._input(images)
-        _, generator = self._check_batch(len(x_0), generator, seeds, class_labels)
-        labels = self._check_labels(class_labels, len(x_0), guidance_scale)
-        ancestral = self._ancestral(timestep, num_inference_steps)
-        eps = randn_tensor(x_0.shape, generator, x_0.device, torch.float32)
-        x_t = ancestral.add_noise(x_0, eps, torch.tensor([timestep], device=x_0.device))
-        x_0, _ = self._denoise(x_t, ancestral, generator=generator, labels=labels, guidance_scale=guidance_scale)
-        return to_output(x_0, output_type)
+        request = self._check(len(x_0), output_type, generator, seeds, class_labels, guidance_scale)
+        return to_output(self._reconstruct(x_0, timestep, num_inference_steps, request), output_type)
 
+    @torch.no_grad()
     def img2img(
         self,
         images: Images,
@@ -159,16 +147,9 @@ class Editing(DenoisingPipeline):
         if not 0 < strength <= 1:
             raise ValueError(f"strength is {strength}; possible is more than 0, up to 1")
         timestep = max(round(strength * self.scheduler.config.num_train_timesteps), 1) - 1
-        return self.reconstruct(
-            images,
-            timestep,
-            generator,
-            num_inference_steps,
-            output_type,
-            seeds=seeds,
-            class_labels=class_labels,
-            guidance_scale=guidance_scale,
-        )
+        x_0 = self._input(images)
+        request = self._check(len(x_0), output_type, generator, seeds, class_labels, guidance_scale)
+        return to_output(self._reconstruct(x_0, timestep, num_inference_steps, request), output_type)
 
     @torch.no_grad()
     def interpolate(
@@ -214,27 +195,20 @@ class Editing(DenoisingPipeline):
         seeds = [end for end in (a, b) if isinstance(end, int)]
         if len(seeds) == 1 or (seeds and (method == "ddpm" or timestep is not None)):
             raise ValueError("give two images, or two seeds with method 'ddim' and no timestep")
+        request = self._check(num_steps, output_type, seeds=[seed] * num_steps, class_labels=class_labels)
         weights = torch.linspace(0, 1, num_steps, device=self._execution_device).reshape(-1, 1, 1, 1)
         if method == "ddpm":
-            mixed = (1 - weights) * self._one(a) + weights * self._one(b)
             t = self.scheduler.config.num_train_timesteps // 2 if timestep is None else timestep
-            return self.reconstruct(
-                ((mixed + 1) / 2).clamp(0, 1),
-                t,
-                None,
-                num_inference_steps,
-                output_type,
-                seeds=[seed] * num_steps,
-                class_labels=class_labels,
-            )
+            mixed = (1 - weights) * self._one(a) + weights * self._one(b)
+            return to_output(self._reconstruct(mixed, t, num_inference_steps, request), output_type)
+        ddim = self._ddim(timestep, num_inference_steps)
         if seeds:
-            ends = torch.cat([self._noise(1, [torch.Generator("cpu").manual_seed(end)]) for end in seeds])
+            ends = self._noise(replace(request, num_images=2, generator=make_generators(seeds)))
         else:
-            both = (torch.cat([self._one(a), self._one(b)]) + 1) / 2
-            of_ends = class_labels[:: num_steps - 1] if np.ndim(class_labels) else class_labels  # type: ignore[index, arg-type]
-            ends = self.encode(both, num_inference_steps, timestep, of_ends)
-        mixed = slerp(ends[:1], ends[1:], weights)
-        return self.decode(mixed, num_inference_steps, timestep, class_labels, output_type)
+            labels = None if request.labels is None else request.labels[[0, -1]]
+            ends = self._encode(torch.cat([self._one(a), self._one(b)]), ddim, replace(request, labels=labels))
+        x_0, _ = self._denoise(slerp(ends[:1], ends[1:], weights), ddim, request)
+        return to_output(x_0, output_type)
 
     @torch.no_grad()
     def inpaint(
@@ -263,31 +237,43 @@ class Editing(DenoisingPipeline):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        check_output_type(output_type, self._image_shape[0])
         x_0 = self._input(images)
+        request = self._check(len(x_0), output_type, generator, seeds, class_labels, guidance_scale)
         paint = (to_input(mask, 1, self._image_shape[1:], "the mask") > 0).to(x_0.device)
         if len(paint) not in (1, len(x_0)):
             raise ValueError(f"{len(paint)} masks for {len(x_0)} images; give one for all or one for each")
-        _, generator = self._check_batch(len(x_0), generator, seeds, class_labels)
-        labels = self._check_labels(class_labels, len(x_0), guidance_scale)
         T = self.scheduler.config.num_train_timesteps
         num_steps = min(REPAINT_STEPS, T) if num_inference_steps is None else num_inference_steps
         ancestral = self._ancestral(T - 1, num_steps)
         process, timesteps = ancestral.process, [*ancestral.timesteps.tolist(), -1]  # -1 is the clean image
 
-        x_t = self._noise(len(x_0), generator)
+        x_t = self._noise(request)
         with self.sampling():
             for index, is_down in self.progress_bar(list(repaint_moves(num_steps))):
                 t, s = timesteps[index : index + 2]
                 if is_down:
-                    output = self._predict(x_t, torch.tensor(t), labels, guidance_scale, ancestral)
-                    painted, _ = ancestral.step(output, t, x_t, generator=generator, return_dict=False)
-                    eps = self._noise(len(x_0), generator)
+                    output = self._predict(x_t, torch.tensor(t), ancestral, request)
+                    painted, _ = ancestral.step(output, t, x_t, generator=request.generator, return_dict=False)
+                    eps = self._noise(request)
                     known = x_0 if s < 0 else process.q_sample(x_0, eps, torch.tensor([s]))
                     x_t = torch.where(paint, painted, known)  # eq. 8
                 else:
-                    x_t = process.q_step(x_t, self._noise(len(x_0), generator), s, t)
+                    x_t = process.q_step(x_t, self._noise(request), s, t)
         return to_output(x_t, output_type)
+
+    def _encode(self, x_0: torch.Tensor, ddim: DDIMScheduler, request: Request) -> torch.Tensor:
+        x_t = x_0
+        with self.sampling():
+            for t in self.progress_bar(ddim.timesteps.flip(0)):
+                x_s = x_t
+                for _ in range(INVERSION_ROUNDS):
+                    x_t = ddim.inverse_step(self._predict(x_t, t, ddim, request), t, x_s, guess=x_t)
+        return x_t
+
+    def _reconstruct(self, x_0: torch.Tensor, timestep: int, num_steps: int | None, request: Request) -> torch.Tensor:
+        ancestral = self._ancestral(timestep, num_steps)
+        x_t = ancestral.add_noise(x_0, self._noise(request), torch.tensor([timestep], device=x_0.device))
+        return self._denoise(x_t, ancestral, request)[0]
 
     def _one(self, image: Images | int) -> torch.Tensor:
         assert not isinstance(image, int)  # `interpolate` has made sure

@@ -161,6 +161,7 @@ def test_interpolation_of_pil_images_and_labels(tiny_pipeline):
     a, b = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
     assert len(pipeline.interpolate(a, b, 3, method="ddim", class_labels=[0, 0, 1])) == 3
     assert len(pipeline.interpolate(a, b, 3, method="ddpm", class_labels=1)) == 3
+    assert len(pipeline.interpolate(1, 2, 3, class_labels=[0, 0, 1])) == 3
 
 
 def test_slerp():
