@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline as StockDDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
@@ -61,13 +62,14 @@ class DenoisingPipeline(StockDDPMPipeline):
     unet: Any
     scheduler: Any
 
-    def __init__(self, unet: Any, scheduler: Any) -> None:
+    def __init__(self, unet: ModelMixin, scheduler: Any) -> None:
+        network: Any = unet
         if type(unet) is UNet2DModel:
             with suppress(ValueError):  # a stock network with blocks that DDPM's has not stays as it is
-                unet = DDPMUNet.from_stock(unet)
+                network = DDPMUNet.from_stock(unet)
         if type(scheduler) is StockDDPMScheduler:
             scheduler = DDPMScheduler.from_config(scheduler.config)
-        super().__init__(unet, scheduler)
+        super().__init__(network, scheduler)
 
     def _denoise(
         self,
