@@ -78,7 +78,11 @@ class Progress:
 
     def write(self, checkpoint: Path) -> None:
         """Write progress.json into a checkpoint folder, whose STATE folder exists."""
-        (checkpoint / STATE / PROGRESS).write_text(json.dumps(asdict(self), indent=2))
+        (checkpoint / STATE / PROGRESS).write_text(self.to_json())
+
+    def to_json(self) -> str:
+        """The text of progress.json."""
+        return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Progress":
@@ -165,13 +169,18 @@ def make_manifest(files: Mapping[str, Content], known: Mapping[str, str] | None 
     return json.dumps({"files": hashed}, indent=2)
 
 
-def read_manifest(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of the files of a checkpoint, by path; empty for a folder without a readable manifest."""
+def read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of the files of a checkpoint, by path.
+
+    Raises:
+        FileNotFoundError: if there is no manifest.
+        ValueError: if it cannot be read.
+    """
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        return {name: entry["sha256"] for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -188,17 +197,16 @@ def step_of(checkpoint: Path) -> int:
 def find_damage(checkpoint: Path) -> str | None:
     """Compare a checkpoint with its manifest; returns what is wrong, or None if every byte is as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        for name, expected in files.items():
+        for name, (size, digest) in read_manifest(checkpoint).items():
             file = checkpoint / name
-            if file.stat().st_size != expected["size"]:
-                return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
-            if sha256(file) != expected["sha256"]:
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            if sha256(file) != digest:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+    except (OSError, ValueError) as error:
+        return str(error)
     return None
 
 

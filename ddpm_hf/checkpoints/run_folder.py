@@ -74,17 +74,13 @@ class RunFolder:
 
     def found(self) -> tuple[str, ...]:
         """The names of the configuration and the checkpoints, by which `check_unchanged` detects another run."""
-        checkpoints = sorted(file.name for file in visible_files(self.checkpoints)) if self.checkpoints.exists() else []
-        return (self.config.name, *checkpoints) if self.holds_a_run else tuple(checkpoints)
+        return tuple(each.name for each in (self.config, *sorted(self.checkpoints.glob("[!.]*"))) if each.exists())
 
     def check_unchanged(self, found: tuple[str, ...]) -> None:
         """Raise if another run has written to the folder since `found` was called; call it within `locked`.
 
-        Args:
-            found: the result of `found` when the run was planned.
-
         Raises:
-            UserError: if the configuration or the checkpoints differ from it.
+            UserError: if the configuration or the checkpoints differ from those found before.
         """
         if self.found() != found:
             raise UserError(f"output_dir: another run has written to {self.path} meanwhile; start this one again")

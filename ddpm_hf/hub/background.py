@@ -11,19 +11,11 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub.share import (
-    UNREACHABLE_AT_START,
-    check_access,
-    destinations,
-    push_checkpoint,
-    push_command,
-    push_pipeline,
-)
+from ddpm_hf.hub.share import UNREACHABLE_AT_START, Kind, check_access, destination, kinds, push_command, push_folder
 from ddpm_hf.hub.upload import prepare
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError
 from ddpm_hf.runtime.signals import Stopped, StopRequest
@@ -35,8 +27,6 @@ STAGING = ".hub"
 
 ATTEMPTS = 40
 """Attempts of one upload unless a newer one replaces it; with the longest pauses they take over half an hour."""
-
-Kind = Literal["pipeline", "checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -98,8 +88,8 @@ class HubUploader:
         if self.settings.repo_id is None:
             return
         try:
-            for destination in destinations(self._client, self.settings):
-                prepare(self._client, destination)
+            for kind in kinds(self.settings):
+                prepare(self._client, destination(kind, self.settings, self._client))
         except HubUnreachableError as error:
             logger.warning(UNREACHABLE_AT_START, error)
         if not self.settings.license:
@@ -220,11 +210,9 @@ class HubUploader:
             return self._in_flight
 
     def _push(self, upload: _Upload) -> None:
-        destination = (self.settings, self._background_client, self._show_progress)
-        if upload.kind == "checkpoint":
-            pushed = push_checkpoint(upload.folder, *destination)
-        else:
-            pushed = push_pipeline(self.run, upload.folder, *destination)
+        client, folder = self._background_client, upload.folder
+        pushed = push_folder(upload.kind, self.run, folder, self.settings, client, self._show_progress)
+        if upload.kind == "pipeline":
             self._last_url = pushed.url
         logger.info("%s: %s", upload.kind, pushed)
 

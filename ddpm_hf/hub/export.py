@@ -1,8 +1,8 @@
 """The files of a run that are pushed: an allow-list, and without anything that belongs to one machine."""
 
 import json
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -18,6 +18,7 @@ from ddpm_hf.checkpoints.format import (
     UNET_CONFIG,
     WEIGHTS,
     Content,
+    Progress,
     make_manifest,
     read_manifest,
 )
@@ -26,7 +27,7 @@ from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.card import make_card
 from ddpm_hf.hub.model_info import CONFIG, gather_model_info, read_config
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
-from ddpm_hf.hub.upload import Package
+from ddpm_hf.hub.upload import CARD, Package
 from ddpm_hf.runtime.errors import UserError
 
 NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)
@@ -56,7 +57,11 @@ def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Pat
         files[folder.report.name] = _sanitized_json(folder.report)
     info = gather_model_info(run, pipeline, repo_id, files, settings.revision, settings.license)
     message = "Upload the pipeline" if is_finished else f"Upload the pipeline after {info.step:,} updates"
-    return Package(files, message, partial(make_card, info), _is_weights, _known_hashes(pipeline, files))
+
+    def make_more(old: str | None) -> dict[str, bytes]:
+        return {CARD: make_card(info, old).encode()}
+
+    return Package(files, message, make_more, _is_weights, _known_hashes(pipeline, files))
 
 
 def checkpoint_package(checkpoint: Path) -> Package:
@@ -68,15 +73,11 @@ def checkpoint_package(checkpoint: Path) -> Package:
     files = _pipeline_files(checkpoint)
     state = {f"{STATE}/{name}": checkpoint / STATE / name for name in STATE_FILES}
     files |= {path: file for path, file in state.items() if file.is_file()}
-    path = f"{STATE}/{PROGRESS}"
-    if path not in files:
-        raise UserError(f"{checkpoint} is not a checkpoint: {path} is missing")
-    progress = json.loads((checkpoint / path).read_text(encoding="utf-8"))
-    progress["config"] = sanitize_config(progress.get("config") or {})
-    files[path] = json.dumps(progress, indent=2).encode()
+    progress = Progress.read(checkpoint)
+    files[f"{STATE}/{PROGRESS}"] = replace(progress, config=sanitize_config(progress.config)).to_json().encode()
     hashes = _known_hashes(checkpoint, files)
     files[MANIFEST] = make_manifest(files, hashes).encode()
-    message = f"Checkpoint after {progress['step']:,} updates"
+    message = f"Checkpoint after {progress.step:,} updates"
     return Package(files, message, is_ours=lambda path: _is_weights(path) or path in state, hashes=hashes)
 
 
@@ -95,7 +96,8 @@ def _pipeline_files(folder: Path) -> dict[str, Content]:
 
 def _known_hashes(checkpoint: Path, files: dict[str, Content]) -> dict[str, str]:
     """The hashes of files that are pushed as they are, from the manifest, so that weights need not be read for them."""
-    return {path: digest for path, digest in read_manifest(checkpoint).items() if isinstance(files.get(path), Path)}
+    known = read_manifest(checkpoint) if (checkpoint / MANIFEST).is_file() else {}
+    return {path: digest for path, (_, digest) in known.items() if isinstance(files.get(path), Path)}
 
 
 def _sanitized_json(file: Path) -> bytes:

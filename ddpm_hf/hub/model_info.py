@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ddpm_hf.checkpoints.format import PROGRESS, SCHEDULER_CONFIG, STATE, UNET, UNET_CONFIG, WEIGHTS, tensor_shapes
+from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, WEIGHTS, Progress, tensor_shapes
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
@@ -109,10 +109,7 @@ def gather_model_info(
         license: in the Hub's spelling.
     """
     folder, is_finished = RunFolder(run), pipeline == run
-    if is_finished:
-        position = _read(folder.metrics, lambda lines: json.loads(lines.rstrip().rpartition("\n")[2]))
-    else:
-        position = _read(pipeline / STATE / PROGRESS)
+    step, seconds = _position(folder, None if is_finished else pipeline)
     return ModelInfo(
         repo_id=repo_id,
         revision=revision,
@@ -120,8 +117,8 @@ def gather_model_info(
         network=sanitize(_read(pipeline / UNET_CONFIG)),
         scheduler=sanitize(_read(pipeline / SCHEDULER_CONFIG)),
         num_parameters=_count_parameters(pipeline / UNET),
-        step=position.get("step"),
-        seconds=position.get("seconds"),
+        step=step,
+        seconds=seconds,
         environment=_read(folder.environment),
         report=_read_report(folder.report) if folder.report.name in files else None,
         files=frozenset(files),
@@ -143,6 +140,15 @@ def _read(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _position(run: RunFolder, checkpoint: Path | None) -> tuple[int | None, float | None]:
+    """Updates done and the time spent on them, of a checkpoint or of a finished run; None where unknown."""
+    if checkpoint is None:
+        last = _read(run.metrics, lambda lines: json.loads(lines.rstrip().rpartition("\n")[2]))
+        return last.get("step"), last.get("seconds")
+    progress = Progress.read(checkpoint)
+    return progress.step, progress.seconds
 
 
 def _count_parameters(unet: Path) -> int:

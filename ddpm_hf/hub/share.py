@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_hf.checkpoints.find import newest_pipeline
 from ddpm_hf.checkpoints.format import find_latest
@@ -18,6 +18,7 @@ from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offlin
 
 logger = logging.getLogger(__name__)
 
+Kind = Literal["pipeline", "checkpoint"]
 OnProgress = Callable[[int, int], object]
 """Called with the number of bytes done and that of all files."""
 
@@ -45,7 +46,8 @@ def push_run(
         UserError: if the folder, the token or the repository cannot be used.
         HubUnreachableError: if the Hub did not answer.
     """
-    return push_pipeline(run, newest_pipeline(run, "RUN_FOLDER"), settings, client or HubClient(), on_progress)
+    pipeline = newest_pipeline(run, "RUN_FOLDER")
+    return push_folder("pipeline", run, pipeline, settings, client or HubClient(), on_progress)
 
 
 def push_newest_checkpoint(
@@ -72,19 +74,17 @@ def push_newest_checkpoint(
     checkpoint = find_latest(RunFolder(run).checkpoints)
     if checkpoint is None:
         raise UserError(f"RUN_FOLDER: {run} holds no complete checkpoint; leave --checkpoints out")
-    return push_checkpoint(checkpoint, settings, client or HubClient(), on_progress)
+    return push_folder("checkpoint", run, checkpoint, settings, client or HubClient(), on_progress)
 
 
-def push_pipeline(run: Path, pipeline: Path, settings: HubConfig, client: HubClient, on_progress: OnProgress) -> Pushed:
-    """Push the pipeline in a folder of a run; see `push_run`."""
-    destination = pipeline_destination(client, settings)
-    package = pipeline_package(run, settings, destination.repo_id, pipeline)
-    return push(client, destination, package, on_progress)
-
-
-def push_checkpoint(checkpoint: Path, settings: HubConfig, client: HubClient, on_progress: OnProgress) -> Pushed:
-    """Push a checkpoint; see `push_newest_checkpoint`."""
-    return push(client, checkpoint_destination(client, settings), checkpoint_package(checkpoint), on_progress)
+def push_folder(
+    kind: Kind, run: Path, folder: Path, settings: HubConfig, client: HubClient, on_progress: OnProgress
+) -> Pushed:
+    """Push the pipeline, or the checkpoint, in a folder of a run; see `push_run` and `push_newest_checkpoint`."""
+    to = destination(kind, settings, client)
+    if kind == "pipeline":
+        return push(client, to, pipeline_package(run, settings, to.repo_id, folder), on_progress)
+    return push(client, to, checkpoint_package(folder), on_progress)
 
 
 def push_command(run: Path, settings: HubConfig, checkpoints: bool = False) -> str:
@@ -96,28 +96,24 @@ def push_command(run: Path, settings: HubConfig, checkpoints: bool = False) -> s
     return shlex.join([*words, *(["--checkpoints"] if checkpoints else [])])
 
 
-def pipeline_destination(client: HubClient, settings: HubConfig) -> Destination:
-    """Where the pipeline is pushed.
+def destination(kind: Kind, settings: HubConfig, client: HubClient) -> Destination:
+    """Where the pipeline of a run, or its checkpoints with all training state, are pushed.
 
     Raises:
         UserError: if no repository is given.
     """
     if settings.repo_id is None:
         raise UserError("hub.repo_id: not given; name a repository, as user/name, or a name alone for your own")
-    return Destination(full_repo_id(client, settings.repo_id), settings.revision, settings.private)
-
-
-def checkpoint_destination(client: HubClient, settings: HubConfig) -> Destination:
-    """Where checkpoints with all training state are pushed."""
-    repo_id = full_repo_id(client, settings.checkpoint_repo_id or settings.repo_id or "")
+    if kind == "pipeline":
+        return Destination(full_repo_id(client, settings.repo_id), settings.revision, settings.private)
     branch = settings.checkpoint_branch or ("main" if settings.checkpoint_repo_id else "checkpoints")
+    repo_id = full_repo_id(client, settings.checkpoint_repo_id or settings.repo_id)
     return Destination(repo_id, branch, settings.private, starts_empty=True)
 
 
-def destinations(client: HubClient, settings: HubConfig) -> list[Destination]:
-    """Everywhere that a run is pushed."""
-    pipeline = pipeline_destination(client, settings)
-    return [pipeline, checkpoint_destination(client, settings)] if settings.keeps_checkpoints else [pipeline]
+def kinds(settings: HubConfig) -> list[Kind]:
+    """What of a run is pushed."""
+    return ["pipeline", "checkpoint"] if settings.keeps_checkpoints else ["pipeline"]
 
 
 def full_repo_id(client: HubClient, repo_id: str) -> str:
@@ -160,18 +156,19 @@ def check_access(client: HubClient, settings: HubConfig) -> None:
                 "(huggingface.co/settings/tokens) and run: hf auth login"
             )
         namespaces = [user["name"], *(each["name"] for each in user.get("orgs", []))]
-        for destination in destinations(client, settings):
-            if destination.repo_id.split("/")[0] not in namespaces:
+        for kind in kinds(settings):
+            to = destination(kind, settings, client)
+            if to.repo_id.split("/")[0] not in namespaces:
                 raise UserError(
-                    f"hub.repo_id: given {destination.repo_id}, but the token is that of {user['name']}; "
+                    f"hub.repo_id: given {to.repo_id}, but the token is that of {user['name']}; "
                     f"allowed: repositories of {', '.join(namespaces)}"
                 )
-            client.call(f"checking {destination}", partial(_check_repository, client, destination), destination.repo_id)
+            client.call(f"checking {to}", partial(_check_repository, client, to), to.repo_id)
     except HubUnreachableError as error:
         logger.warning(UNREACHABLE_AT_START, error)
 
 
-def _check_repository(client: HubClient, destination: Destination) -> None:
-    if client.api.repo_exists(destination.repo_id):  # otherwise it will be made
-        client.api.auth_check(destination.repo_id, write=True)
-        check_privacy(client, destination)
+def _check_repository(client: HubClient, to: Destination) -> None:
+    if client.api.repo_exists(to.repo_id):  # otherwise it will be made
+        client.api.auth_check(to.repo_id, write=True)
+        check_privacy(client, to)

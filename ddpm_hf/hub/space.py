@@ -6,10 +6,9 @@ from pathlib import Path
 import yaml
 
 from ddpm_hf._version import __version__
-from ddpm_hf.checkpoints.fetch import read_head
 from ddpm_hf.checkpoints.format import Content
 from ddpm_hf.hub.card import split_card
-from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, prepare, push, read_card
+from ddpm_hf.hub.upload import CARD, Destination, Package, Pushed, push
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient
 
@@ -64,17 +63,17 @@ def push_space(
     for option, name in (("--space", space_id), ("--repo_id", model_id)):
         if name.count("/") != 1:
             raise UserError(f"{option}: given {name!r}; a Space needs it as USER/NAME")
-    destination = Destination(space_id, private=private, repo_type="space")
-    prepare(client, destination)
-    old = read_card(client, read_head(client, space_id, repo_type="space"))
-    files: dict[str, Content] = {
-        "app.py": APP.format(model=model_id, version=__version__).encode(),
-        "requirements.txt": _requirements(old).encode(),
-        CARD: make_readme(model_id, space_id, license, old),
-        **_library(),
-    }
-    package = Package(files, f"Publish the demo of {model_id}", is_ours=lambda path: path.startswith("ddpm_hf/"))
-    return push(client, destination, package)
+
+    def make_more(readme: str | None) -> dict[str, bytes]:
+        return {
+            CARD: make_readme(model_id, space_id, license, readme),
+            "requirements.txt": _requirements(readme).encode(),
+        }
+
+    files = {"app.py": APP.format(model=model_id, version=__version__).encode(), **_library()}
+    message = f"Publish the demo of {model_id}"
+    package = Package(files, message, make_more, is_ours=lambda path: path.startswith("ddpm_hf/"))
+    return push(client, Destination(space_id, private=private, repo_type="space"), package)
 
 
 def make_readme(model_id: str, space_id: str, license: str | None, old: str | None = None) -> bytes:

@@ -50,7 +50,7 @@ class Package:
     Args:
         files: content by path in the repository.
         message: of the commit.
-        make_card: makes the card from the one in the repository (None: there is none); None: no card.
+        make_more: makes further files from the card in the repository (None: there is none), such as the new card.
         is_ours: whether a file in the repository may be deleted if it is not in `files`.
         hashes: SHA-256 of files, by path, where it is known already; weights are not read again to compute it.
 
@@ -60,7 +60,7 @@ class Package:
 
     files: Mapping[str, Content]
     message: str
-    make_card: Callable[[str | None], str] | None = None
+    make_more: Callable[[str | None], Mapping[str, bytes]] | None = None
     is_ours: Callable[[str], bool] = lambda path: False
     hashes: Mapping[str, str] = field(default_factory=dict)
 
@@ -159,10 +159,10 @@ def push(
 
     def act() -> Pushed:
         head = read_head(client, repo_id, branch, kind)
-        if package.make_card is not None:
-            card = package.make_card(read_card(client, head)).encode()
-            refuse_tokens({CARD: card})
-            additions[CARD] = CommitOperationAdd(CARD, card)
+        if package.make_more is not None:
+            made = package.make_more(_read_card(client, head))
+            refuse_tokens(made)
+            additions.update({path: CommitOperationAdd(path, content) for path, content in made.items()})
         changed = [addition for path, addition in additions.items() if not _is_there(addition, head.hashes.get(path))]
         deleted = [path for path in head.hashes if path not in additions and package.is_ours(path)]
         large = [addition for addition in changed if addition.path_in_repo.endswith(LARGE)]
@@ -190,8 +190,7 @@ def push(
     return client.call(f"pushing to {destination}", act, repo_id)
 
 
-def read_card(client: HubClient, head: Head) -> str | None:
-    """The card in a repository; None if there is none."""
+def _read_card(client: HubClient, head: Head) -> str | None:
     if CARD not in head.hashes:
         return None
     with TemporaryDirectory() as cache:

@@ -28,7 +28,7 @@ SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
 
 
 def text_of(package) -> str:
-    card = package.make_card(None) if package.make_card else ""
+    card = package.make_more(None)["README.md"].decode() if package.make_more else ""
     files = {path: each for path, each in package.files.items() if path.endswith((".json", ".yaml"))}
     contents = [each if isinstance(each, bytes) else each.read_bytes() for each in files.values()]
     return card + b"\n".join(contents).decode(errors="replace")
@@ -47,7 +47,7 @@ def test_parts_can_be_left_out(run):
     bare = HubConfig(repo_id="ada/digits", include=())
     package = pipeline_package(run, bare, "ada/digits", run)
     assert set(package.files) == WEIGHTS
-    card = package.make_card(None)
+    card = package.make_more(None)["README.md"].decode()
     assert "training_config.yaml" not in card
     assert "Not measured yet." in card
     assert "samples.png" not in card
@@ -111,7 +111,7 @@ def test_an_unfinished_run_gives_its_newest_checkpoint_and_preview(run):
     assert package.message == "Upload the pipeline after 6 updates"
     assert package.files["samples.png"] == run / "previews" / "step-4.png"
     assert set(package.files) == EVERYTHING - {"metrics.json", "denoising.png"}
-    assert "still being trained" in package.make_card(None)
+    assert "still being trained" in package.make_more(None)["README.md"].decode()
 
 
 def test_folders_without_a_run_are_refused_in_words(tmp_path, run):

@@ -15,7 +15,7 @@ FILES = {"unet/w.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "mo
 
 
 def package(**changes):
-    return Package(FILES | changes, "Upload the pipeline", make_card=lambda old: old or "# Digits\n")
+    return Package(FILES | changes, "Upload the pipeline", lambda old: {"README.md": (old or "# Digits\n").encode()})
 
 
 def commits(hub, repo_id="ada/digits", branch="main"):
@@ -88,9 +88,9 @@ def test_a_repository_that_changes_meanwhile_is_read_again(hub, client):
         if not seen:
             hub.put("ada/digits", {"theirs.txt": b"theirs", "README.md": b"# Theirs\n"})
         seen.append(old)
-        return (old or "") + "ours\n"
+        return {"README.md": ((old or "") + "ours\n").encode()}
 
-    push(client, TO, Package(FILES | {"unet/config.json": b"{2}"}, "Ours", make_card=card))
+    push(client, TO, Package(FILES | {"unet/config.json": b"{2}"}, "Ours", make_more=card))
     files = hub.repo("ada/digits").find("main").files
     assert files["theirs.txt"].data == b"theirs"
     assert files["README.md"].data == b"# Theirs\nours\n"
