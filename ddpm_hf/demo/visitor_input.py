@@ -54,30 +54,25 @@ class Limits:
         )
 
 
-def whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """Read a whole number that a visitor gives.
+def number(name: str, value: Any, low: float, high: float, whole: bool = True) -> Any:
+    """Read a number that a visitor gives.
 
     Args:
         name: of the field, for the message.
         value: what the page sent.
         low: least.
         high: greatest.
+        whole: whether it has to be a whole number, and becomes an int.
 
     Raises:
         UserError: if it is not one, or outside the limits.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or value != int(value):
+    if not is_number or not low <= value <= high or (whole and value != int(value)):
         given = "nothing" if value is None else f"{value:,}" if is_number else repr(value)
-        raise UserError(f"{name}: given {given}; possible is a whole number from {low:,} to {high:,}")
-    return int(value)
-
-
-def number(name: str, value: Any, low: float, high: float) -> float:
-    """Read a number that a visitor gives; see `whole_number`."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise UserError(f"{name}: given {'nothing' if value is None else value}; possible is {low:g} to {high:g}")
-    return float(value)
+        kind = "a whole number from " if whole else ""
+        raise UserError(f"{name}: given {given}; possible is {kind}{low:,} to {high:,}")
+    return int(value) if whole else float(value)
 
 
 def read_upload(file: str | Path | None, size: tuple[int, int], mode: str, limits: Limits) -> Image.Image | None:

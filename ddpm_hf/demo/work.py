@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm_hf.demo.demo_model import DemoModel
-from ddpm_hf.demo.visitor_input import MAX_SEED, number, whole_number
+from ddpm_hf.demo.visitor_input import MAX_SEED, number
 from ddpm_hf.demo.watching import SECONDS_BETWEEN_UPDATES, OnProgress, WatchedPipeline
 from ddpm_hf.pipelines.editing import repaint_moves
 from ddpm_hf.pipelines.images import to_output
@@ -87,14 +87,14 @@ def draw(
     Raises:
         ValueError: if the settings are not possible, for this model or at all.
     """
-    count = whole_number("Images", count, 1, model.limits.images)
-    steps = whole_number("Steps", steps, 1, model.limits.steps)
+    count = number("Images", count, 1, model.limits.images)
+    steps = number("Steps", steps, 1, model.limits.steps)
     settings = SamplingSettings(
-        seed=whole_number("Seed", seed, 0, MAX_SEED),
+        seed=number("Seed", seed, 0, MAX_SEED),
         num_inference_steps=steps,
         sampler=sampler,
         class_labels=every_class(model.pipeline) if label is None else _class_labels(model, label),
-        guidance_scale=number("Guidance", guidance, 0, 20),
+        guidance_scale=number("Guidance", guidance, 0, 20, whole=False),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -157,11 +157,11 @@ def interpolate(
         summary = "two uploaded images"
         ends: dict[str, Any] = {"between": summary, **({"seed": 0} if method == "ddpm" else {})}
     else:
-        a, b = whole_number("First seed", a, 0, MAX_SEED), whole_number("Second seed", b, 0, MAX_SEED)
+        a, b = number("First seed", a, 0, MAX_SEED), number("Second seed", b, 0, MAX_SEED)
         summary, ends = f"seeds {a} to {b}", {"seeds": [a, b]}
-    frames = whole_number("Frames", frames, 2, model.limits.frames)
+    frames = number("Frames", frames, 2, model.limits.frames)
     first = model.time_steps // 2 if method == "ddpm" else model.pipeline.last_with_signal()
-    steps = min(whole_number("Steps", steps, 1, model.limits.steps), first + 1)  # it starts below T - 1
+    steps = min(number("Steps", steps, 1, model.limits.steps), first + 1)  # it starts below T - 1
     labels = _class_labels(model, label)
     num_passes = 2 if between_images and method == "ddim" else 1  # one more to encode
     images = WatchedPipeline.around(model.pipeline, on_progress, num_passes).interpolate(
@@ -204,10 +204,10 @@ def inpaint(
         raise UserError("Image: there is none yet; upload one, or let the model draw one")
     if mask.getextrema() == (0, 0):
         raise UserError("Mask: nothing is painted; draw with the brush over the part to replace")
-    variants = whole_number("Variants", variants, 1, model.limits.variants)
-    steps = whole_number("Steps", steps, 1, model.limits.inpainting_steps)
-    seed = whole_number("Seed", seed, 0, MAX_SEED)
-    guidance = number("Guidance", guidance, 0, 20)
+    variants = number("Variants", variants, 1, model.limits.variants)
+    steps = number("Steps", steps, 1, model.limits.inpainting_steps)
+    seed = number("Seed", seed, 0, MAX_SEED)
+    guidance = number("Guidance", guidance, 0, 20, whole=False)
     labels = _class_labels(model, label)
     images = WatchedPipeline.around(model.pipeline, on_progress).inpaint(
         [image] * variants,

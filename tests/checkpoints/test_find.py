@@ -43,7 +43,7 @@ def test_mistakes(runs, given, told):
 
 def test_the_run_of_a_file(runs):
     assert run_of("runs/digits", "digits.yaml") == "runs/digits"
-    with pytest.raises(UserError, match=r"the run of mnist\.yaml has not begun, there is no folder runs/mnist"):
+    with pytest.raises(UserError, match=r"--config: .*mnist\.yaml.*runs/mnist"):
         run_of("runs/mnist", "mnist.yaml")
 
 
@@ -53,7 +53,7 @@ def test_a_run_is_its_finished_pipeline_or_its_newest_complete_checkpoint(run, t
     assert newest_pipeline(run) == run / "checkpoints" / "step-6"
     (run / "checkpoints" / "step-6" / "unet" / "config.json").write_text("{}")
     assert newest_pipeline(run) == run / "checkpoints" / "step-4"
-    with pytest.raises(UserError, match=r"^--model: .*neither a pipeline"):
+    with pytest.raises(UserError, match="^--model: "):
         newest_pipeline(tmp_path)
 
 
@@ -62,7 +62,7 @@ def test_a_run_is_loaded_by_its_folder(run):
     assert type(pipeline) is DDPMPipeline
     assert weights_hash(pipeline.unet) == weights_hash(DDPMPipeline.from_pretrained(run).unet)
     (run / "unet" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="--model: "):
         load_pipeline(run)
 
 

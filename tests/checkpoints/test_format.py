@@ -130,7 +130,7 @@ def test_progress_that_cannot_be_read_is_a_users_error(tmp_path, text):
     (tmp_path / STATE).mkdir()
     if text is not None:
         (tmp_path / STATE / PROGRESS).write_text(text)
-    with pytest.raises(UserError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         Progress.read(tmp_path)
 
 

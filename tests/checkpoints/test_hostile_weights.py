@@ -66,7 +66,7 @@ def test_a_good_file_passes(good):
 def test_a_bad_file_is_an_error_that_names_it(tmp_path, content):
     file = tmp_path / "bad.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.safetensors is not a valid safetensors file"):
+    with pytest.raises(UserError, match=r"bad\.safetensors"):
         tensor_shapes(file)
 
 

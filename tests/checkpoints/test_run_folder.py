@@ -21,12 +21,12 @@ def test_a_new_or_empty_folder_is_free(tmp_path):
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="output_dir"):
         RunFolder(tmp_path).check_free()
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match=r"holds a run already; go on with it by --resume latest"):
+    with pytest.raises(UserError, match="--resume latest"):
         RunFolder(tmp_path).check_free()
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="output_dir: .*thesis.tex"):
         RunFolder(tmp_path / "thesis.tex").check_free()
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -39,8 +39,8 @@ with RunFolder({str(tmp_path)!r}).locked():
 """
     with RunFolder(tmp_path).locked():
         refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert f"is in use by another run (process {os.getpid()})" in refused.stderr
-        with pytest.raises(UserError, match=f"is in use by another run .process {os.getpid()}"):
+        assert str(os.getpid()) in refused.stderr
+        with pytest.raises(UserError, match=f"output_dir: .*{os.getpid()}"):
             RunFolder(tmp_path).check_unlocked()
     RunFolder(tmp_path).check_unlocked()
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -48,7 +48,7 @@ with RunFolder({str(tmp_path)!r}).locked():
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written to"), RunFolder(tmp_path / "file" / "run").locked():
+    with pytest.raises(UserError, match="output_dir"), RunFolder(tmp_path / "file" / "run").locked():
         pass
 
 
@@ -60,7 +60,7 @@ def test_a_plan_that_another_run_has_overtaken_is_refused(tmp_path):
         file = run.path / made
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        with pytest.raises(UserError, match="another run has written to"):
+        with pytest.raises(UserError, match="output_dir"):
             run.check_unchanged(before)
         before = run.found()
         run.check_unchanged(before)

@@ -31,10 +31,10 @@ def app(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "nowhere"], "there is no folder nowhere"),
-        (["--model", "{folder}", "--port", "99999"], "--port: given 99999; allowed: 1 to 65535"),
-        (["--model", "{folder}", "--host", "203.0.113.1"], "--host, --port: 203.0.113.1 cannot be listened at"),
-        (["--model", "{folder}", "--max_images", "0"], "--max_images: given 0; allowed: at least 2"),
+        (["--model", "nowhere"], "folder nowhere"),
+        (["--model", "{folder}", "--port", "99999"], "--port: given 99999"),
+        (["--model", "{folder}", "--host", "203.0.113.1"], "--host, --port: 203.0.113.1"),
+        (["--model", "{folder}", "--max_images", "0"], "--max_images: given 0"),
     ],
 )
 def test_mistakes_are_one_line(app, folder, arguments, words):
@@ -44,7 +44,7 @@ def test_mistakes_are_one_line(app, folder, arguments, words):
     assert len(said.strip().splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_said_so_before_anything_is_loaded(app):
+def test_a_port_in_use_is_reported_before_anything_is_loaded(app):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -53,14 +53,14 @@ def test_a_port_that_is_taken_is_said_so_before_anything_is_loaded(app):
     assert "cannot be listened at: Address already in use" in said
 
 
-def test_without_gradio_it_says_how_to_install_it(app, folder, monkeypatch):
+def test_without_gradio_the_error_says_how_to_install_it(app, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, said = app("--model", folder)
     assert code == 2
     assert said.strip().endswith('install it: pip install -e ".[demo]"')
 
 
-def test_a_visitor_who_leaves_is_no_error_to_tell():
+def test_a_visitor_who_disconnects_is_not_logged_as_an_error():
     from starlette.requests import ClientDisconnect
 
     from ddpm_hf.demo.page import is_worth_logging

@@ -56,7 +56,7 @@ def picture(page, elem_id):
     return shown.get_attribute("src")
 
 
-def test_generate_shows_images_and_the_slider_looks_back(page):
+def test_generate_shows_images_and_the_slider_shows_earlier_steps(page):
     page.locator("#generate").click()
     expect(page.get_by_text("16 images · seed 0 · 20 steps · sampler dpmsolver++")).to_be_visible()
     finished = picture(page, "images")
@@ -76,7 +76,7 @@ def test_generate_shows_images_and_the_slider_looks_back(page):
         assert len([name for name in archive.namelist() if name.startswith("images/")]) == 16
 
 
-def test_wrong_input_gives_a_message(page):
+def test_invalid_input_shows_a_message(page):
     page.locator("#seed input").fill("")
     page.keyboard.press("Tab")
     page.locator("#generate").click()
@@ -88,7 +88,7 @@ def test_wrong_input_gives_a_message(page):
     expect(page.get_by_text("16 images · seed 3 ·")).to_be_visible()
 
 
-def test_a_warning_of_the_program_is_shown(page):
+def test_warnings_of_the_sampler_are_shown(page):
     page.locator("#steps input[type=number]").fill("20")
     page.get_by_label("Sampler").click()
     page.get_by_role("option", name="euler").click()
@@ -146,17 +146,17 @@ def test_the_model_and_its_schedule_are_shown(page):
     expect(page.get_by_text("8x8, gray")).to_be_visible()
 
 
-def test_nothing_was_asked_of_another_machine(page, address):
+def test_no_request_went_to_another_host(page, address):
     assert not [url for url in page.asked_elsewhere if not url.startswith((address, "data:", "blob:"))]
     assert page.errors == []
 
 
 @pytest.mark.parametrize("path", ["setup.cfg", "/etc/passwd"])
-def test_files_of_the_machine_are_not_served(address, path):
+def test_local_files_are_not_served(address, path):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{address}/gradio_api/file={path}", timeout=30)
 
 
-def test_the_functions_of_the_page_are_no_public_interface(address):
+def test_no_api_endpoints_are_public(address):
     with urllib.request.urlopen(f"{address}/gradio_api/info", timeout=30) as answer:
         assert json.load(answer) == {"named_endpoints": {}, "unnamed_endpoints": {}}

@@ -14,7 +14,7 @@ REPORT = Path(__file__).parents[1] / "first_version" / "plain" / "metrics.json"
 """A report as an evaluation wrote it."""
 
 
-def test_a_card_is_shown_without_metadata_and_foreign_pictures(folder, tmp_path):
+def test_a_card_is_shown_without_metadata_and_pictures(folder, tmp_path):
     card = (
         "---\nlicense: mit\n---\n# Faces\n\n![x](https://elsewhere/x.png)\n<img src='https://elsewhere/y.png'>\n\n"
         "<!-- ddpm-hf:samples 0123abcd -->\n## Samples\n<!-- /ddpm-hf:samples -->\nText."
@@ -23,14 +23,14 @@ def test_a_card_is_shown_without_metadata_and_foreign_pictures(folder, tmp_path)
     assert plain_card("---\n: [\n---\nText") != ""
 
 
-def test_what_is_known_of_a_model_is_told(model, conditional):
+def test_description_of_a_model(model, conditional):
     assert model.description["Images"] == "8x8, gray"
     assert conditional.description["Labels"].startswith("4")
     assert "8x8 images" in model.card
     assert model.evaluations == {}
 
 
-def test_figures_and_samples_of_a_run_are_found(folder, tmp_path):
+def test_metrics_and_samples_of_a_run_are_loaded(folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     shutil.copy(REPORT, run)
@@ -45,7 +45,7 @@ def test_figures_and_samples_of_a_run_are_found(folder, tmp_path):
     assert load_model(str(run)).picture is None
 
 
-def test_every_evaluation_of_a_run_is_found_the_newest_first_and_once(folder, tmp_path):
+def test_every_evaluation_is_listed_once_newest_first(folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     for age, name in enumerate(["new", "sweep-0/ddim", "step-4", "damaged"]):

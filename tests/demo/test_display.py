@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -10,17 +9,15 @@ from PIL import Image
 from ddpm_hf.demo.display import SETTINGS_KEY, grid, write_zip
 from ddpm_hf.demo.work import Result
 
-REPORT = Path(__file__).parents[1] / "first_version" / "plain" / "metrics.json"
 
-
-def test_small_images_are_shown_large_and_smooth():
+def test_small_images_are_enlarged_smoothly():
     image = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
     shown = grid([image] * 4)
     assert shown.width > 400
     assert len(np.unique(np.asarray(shown))) > 20  # levels between black and white
 
 
-def test_a_download_holds_the_images_and_how_they_were_made(tmp_path):
+def test_a_download_holds_the_images_and_their_settings(tmp_path):
     images = [Image.new("L", (8, 8), level) for level in (10, 20)]
     file = write_zip(Result(images, {"seed": 3}), grid(images), tmp_path / "out.zip")
     with zipfile.ZipFile(file) as archive:

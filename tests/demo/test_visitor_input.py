@@ -1,20 +1,17 @@
 """Uploads and numbers within the limits, masks from paint."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddpm_hf.demo.display import canvas
-from ddpm_hf.demo.visitor_input import Limits, read_mask, read_upload, whole_number
+from ddpm_hf.demo.visitor_input import Limits, number, read_mask, read_upload
 from ddpm_hf.runtime.errors import UserError
 
 GRAY, RGB = ((8, 8), "L", Limits()), ((8, 8), "RGB", Limits())
-REPORT = Path(__file__).parents[1] / "first_version" / "plain" / "metrics.json"
 
 
-def test_an_upload_becomes_an_image_of_the_model(tmp_path):
+def test_an_upload_is_resized_and_converted_for_the_model(tmp_path):
     file = tmp_path / "wide.png"
     Image.new("RGB", (300, 100), (255, 0, 0)).save(file)
     gray, rgb = read_upload(file, *GRAY), read_upload(file, *RGB)
@@ -24,25 +21,25 @@ def test_an_upload_becomes_an_image_of_the_model(tmp_path):
     assert read_upload(None, *GRAY) is None
 
 
-def test_sixteen_bits_are_scaled_not_cut(tmp_path):
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     file = tmp_path / "deep.png"
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(file)
     assert read_upload(file, *GRAY).getpixel((0, 0)) == 128  # not 255
 
 
-def test_uploads_beyond_the_limits_are_refused_before_they_are_decoded(tmp_path):
+def test_uploads_beyond_the_limits_are_refused_before_decoding(tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="cannot be read as an image"):
+    with pytest.raises(UserError, match="Image"):
         read_upload(tmp_path / "text.png", *GRAY)
     Image.new("1", (5000, 5000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 10_000
-    with pytest.raises(UserError, match=r"5000 x 5000 pixels; at most 16,777,216"):
+    with pytest.raises(UserError, match="5000 x 5000"):
         read_upload(tmp_path / "bomb.png", *GRAY)
-    with pytest.raises(UserError, match=r"bytes; at most 10 are read"):
+    with pytest.raises(UserError, match="at most 10"):
         read_upload(tmp_path / "bomb.png", (8, 8), "L", Limits(upload_bytes=10))
 
 
-def test_the_mask_is_what_was_painted(model):
+def test_the_mask_covers_what_was_painted(model):
     side = canvas(Image.new("L", (8, 8))).width
     layer = Image.new("RGBA", (side, side))
     layer.paste((249, 115, 22, 255), (0, 0, side // 2, side))
@@ -56,6 +53,6 @@ def test_limits_follow_the_model():
     large = Limits().within(time_steps=50, height=512, width=512)
     assert (large.images, large.steps, large.frames, large.inpainting_steps) == (16, 50, 16, 50)
     assert Limits(images=8).within(1000, 32, 32).images == 8
-    assert whole_number("Seed", 3.0, 0, 5) == 3
-    with pytest.raises(UserError, match="possible is a whole number from 0 to 5"):
-        whole_number("Seed", True, 0, 5)
+    assert number("Seed", 3.0, 0, 5) == 3
+    with pytest.raises(UserError, match="Seed: given True"):
+        number("Seed", True, 0, 5)

@@ -11,9 +11,9 @@ from ddpm_hf.runtime.signals import Stopped
 
 
 def test_watching_yields_progress_and_then_the_result():
-    def run(tell):
+    def run(report):
         for done in range(1, 4):
-            tell(Progress(done, 3))
+            report(Progress(done, 3))
             time.sleep(0.2)
         return "done"
 
@@ -27,20 +27,20 @@ def test_watching_yields_progress_and_then_the_result():
 
 
 def test_watching_raises_what_the_run_raises():
-    def run(tell):
+    def run(report):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
         list(watch(run))
 
 
-def test_a_run_that_nobody_watches_ends_at_its_next_step():
+def test_closing_the_generator_stops_the_run_at_its_next_step():
     ended = threading.Event()
 
-    def run(tell):
+    def run(report):
         try:
             while True:
-                tell(Progress(1, 2))
+                report(Progress(1, 2))
                 time.sleep(0.01)
         except Stopped:
             ended.set()

@@ -61,7 +61,7 @@ def test_a_public_repository_is_made_only_when_asked_for(hub, client):
 
 def test_a_private_run_does_not_go_to_a_public_repository(hub, client):
     hub.put("ada/digits", {"a.txt": b""})
-    with pytest.raises(UserError, match=r"hub.private: given true, but ada/digits is public"):
+    with pytest.raises(UserError, match=r"hub\.private: given true"):
         push(client, TO, package())
     assert len(commits(hub)) == 2
 
@@ -153,7 +153,7 @@ def test_refusals_are_told_once_in_words_without_the_token(hub, client, route, s
 
 def test_a_hub_that_stays_away_is_given_up(hub, client, monkeypatch):
     hub.fault("commit", status=503, times=99)
-    with pytest.raises(HubUnreachableError, match=r"after 5 attempts \(pushing to ada/digits\): .*\(503\)"):
+    with pytest.raises(HubUnreachableError, match="5 attempts.*503"):
         push(client, TO, package())
     assert len(hub.requests("commit")) == 5
     assert commits(hub) == ["initial commit"]

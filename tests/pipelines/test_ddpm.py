@@ -233,19 +233,19 @@ def test_previews_leave_the_network_as_it_was(tiny_pipeline, raises):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_inference_steps": 0}, "num_inference_steps is 0; possible are 1 to 10"),
-        ({"num_inference_steps": 11}, "num_inference_steps is 11; possible are 1 to 10"),
-        ({"batch_size": 0}, "batch_size is 0; possible is 1 or more"),
-        ({"seeds": []}, "batch_size is 0; possible is 1 or more"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 11}, "num_inference_steps is 11"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seeds": []}, "batch_size is 0"),
         ({"batch_size": 3, "seeds": [1, 2]}, "2 seeds for 3 images"),
         ({"batch_size": 2, "generator": [torch.Generator()]}, "1 generator for 2 images"),
-        ({"seeds": [1], "generator": torch.Generator()}, "both seeds and generator"),
-        ({"class_labels": 1}, "the model is unconditional"),
-        ({"guidance_scale": 2.0}, "there are no class_labels"),
-        ({"output_type": "jpeg"}, "output_type is 'jpeg'; possible are 'pil', 'np', 'pt'"),
-        ({"sampler": "magic"}, "sampler is 'magic'; possible are ddpm, ddim"),
-        ({"seeds": [2**70]}, "possible is a list of whole numbers of 64 bits"),
-        ({"return_intermediates": -1}, "return_intermediates is -1; possible is 0 or more"),
+        ({"seeds": [1], "generator": torch.Generator()}, "seeds and generator"),
+        ({"class_labels": 1}, "class_labels"),
+        ({"guidance_scale": 2.0}, "guidance_scale is 2"),
+        ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
+        ({"sampler": "magic"}, "sampler is 'magic'"),
+        ({"seeds": [2**70]}, "seeds is "),
+        ({"return_intermediates": -1}, "return_intermediates is -1"),
     ],
 )
 def test_bad_arguments(tiny_pipeline, arguments, message):
@@ -256,8 +256,8 @@ def test_bad_arguments(tiny_pipeline, arguments, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "class-conditional: give class_labels, each from 0 to 3"),
-        (4, "class_labels are 4; possible are 0 to 3"),
+        (None, "class_labels"),
+        (4, "class_labels are 4"),
         ([0, -1], r"class_labels are \[0, -1\]"),
         (torch.tensor([0.5]), "class_labels are"),
         (torch.tensor([True]), "class_labels are"),
@@ -270,7 +270,7 @@ def test_bad_labels(tiny_pipeline, labels, message):
 
 
 def test_bad_guidance(tiny_pipeline):
-    with pytest.raises(ValueError, match="guidance_scale is nan; possible is any finite number"):
+    with pytest.raises(ValueError, match="guidance_scale is nan"):
         tiny_pipeline(num_class_embeds=4)(class_labels=1, guidance_scale=float("nan"))
 
 
@@ -281,12 +281,12 @@ def test_one_label_for_all_may_be_a_tensor(tiny_pipeline):
 
 
 def test_network_without_a_size(tiny_pipeline):
-    with pytest.raises(ValueError, match="has no sample_size"):
+    with pytest.raises(ValueError, match="sample_size"):
         tiny_pipeline(sample_size=None)()
 
 
 def test_two_channels_have_no_pil_mode(tiny_pipeline):
     pipeline = tiny_pipeline(in_channels=2, out_channels=2)
-    with pytest.raises(ValueError, match="for 1 or 3 channels, the model has 2"):
+    with pytest.raises(ValueError, match="output_type 'pil'"):
         pipeline()
     assert pipeline(output_type="np").images.shape == (1, 8, 8, 2)

@@ -216,26 +216,26 @@ def test_repaints_way_is_connected_and_does_each_step_ten_times(num_steps):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda p, x: p.reconstruct(x, 10), "timestep is 10; possible are 0 to 9"),
+        (lambda p, x: p.reconstruct(x, 10), "timestep is 10"),
         (lambda p, x: p.reconstruct(x, -1), "timestep is -1"),
-        (lambda p, x: p.reconstruct(x, 4, num_inference_steps=6), "possible are 1 to 5 from timestep 4"),
+        (lambda p, x: p.reconstruct(x, 4, num_inference_steps=6), "num_inference_steps is 6"),
         (lambda p, x: p.reconstruct(x, 4, seeds=[1]), "1 seeds for 2 images"),
-        (lambda p, x: p.encode(x, 0), "num_inference_steps is 0; possible are 1 to 9 from timestep 8"),
-        (lambda p, x: p.encode(x[..., 1:]), r"possible is \(batch, 1, 8, 8\)"),
+        (lambda p, x: p.encode(x, 0), "num_inference_steps is 0"),
+        (lambda p, x: p.encode(x[..., 1:]), r"images: shape \(2, 1, 8, 7\)"),
         (lambda p, x: p.decode(x[..., 1:]), r"latents have shape \(2, 1, 8, 7\)"),
-        (lambda p, x: p.img2img(x, 0.0), "strength is 0.0; possible is more than 0, up to 1"),
+        (lambda p, x: p.img2img(x, 0.0), "strength is 0.0"),
         (lambda p, x: p.img2img(x, 1.5), "strength is 1.5"),
-        (lambda p, x: p.interpolate(x[:1], x[1:], 1), "num_steps is 1; possible is 2 or more"),
-        (lambda p, x: p.interpolate(x[:1], x[1:], method="linear"), "method is 'linear'; possible are"),
-        (lambda p, x: p.interpolate(x, x), "2 were given for one of them"),
-        (lambda p, x: p.interpolate(x[:1], 3), "two images, or two seeds with method 'ddim'"),
-        (lambda p, x: p.interpolate(1, 3, method="ddpm"), "two images, or two seeds with method 'ddim'"),
-        (lambda p, x: p.inpaint(x, torch.ones(1, 1, 4, 4)), r"the mask: shape \(1, 1, 4, 4\); possible is"),
+        (lambda p, x: p.interpolate(x[:1], x[1:], 1), "num_steps is 1"),
+        (lambda p, x: p.interpolate(x[:1], x[1:], method="linear"), "method is 'linear'"),
+        (lambda p, x: p.interpolate(x, x), "2 were given"),
+        (lambda p, x: p.interpolate(x[:1], 3), "two seeds"),
+        (lambda p, x: p.interpolate(1, 3, method="ddpm"), "two seeds"),
+        (lambda p, x: p.inpaint(x, torch.ones(1, 1, 4, 4)), r"the mask: shape \(1, 1, 4, 4\)"),
         (lambda p, x: p.inpaint(x, torch.ones(3, 1, 8, 8)), "3 masks for 2 images"),
         (lambda p, x: p.inpaint(x, torch.ones(1, 1, 8, 8), output_type="gif"), "output_type is 'gif'"),
-        (lambda p, x: p.encode(x, class_labels=1), "the model is unconditional"),
-        (lambda p, x: p.encode(x[:0]), "images: none were given"),
-        (lambda p, x: p.encode([]), "images: given none; possible are PIL images"),
+        (lambda p, x: p.encode(x, class_labels=1), "class_labels"),
+        (lambda p, x: p.encode(x[:0]), "images: none"),
+        (lambda p, x: p.encode([]), "images: given none"),
         (lambda p, x: p.decode(x[:0]), r"latents have shape \(0, 1, 8, 8\)"),
     ],
 )  # fmt: skip
@@ -245,7 +245,7 @@ def test_bad_arguments(tiny_pipeline, edit, message):
 
 
 def test_labels_of_an_interpolation_are_one_or_one_for_each_image(tiny_pipeline):
-    with pytest.raises(ValueError, match="2 class_labels for 4 images; give one for all or one for each"):
+    with pytest.raises(ValueError, match="2 class_labels for 4 images"):
         tiny_pipeline(num_class_embeds=3).interpolate(1, 2, 4, class_labels=[0, 1])
 
 

@@ -99,7 +99,7 @@ def test_schedule_curves_are_drawn(tmp_path, alpha_bar):
 
 @pytest.mark.parametrize("alpha_bar", [[], 0.5, [0.5, 0.6], [1.0, 0.5], [0.5, -0.1], [[0.5]], [float("nan")]])
 def test_what_is_no_schedule(tmp_path, alpha_bar):
-    with pytest.raises(ValueError, match="possible is a row of falling numbers"):
+    with pytest.raises(ValueError, match="alpha_bar"):
         schedule_curves(alpha_bar, tmp_path / "schedule.png")
 
 

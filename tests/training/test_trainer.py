@@ -72,7 +72,7 @@ def whole_run(tiny, tmp_path) -> Path:
     return tmp_path / "whole"
 
 
-def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys, caplog):
+def test_a_run_writes_all_documented_files(tiny, tmp_path, capsys, caplog):
     config = tiny()
     Trainer(config).train()
     assert "The colours of the preview at step 4 are off: gray" in caplog.text  # after four updates, they are
@@ -104,7 +104,7 @@ def test_a_run_leaves_all_it_promises(tiny, tmp_path, capsys, caplog):
     assert "from diffusers import DiffusionPipeline" in said
 
 
-def test_what_is_saved_for_use_is_the_average(whole_run):
+def test_the_saved_pipeline_holds_the_ema_weights(whole_run):
     checkpoint = whole_run / "checkpoints" / "step-6"
     average = load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
     raw = load_file(checkpoint / "training_state" / "network.safetensors")
@@ -119,7 +119,7 @@ def test_every_checkpoint_is_a_stock_pipeline(whole_run):
         assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
 
 
-def test_a_crash_and_a_resume_change_nothing(tiny, tmp_path, whole_run, monkeypatch):
+def test_resuming_after_a_crash_is_exact(tiny, tmp_path, whole_run, monkeypatch):
     def crash():
         raise RuntimeError("power cut")
 
@@ -131,7 +131,7 @@ def test_a_crash_and_a_resume_change_nothing(tiny, tmp_path, whole_run, monkeypa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_with_a_checkpoint_to_go_on_from(tiny, tmp_path, whole_run, monkeypatch, number):
+def test_a_signal_ends_the_run_with_a_checkpoint_to_resume_from(tiny, tmp_path, whole_run, monkeypatch, number):
     break_before(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Stopped, match="stopped at step 3 with a checkpoint; resume with") as caught:
         Trainer(tiny()).train()
@@ -153,17 +153,17 @@ def test_a_run_without_a_checkpoint_yet_starts_at_the_beginning(tiny, tmp_path, 
     assert_same_run(tmp_path / "run", whole_run)
 
 
-def test_a_finished_run_can_be_trained_on(tiny, tmp_path, whole_run):
+def test_a_finished_run_can_be_extended(tiny, tmp_path, whole_run):
     Trainer(tiny(f"output_dir={whole_run}", "training.num_steps=8"), resume="latest").train()
     assert [line["step"] for line in figures(whole_run)] == [3, 4, 6, 8]  # the preview's at 4
 
 
-def test_a_checkpoint_starts_a_run_elsewhere(tiny, tmp_path, whole_run):
+def test_a_checkpoint_can_be_resumed_in_another_folder(tiny, tmp_path, whole_run):
     Trainer(tiny(), resume=str(whole_run / "checkpoints" / "step-4")).train()
     torch.testing.assert_close(tensors(tmp_path / "run" / "unet"), tensors(whole_run / "unet"), rtol=0, atol=0)
 
 
-def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, whole_run):
+def test_accumulation_is_exact_up_to_rounding(tiny, tmp_path, whole_run):
     # dropout draws one mask for the whole part, so only without it are the parts those of one batch
     runs = []
     for parts in (1, 2, 4):
@@ -175,7 +175,7 @@ def test_accumulation_changes_nothing_but_rounding(tiny, tmp_path, whole_run):
     assert runs[2] == pytest.approx(runs[0], rel=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_and_spares_its_last_checkpoint(tiny, trained):
+def test_non_finite_gradients_end_the_run_and_keep_its_last_checkpoint(tiny, trained):
     last = trained / "checkpoints" / "step-6"
     before = tensors(last)
     options = ("training.num_steps=12", "training.learning_rate=1e30", "training.max_grad_norm=null")
@@ -186,7 +186,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_spares_its_last_checkpoi
     torch.testing.assert_close(tensors(last), before, rtol=0, atol=0)
 
 
-def test_a_full_disk_is_told_and_does_not_end_the_run(tiny, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_logged_and_does_not_end_the_run(tiny, tmp_path, monkeypatch, caplog):
     save = TrainState.save
     kept = []
 
@@ -205,7 +205,7 @@ def test_a_full_disk_is_told_and_does_not_end_the_run(tiny, tmp_path, monkeypatc
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-6"]
 
 
-def test_figures_that_find_no_room_are_told_and_do_not_end_the_run(tiny, tmp_path, caplog, monkeypatch):
+def test_metrics_that_cannot_be_written_are_logged_and_do_not_end_the_run(tiny, tmp_path, caplog, monkeypatch):
     def full(self, record):
         raise OSError(28, "No space left on device")
 
@@ -216,7 +216,7 @@ def test_figures_that_find_no_room_are_told_and_do_not_end_the_run(tiny, tmp_pat
 
 
 @pytest.mark.parametrize("work", ["preview", "evaluation", "validation"])
-def test_what_a_signal_cuts_off_is_made_up_for(tiny, tmp_path, monkeypatch, work):
+def test_work_interrupted_by_a_signal_is_done_after_resuming(tiny, tmp_path, monkeypatch, work):
     options = [
         "training.preview_every=3",
         "training.validate_every=3",
@@ -244,7 +244,7 @@ def test_what_a_signal_cuts_off_is_made_up_for(tiny, tmp_path, monkeypatch, work
     assert sorted(told) == sorted([(3, kind) for kind in kinds] + [(6, "validation"), (6, "evaluation")])
 
 
-def test_a_run_that_fails_in_its_set_up_can_be_begun_again(tiny, tmp_path, monkeypatch):
+def test_a_run_that_fails_in_its_set_up_can_be_started_again(tiny, tmp_path, monkeypatch):
     def fail(*_):
         raise UserError("no such tracker")
 
@@ -256,7 +256,7 @@ def test_a_run_that_fails_in_its_set_up_can_be_begun_again(tiny, tmp_path, monke
     assert (tmp_path / "run" / "samples.png").exists()
 
 
-def test_a_run_that_another_has_overtaken_writes_nothing(tiny, tmp_path):
+def test_a_run_started_after_another_wrote_to_the_folder_writes_nothing(tiny, tmp_path):
     late = Trainer(tiny())
     Trainer(tiny()).train()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.name != ".lock"}
@@ -265,7 +265,7 @@ def test_a_run_that_another_has_overtaken_writes_nothing(tiny, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def test_a_run_that_was_taken_back_evaluates_a_step_anew(tiny, tmp_path):
+def test_a_run_resumed_from_an_earlier_step_evaluates_it_again(tiny, tmp_path):
     options = ["training.evaluate_every=6", "training.num_evaluation_samples=80", "benchmark.features=digits"]
     Trainer(tiny(*options, "training.checkpoints_to_keep=3")).train()
     start = tmp_path / "run" / "checkpoints" / "step-4"
@@ -300,7 +300,7 @@ def test_options_run(tiny, tmp_path, options):
     assert all(0 < loss < 10 for loss in losses(tmp_path / "run"))
 
 
-def test_a_run_can_be_measured_while_it_goes_on(tiny, tmp_path):
+def test_evaluation_during_training(tiny, tmp_path):
     benchmark = ("benchmark.features=digits", "benchmark.allow_few_samples=true")
     Trainer(tiny("training.evaluate_every=3", "training.num_evaluation_samples=12", *benchmark)).train()
     measured = [line for line in figures(tmp_path / "run") if "evaluation" in line]
@@ -309,13 +309,13 @@ def test_a_run_can_be_measured_while_it_goes_on(tiny, tmp_path):
     assert "in-training evaluation at step 3" in (tmp_path / "run" / "evaluation" / "step-3" / "report.md").read_text()
 
 
-def test_measurements_that_will_not_work_are_told_before_the_first_step(tiny, tmp_path):
+def test_impossible_evaluations_are_reported_before_the_first_step(tiny, tmp_path):
     with pytest.raises(UserError, match=r"training\.num_evaluation_samples: given 12; allowed: at least 65"):
         Trainer(tiny("training.evaluate_every=3", "training.num_evaluation_samples=12", "benchmark.features=digits"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_preview_that_fails_leaves_the_trained_weights_as_they_were(tiny, monkeypatch):
+def test_a_failed_preview_restores_the_trained_weights(tiny, monkeypatch):
     trainer, before = Trainer(tiny()), {}
     preview, draw = Trainer._preview, SamplingSettings.draw
 
@@ -336,7 +336,7 @@ def test_a_preview_that_fails_leaves_the_trained_weights_as_they_were(tiny, monk
     assert not torch.equal(trainer.state.pipeline.unet.conv_in.weight, before["conv_in.weight"])
 
 
-def test_averages_of_several_decays_are_variants_of_the_pipeline(tiny, tmp_path):
+def test_ema_weights_of_several_decays_are_variants_of_the_pipeline(tiny, tmp_path):
     options = ("training.ema_extra_decays=[0.5,0]", "training.ema_schedule=constant")
     Trainer(tiny(*options, f"output_dir={tmp_path / 'whole'}")).train()
     whole = tmp_path / "whole"
@@ -353,14 +353,14 @@ def test_averages_of_several_decays_are_variants_of_the_pipeline(tiny, tmp_path)
     torch.testing.assert_close(tensors(tmp_path / "run" / last), tensors(whole / last), rtol=0, atol=0)
 
 
-def test_auto_starts_a_run_or_goes_on_with_it(tiny, tmp_path, whole_run):
+def test_resume_auto_starts_or_resumes_a_run(tiny, tmp_path, whole_run):
     Trainer(tiny("training.num_steps=4"), resume="auto").train()
     Trainer(tiny(), resume="auto").train()
     assert tensors(tmp_path / "run/unet").keys() == tensors(whole_run / "unet").keys()
     assert figures(tmp_path / "run")[-1]["step"] == 6
 
 
-def test_a_changed_dataset_is_not_gone_on_with(tiny, tmp_path, whole_run):
+def test_a_changed_dataset_is_refused_on_resume(tiny, tmp_path, whole_run):
     folder = tmp_path / "images"
     folder.mkdir()
     for index in range(8):
@@ -379,7 +379,7 @@ def test_a_run_is_not_overwritten(tiny, whole_run):
     assert {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")} == before
 
 
-def test_another_model_cannot_go_on_from_a_run(tiny, whole_run, caplog):
+def test_another_model_cannot_resume_a_run(tiny, whole_run, caplog):
     with pytest.raises(UserError, match=r"model_config.num_res_blocks: 1 → 2; seed: 0 → 3|seed.*num_res_blocks"):
         Trainer(tiny(f"output_dir={whole_run}", "model_config.num_res_blocks=2", "seed=3"), "latest")
     with caplog.at_level(logging.WARNING):
