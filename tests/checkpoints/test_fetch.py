@@ -164,7 +164,7 @@ def test_offline_it_is_said_what_is_missing(hub, client, pushed, monkeypatch):
     folder = fetch_pipeline("ada/digits", client)
     shutil.rmtree(folder / "scheduler")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE.*ada/other"):
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE.*ada/other"):
         fetch_pipeline("ada/other", client)
     with pytest.raises(UserError, match=r"cache.*scheduler/scheduler_config\.json"):
         fetch_pipeline("ada/digits", client)
@@ -175,7 +175,7 @@ def test_a_hub_that_is_away_is_replaced_by_the_cache(hub, client, pushed, caplog
     hub.fault("info", status=503, times=99)
     assert fetch_pipeline("ada/digits", client) == folder
     assert "looking for ada/digits in the cache" in caplog.text
-    with pytest.raises(UserError, match="ada/other.*cache"):
+    with pytest.raises(UserError, match=r"ada/other.*cache"):
         fetch_pipeline("ada/other", client)
 
 
@@ -201,7 +201,7 @@ def test_a_repository_without_a_checkpoint_says_so(hub, client, run):
     push_run(run, HubConfig(repo_id="ada/digits"), client)
     with pytest.raises(UserError, match=r"--resume hub:ada/digits: .* no such branch"):
         fetch_checkpoint("hub:ada/digits", client)
-    with pytest.raises(UserError, match="hub.checkpoint_branch"):
+    with pytest.raises(UserError, match=r"hub\.checkpoint_branch"):
         fetch_checkpoint("hub:ada/digits@main", client)
     with pytest.raises(UserError, match="ada/none"):
         fetch_checkpoint("hub:ada/none", client)

@@ -53,7 +53,7 @@ def test_a_run_is_its_finished_pipeline_or_its_newest_complete_checkpoint(run, t
     assert newest_pipeline(run) == run / "checkpoints" / "step-6"
     (run / "checkpoints" / "step-6" / "unet" / "config.json").write_text("{}")
     assert newest_pipeline(run) == run / "checkpoints" / "step-4"
-    with pytest.raises(UserError, match="^--model: "):
+    with pytest.raises(UserError, match=r"^--model: "):
         newest_pipeline(tmp_path)
 
 

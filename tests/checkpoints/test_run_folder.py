@@ -26,7 +26,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="--resume latest"):
         RunFolder(tmp_path).check_free()
-    with pytest.raises(UserError, match="output_dir: .*thesis.tex"):
+    with pytest.raises(UserError, match=r"output_dir: .*thesis.tex"):
         RunFolder(tmp_path / "thesis.tex").check_free()
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -115,9 +115,9 @@ def test_an_unfinished_run_gives_its_newest_checkpoint_and_preview(run):
 
 
 def test_folders_without_a_run_are_refused_in_words(tmp_path, run):
-    with pytest.raises(UserError, match="^RUN_FOLDER: .*nowhere"):
+    with pytest.raises(UserError, match=r"^RUN_FOLDER: .*nowhere"):
         push_run(tmp_path / "nowhere", SETTINGS)
-    with pytest.raises(UserError, match="^RUN_FOLDER: "):
+    with pytest.raises(UserError, match=r"^RUN_FOLDER: "):
         push_run(tmp_path, SETTINGS)
     (run / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="unet/diffusion"):

@@ -153,7 +153,7 @@ def test_refusals_are_told_once_in_words_without_the_token(hub, client, route, s
 
 def test_a_hub_that_stays_away_is_given_up(hub, client, monkeypatch):
     hub.fault("commit", status=503, times=99)
-    with pytest.raises(HubUnreachableError, match="5 attempts.*503"):
+    with pytest.raises(HubUnreachableError, match=r"5 attempts.*503"):
         push(client, TO, package())
     assert len(hub.requests("commit")) == 5
     assert commits(hub) == ["initial commit"]

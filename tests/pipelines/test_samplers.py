@@ -98,10 +98,10 @@ def test_what_cannot_be_kept_is_said():
     with pytest.warns(UserWarning, match="'euler' does not threshold"):
         make_sampler("euler", DDPMScheduler(thresholding=True))
     for name in ("heun", "euler", "pndm"):
-        with pytest.raises(ValueError, match="sampler .*x_0"):
+        with pytest.raises(ValueError, match=r"sampler .*x_0"):
             make_sampler(name, DDPMScheduler(prediction_type="sample"))
     for name in ("heun", "pndm"):
-        with pytest.raises(ValueError, match="sampler .*signal"):
+        with pytest.raises(ValueError, match=r"sampler .*signal"):
             make_sampler(name, DDPMScheduler(rescale_betas_zero_snr=True))
 
 
@@ -116,9 +116,9 @@ def test_dynamic_thresholding_and_variance_survive_a_change_and_back():
 
 
 def test_impossible_numbers_of_steps_name_possible_ones():
-    with pytest.raises(ValueError, match="30 even steps.*25 and 20"):
+    with pytest.raises(ValueError, match=r"30 even steps.*25 and 20"):
         set_num_steps(sampler("pndm"), 30)
-    with pytest.raises(ValueError, match="61 even steps.*'ddim'"):
+    with pytest.raises(ValueError, match=r"61 even steps.*'ddim'"):
         set_num_steps(sampler("euler"), 61)
     made = sampler("ddim")
     for num_steps in range(1, 1001):
