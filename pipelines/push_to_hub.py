@@ -57,22 +57,22 @@ def main(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
 
     with cli.waiting("loading the Hub's client"):
-        from ddpm_hf.hub.share import push_newest_checkpoint, push_run
+        from ddpm_hf.hub.share import Kind, push_run
         from ddpm_hf.runtime.hub_client import HubClient
 
     client = HubClient()
     if not client.has_token:
         raise UserError("there is no token for the Hub; make one with the role write and run: hf auth login")
-    pushes = {"pipeline": push_run, **({"checkpoint": push_newest_checkpoint} if arguments.checkpoints else {})}
-    for name, push in pushes.items():
-        with tqdm(desc=name, unit="B", unit_scale=True, dynamic_ncols=True, delay=0.5) as bar:
+    kinds: list[Kind] = ["pipeline", "checkpoint"] if arguments.checkpoints else ["pipeline"]
+    for kind in kinds:
+        with tqdm(desc=kind, unit="B", unit_scale=True, dynamic_ncols=True, delay=0.5) as bar:
 
             def show(done: int, total: int, bar: Any = bar) -> None:
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            pushed = push(arguments.run_folder, settings, client, show)
-        print(f"{name}: {pushed}")
+            pushed = push_run(arguments.run_folder, settings, client, show, kind)
+        print(f"{kind}: {pushed}")
     if arguments.space:
         _publish_space(arguments.space, settings, client)
     if not settings.license:

@@ -21,7 +21,7 @@ from ddpm_hf.config import DatasetConfig, HubConfig, ModelConfig
 from ddpm_hf.data import load_image_set, load_image_sets
 from ddpm_hf.data.decoding import DECODER
 from ddpm_hf.evaluation.report import Report
-from ddpm_hf.hub import push_newest_checkpoint, push_run
+from ddpm_hf.hub import push_run
 
 FIRST = Path(__file__).parent / "first_version"
 RUNS = ("plain", "full")
@@ -163,7 +163,7 @@ def test_a_run_is_measured_again_with_the_same_result(program, run):
 def test_a_run_is_pushed_with_its_report(hub, client, run):
     settings = HubConfig(repo_id="ada/plain", checkpoint_branch="checkpoints")
     push_run(run, settings, client)
-    push_newest_checkpoint(run, settings, client)
+    push_run(run, settings, client, kind="checkpoint")
     files = hub.repo("ada/plain").find("main").files
     assert files[WEIGHTS].data == (run / WEIGHTS).read_bytes()
     card = files["README.md"].data.decode()

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,15 @@ def gather_model_info(
         files: names of the files that are pushed; the report is read only if metrics.json is one of them.
         revision: branch there.
         license: in the Hub's spelling.
+
+    Raises:
+        UserError: if the checkpoint, or the weights, cannot be read.
     """
     folder, is_finished = RunFolder(run), pipeline == run
-    step, seconds = _position(folder, None if is_finished else pipeline)
+    if is_finished:
+        position = _read(folder.metrics, lambda lines: json.loads(lines.rstrip().rpartition("\n")[2]))
+    else:
+        position = asdict(Progress.read(pipeline))
     return ModelInfo(
         repo_id=repo_id,
         revision=revision,
@@ -117,8 +123,8 @@ def gather_model_info(
         network=sanitize(_read(pipeline / UNET_CONFIG)),
         scheduler=sanitize(_read(pipeline / SCHEDULER_CONFIG)),
         num_parameters=_count_parameters(pipeline / UNET),
-        step=step,
-        seconds=seconds,
+        step=position.get("step"),
+        seconds=position.get("seconds"),
         environment=_read(folder.environment),
         report=_read_report(folder.report) if folder.report.name in files else None,
         files=frozenset(files),
@@ -140,15 +146,6 @@ def _read(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _position(run: RunFolder, checkpoint: Path | None) -> tuple[int | None, float | None]:
-    """Updates done and the time spent on them, of a checkpoint or of a finished run; None where unknown."""
-    if checkpoint is None:
-        last = _read(run.metrics, lambda lines: json.loads(lines.rstrip().rpartition("\n")[2]))
-        return last.get("step"), last.get("seconds")
-    progress = Progress.read(checkpoint)
-    return progress.step, progress.seconds
 
 
 def _count_parameters(unet: Path) -> int:

@@ -30,57 +30,38 @@ def push_run(
     settings: HubConfig,
     client: HubClient | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    kind: Kind = "pipeline",
 ) -> Pushed:
-    """Push the pipeline of a run: the finished one, or else that of its newest complete checkpoint.
+    """Push a run: its pipeline for use, or its newest complete checkpoint for `--resume hub:…`.
 
     Args:
         run: the run folder.
         settings: where to push, and what of the run.
         client: None: the usual Hub.
         on_progress: called with the number of bytes done and that of all files.
+        kind: "pipeline" pushes the finished one, or else that of the newest complete checkpoint; "checkpoint" pushes
+            that checkpoint with all its training state.
 
     Returns:
         The commit that holds everything, its URL, and how many files differed; if none did, no commit was made.
 
     Raises:
-        UserError: if the folder, the token or the repository cannot be used.
+        UserError: if the folder, the token or the repository cannot be used, or the run has no complete checkpoint.
         HubUnreachableError: if the Hub did not answer.
     """
-    pipeline = newest_pipeline(run, "RUN_FOLDER")
-    return push_folder("pipeline", run, pipeline, settings, client or HubClient(), on_progress)
-
-
-def push_newest_checkpoint(
-    run: Path,
-    settings: HubConfig,
-    client: HubClient | None = None,
-    on_progress: OnProgress = lambda done, total: None,
-) -> Pushed:
-    """Push the newest complete checkpoint of a run with all its training state, for `--resume hub:…`.
-
-    Args:
-        run: the run folder.
-        settings: where to push.
-        client: None: the usual Hub.
-        on_progress: called with the number of bytes done and that of all files.
-
-    Returns:
-        As `push_run`.
-
-    Raises:
-        UserError: if there is no complete checkpoint, or the token or the repository cannot be used.
-        HubUnreachableError: if the Hub did not answer.
-    """
-    checkpoint = find_latest(RunFolder(run).checkpoints)
-    if checkpoint is None:
+    if kind == "pipeline":
+        folder = newest_pipeline(run, "RUN_FOLDER")
+    elif (latest := find_latest(RunFolder(run).checkpoints)) is not None:
+        folder = latest
+    else:
         raise UserError(f"RUN_FOLDER: {run} holds no complete checkpoint; leave --checkpoints out")
-    return push_folder("checkpoint", run, checkpoint, settings, client or HubClient(), on_progress)
+    return push_folder(kind, run, folder, settings, client or HubClient(), on_progress)
 
 
 def push_folder(
     kind: Kind, run: Path, folder: Path, settings: HubConfig, client: HubClient, on_progress: OnProgress
 ) -> Pushed:
-    """Push the pipeline, or the checkpoint, in a folder of a run; see `push_run` and `push_newest_checkpoint`."""
+    """Push the pipeline, or the checkpoint, in a folder of a run; see `push_run`."""
     to = destination(kind, settings, client)
     if kind == "pipeline":
         return push(client, to, pipeline_package(run, settings, to.repo_id, folder), on_progress)

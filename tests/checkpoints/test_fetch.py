@@ -14,7 +14,7 @@ from ddpm_hf.checkpoints.fetch import HubAddress, fetch_checkpoint, fetch_pipeli
 from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import pipeline_package
-from ddpm_hf.hub.share import push_newest_checkpoint, push_run
+from ddpm_hf.hub.share import push_run
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubUnreachableError
 
@@ -26,7 +26,7 @@ def pushed(hub, client, run):
     """A run on the Hub: its pipeline on main, its newest checkpoint on the branch "checkpoints"."""
     settings = HubConfig(repo_id="ada/digits", license="mit", checkpoint_branch="checkpoints")
     push_run(run, settings, client)
-    push_newest_checkpoint(run, settings, client)
+    push_run(run, settings, client, kind="checkpoint")
     hub.log.clear()
     return run
 

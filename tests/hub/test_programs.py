@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ddpm_hf.checkpoints.fetch import fetch_checkpoint
 from ddpm_hf.config import load_config
 from ddpm_hf.config.hub import HubConfig
-from ddpm_hf.hub import push_newest_checkpoint
+from ddpm_hf.hub import push_run
 
 PROGRAM = Path(__file__).parents[2] / "pipelines" / "push_to_hub.py"
 
@@ -116,7 +116,7 @@ def test_a_run_goes_on_from_the_hub_exactly(hub, client, tmp_path):
 
     whole = train("whole", 6)
     half = train("half", 4)
-    push_newest_checkpoint(half, HubConfig(repo_id="ada/digits", checkpoint_branch="state"), client)
+    push_run(half, HubConfig(repo_id="ada/digits", checkpoint_branch="state"), client, kind="checkpoint")
     resumed = train("resumed", 6, str(fetch_checkpoint("hub:ada/digits@state", client)))
     for name in ("network", "optimizer"):
         path = f"checkpoints/step-6/training_state/{name}.safetensors"

@@ -11,7 +11,7 @@ from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import split_card
 from ddpm_hf.hub.export import pipeline_package
-from ddpm_hf.hub.share import push_newest_checkpoint, push_run
+from ddpm_hf.hub.share import push_run
 
 SETTINGS = HubConfig(repo_id="ada/digits", license="apache-2.0")
 
@@ -121,7 +121,7 @@ def test_weights_are_hashed_once(hub, client, run, monkeypatch):
     monkeypatch.setattr(format, "sha256", verified)
     monkeypatch.setattr(lfs, "sha_fileobj", compared)
     push_run(run, SETTINGS, client)
-    push_newest_checkpoint(run, SETTINGS, client)
+    push_run(run, SETTINGS, client, kind="checkpoint")
     weights = sorted(name for name in hashed if name.endswith(".safetensors"))
     names = [path.relative_to(run).as_posix() for path in (run / "checkpoints" / "step-6").rglob("*.safetensors")]
     assert weights == sorted(str(run / name) for name in ["unet/diffusion_pytorch_model.safetensors", *names])
