@@ -36,7 +36,7 @@ def _no_pauses(monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
-def test_a_pipeline_comes_whole_and_without_code(hub, client, pushed, transfer):
+def test_a_pipeline_is_fetched_completely_and_without_code(hub, client, pushed, transfer):
     folder = fetch_pipeline("ada/digits", client)
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert names == {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS}
@@ -75,7 +75,7 @@ def test_a_revision_can_be_named(hub, client, pushed):
         fetch_pipeline("ada/digits@nowhere", client)
 
 
-def test_a_flipped_byte_on_the_way_is_found_and_mended(hub, client, pushed, caplog):
+def test_a_byte_flipped_in_transit_is_detected_and_fetched_again(hub, client, pushed, caplog):
     hub.fault("cdn", flip=True)
     folder = fetch_pipeline("ada/digits", client)
     assert f"{WEIGHTS} of ada/digits is damaged" in caplog.text
@@ -133,7 +133,7 @@ def test_a_byte_flipped_in_the_store_of_xet_is_found(hub, client, pushed, tmp_pa
     ],
     ids=str,
 )
-def test_faults_that_pass_are_sat_out(hub, client, pushed, route, fault):
+def test_transient_faults_are_retried(hub, client, pushed, route, fault):
     hub.fault(route, times=2, **fault)
     folder = fetch_pipeline("ada/digits", client)
     assert (folder / WEIGHTS).read_bytes() == (pushed / WEIGHTS).read_bytes()
@@ -141,7 +141,7 @@ def test_faults_that_pass_are_sat_out(hub, client, pushed, route, fault):
 
 @pytest.mark.parametrize("route", ["info", "tree", "resolve", "cdn"])
 @pytest.mark.parametrize(("status", "words"), [(401, "token"), (403, "ada/digits"), (404, "ada/digits")])
-def test_refusals_are_told_in_words(hub, client, pushed, route, status, words, caplog):
+def test_refusals_are_reported(hub, client, pushed, route, status, words, caplog):
     caplog.set_level(logging.DEBUG, "ddpm_hf")
     hub.fault(route, status=status, times=99)
     with pytest.raises(UserError, match=words) as caught:
@@ -160,7 +160,7 @@ def test_what_is_cached_works_offline(hub, client, pushed, monkeypatch):
     assert not hub.log
 
 
-def test_offline_it_is_said_what_is_missing(hub, client, pushed, monkeypatch):
+def test_offline_errors_name_what_is_missing(hub, client, pushed, monkeypatch):
     folder = fetch_pipeline("ada/digits", client)
     shutil.rmtree(folder / "scheduler")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -170,7 +170,7 @@ def test_offline_it_is_said_what_is_missing(hub, client, pushed, monkeypatch):
         fetch_pipeline("ada/digits", client)
 
 
-def test_a_hub_that_is_away_is_replaced_by_the_cache(hub, client, pushed, caplog):
+def test_the_cache_is_used_when_the_hub_is_unreachable(hub, client, pushed, caplog):
     folder = fetch_pipeline("ada/digits", client)
     hub.fault("info", status=503, times=99)
     assert fetch_pipeline("ada/digits", client) == folder
@@ -179,7 +179,7 @@ def test_a_hub_that_is_away_is_replaced_by_the_cache(hub, client, pushed, caplog
         fetch_pipeline("ada/other", client)
 
 
-def test_a_download_that_breaks_off_for_good_is_an_error(hub, client, pushed):
+def test_a_download_that_keeps_failing_is_an_error(hub, client, pushed):
     hub.fault("cdn", status=503, times=9999)
     with pytest.raises(HubUnreachableError, match="could not reach"):
         fetch_pipeline("ada/digits", client)

@@ -27,7 +27,7 @@ def test_folders_and_ids(runs):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "words"),
     [
         ("runs", "runs holds neither a pipeline .* run folders in it: runs/digits$"),
         ("runs/digit", "no folder runs/digit; run folders there: runs/digits$"),
@@ -36,8 +36,8 @@ def test_folders_and_ids(runs):
         ("/nowhere/digits", "no folder /nowhere/digits; allowed"),
     ],
 )
-def test_mistakes(runs, given, told):
-    with pytest.raises(UserError, match=f"^--model: .*{told}"):
+def test_mistakes(runs, given, words):
+    with pytest.raises(UserError, match=f"^--model: .*{words}"):
         find_folder(given)
 
 

@@ -62,7 +62,7 @@ def test_every_flipped_byte_and_every_cut_is_found(root):
     assert find_damage(checkpoint) is None
 
 
-def test_damaged_ones_are_named_and_passed_over(root, caplog):
+def test_damaged_checkpoints_are_named_and_skipped(root, caplog):
     (root / "step-10" / "weights").write_bytes(b"short")
     (root / "step-2" / "sub" / "state.json").unlink()
     with caplog.at_level(logging.WARNING):
@@ -86,7 +86,7 @@ def test_strange_neighbours_are_left_alone(root):
     assert sorted(path.name for path in root.iterdir()) == ["other", "step-12", "step-5.bak", "step-99", "step-x"]
 
 
-def test_a_failed_write_leaves_the_others_and_is_swept_up_by_the_next(root):
+def test_a_failed_write_keeps_the_others_and_is_cleaned_up_by_the_next(root):
     def fail(folder):
         fill(folder)
         raise OSError("disk full")

@@ -46,13 +46,13 @@ with RunFolder({str(tmp_path)!r}).locked():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="output_dir"), RunFolder(tmp_path / "file" / "run").locked():
         pass
 
 
-def test_a_plan_that_another_run_has_overtaken_is_refused(tmp_path):
+def test_a_plan_is_refused_after_another_run_wrote_to_the_folder(tmp_path):
     run = RunFolder(tmp_path / "run")
     before = run.found()
     run.check_unchanged(before)
@@ -66,7 +66,7 @@ def test_a_plan_that_another_run_has_overtaken_is_refused(tmp_path):
         run.check_unchanged(before)
 
 
-def test_publishing_that_is_cut_short_leaves_no_index_of_what_is_not_there(tmp_path, monkeypatch):
+def test_interrupted_publishing_leaves_no_index_of_missing_files(tmp_path, monkeypatch):
     def save(folder):
         (folder / "unet").mkdir(parents=True)
         (folder / "model_index.json").touch()

@@ -85,7 +85,7 @@ def test_only_every_so_many_updates(hub, uploader, run):
     assert len(titles(hub)) == 2
 
 
-def test_training_waits_for_nothing_and_the_newest_wins(hub, uploader, run):
+def test_submit_never_waits_and_the_newest_upload_wins(hub, uploader, run):
     """The Hub hangs while four checkpoints come, and each is pruned at once."""
     up = uploader()
     up.start()
@@ -169,7 +169,7 @@ def test_a_hub_that_hangs_at_the_end_has_a_limit_and_leaves_a_command(hub, uploa
     assert (run / "model_index.json").exists()
 
 
-def test_what_failed_for_good_is_told_with_its_reason(hub, uploader, run, capsys, caplog):
+def test_a_permanent_failure_is_reported_with_its_reason(hub, uploader, run, capsys, caplog):
     up = uploader()
     up.start()
     hub.fault("commit", status=403, times=99)
@@ -243,7 +243,7 @@ def test_the_check_makes_nothing(hub, uploader):
         (lambda hub, patch: patch.setattr(constants, "HF_HUB_OFFLINE", True), {}, "HF_HUB_OFFLINE is set"),
     ],
 )
-def test_what_would_fail_later_is_said_before(hub, uploader, monkeypatch, prepare, settings, words):
+def test_later_failures_are_reported_by_the_check(hub, uploader, monkeypatch, prepare, settings, words):
     hub.put("lab/made", {}, private=True)
     prepare(hub, monkeypatch)
     with pytest.raises(UserError, match=words):
@@ -258,7 +258,7 @@ def test_a_name_alone_is_in_the_owners_namespace(hub, uploader, run):
     assert titles(hub)[0] == "Upload the pipeline"
 
 
-def test_a_hub_that_is_away_at_the_start_ends_no_run(hub, uploader, run, caplog):
+def test_an_unreachable_hub_at_the_start_does_not_end_the_run(hub, uploader, run, caplog):
     up = uploader()
     fault = hub.fault("*", status=503, times=9999)
     up.check()
@@ -272,7 +272,7 @@ def test_a_hub_that_is_away_at_the_start_ends_no_run(hub, uploader, run, caplog)
 
 @pytest.mark.parametrize("route", ["whoami", "info", "create", "auth-check"])
 @pytest.mark.parametrize("fault", [{"status": 429}, {"status": 503}, {"drop": "before"}, {"drop": "after"}], ids=str)
-def test_the_start_sits_out_what_passes(hub, uploader, route, fault):
+def test_start_retries_transient_faults(hub, uploader, route, fault):
     if route == "auth-check":
         hub.put("ada/digits", {}, private=True)
     hub.fault(route, times=2, **fault)

@@ -54,7 +54,7 @@ def test_every_metric_of_the_report_comes_with_its_protocol(info, run):
     assert row in squeezed(text)
 
 
-def test_what_must_not_be_read_into_the_metrics_is_said(info):
+def test_warnings_of_the_report_are_shown(info):
     """Few samples, and features other than Inception's, in the words of the report."""
     limits = make_card(info).split("## Limits")[1]
     assert info.report.warnings
@@ -70,14 +70,14 @@ def test_a_metric_without_a_value_says_why_and_stays_out_of_the_index(info):
     assert "model-index" not in metadata
 
 
-def test_a_report_that_cannot_be_read_is_said_and_left_out(run, caplog):
+def test_an_unreadable_report_is_logged_and_left_out(run, caplog):
     RunFolder(run).report.write_text('{"metrics": {"fid": 12.5}}')
     card = make_card(gather_model_info(run, run, "ada/digits", FILES))
     assert "Not measured yet." in card
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_it_tells_the_training_hardware_and_time(info):
+def test_training_hardware_and_time_are_shown(info):
     text = squeezed(make_card(replace(info, seconds=7384.2)))
     assert "| Data | faces |" in text
     assert "| Updates | 6 |" in text

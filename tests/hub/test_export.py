@@ -53,7 +53,7 @@ def test_parts_can_be_left_out(run):
     assert "samples.png" not in card
 
 
-def test_nothing_of_the_machine_goes_along(run, tmp_path):
+def test_no_local_paths_are_pushed(run, tmp_path):
     for package in (pipeline_package(run, SETTINGS, "ada/digits", run), checkpoint_package(run / "checkpoints/step-6")):
         text = text_of(package)
         for private in (
@@ -92,7 +92,7 @@ def test_a_token_in_a_file_stops_the_push_and_is_not_repeated(run, file):
     assert TOKEN not in str(caught.value)
 
 
-def test_a_checkpoint_goes_with_a_manifest_that_fits(run, tmp_path):
+def test_a_checkpoint_is_pushed_with_a_matching_manifest(run, tmp_path):
     package = checkpoint_package(run / "checkpoints" / "step-6")
     state = {f"training_state/{name}.safetensors" for name in ("network", "optimizer", "timestep_sampler")}
     assert set(package.files) == WEIGHTS | state | {"training_state/progress.json", "manifest.json"}
@@ -114,7 +114,7 @@ def test_an_unfinished_run_gives_its_newest_checkpoint_and_preview(run):
     assert "still being trained" in package.make_more(None)["README.md"].decode()
 
 
-def test_folders_without_a_run_are_refused_in_words(tmp_path, run):
+def test_folders_without_a_run_are_refused(tmp_path, run):
     with pytest.raises(UserError, match=r"^RUN_FOLDER: .*nowhere"):
         push_run(tmp_path / "nowhere", SETTINGS)
     with pytest.raises(UserError, match=r"^RUN_FOLDER: "):

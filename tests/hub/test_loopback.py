@@ -54,7 +54,7 @@ def test_a_stale_parent_is_refused(hub, api):
         api.create_commit("ada/digits", [CommitOperationAdd("a.txt", b"3")], commit_message="late", parent_commit=first)
 
 
-def test_faults_strike_as_often_as_told(hub, api):
+def test_faults_occur_as_often_as_configured(hub, api):
     hub.fault("whoami", status=503, times=2)
     for _ in range(2):
         with pytest.raises(HfHubHTTPError, match="503"):

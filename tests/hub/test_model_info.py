@@ -26,7 +26,7 @@ def test_a_finished_run(run):
     assert info.environment["versions"]["torch"]
 
 
-def test_a_checkpoint_of_a_run_that_goes_on(run):
+def test_a_checkpoint_of_an_unfinished_run(run):
     checkpoint = run / "checkpoints" / "step-4"
     info = gather(run, checkpoint)
     assert (info.step, info.seconds) == (4, Progress.read(checkpoint).seconds)

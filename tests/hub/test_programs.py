@@ -98,7 +98,7 @@ def test_a_process_ends_although_its_upload_hangs(hub, run, run_python, route):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_hub_exactly(hub, client, tmp_path):
+def test_a_run_resumes_exactly_from_the_hub(hub, client, tmp_path):
     """Half a run here, its checkpoint over the Hub, the other half elsewhere: bit by bit the uninterrupted run."""
     from ddpm_hf import Trainer
 

@@ -79,7 +79,7 @@ def test_what_people_write_into_its_readme_stays(hub, spaces):
     assert CPU_INDEX not in after["requirements.txt"].data.decode()  # it suggests a GPU
 
 
-def test_a_source_file_that_is_no_more_goes(hub, spaces):
+def test_a_removed_source_file_is_deleted_from_the_space(hub, spaces):
     push_space("ada/demo", "ada/digits", client=spaces)
     hub.put("ada/demo", {"ddpm_hf/old.py": b"pass"}, kind="space")
     assert push_space("ada/demo", "ada/digits", client=spaces).num_changed == 1
@@ -89,7 +89,7 @@ def test_a_source_file_that_is_no_more_goes(hub, spaces):
 @pytest.mark.parametrize(
     ("route", "fault"), [("create", {"status": 503}), ("commit", {"status": 503}), ("commit", {"drop": "after"})]
 )
-def test_faults_that_pass_are_sat_out_and_make_one_commit(hub, spaces, route, fault):
+def test_transient_faults_are_retried_and_make_one_commit(hub, spaces, route, fault):
     hub.fault(route, **fault)
     push_space("ada/demo", "ada/digits", client=spaces)
     assert len(hub.repo("ada/demo", "space").history("main")) == 2

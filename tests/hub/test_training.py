@@ -24,7 +24,7 @@ def train(environment, tiny_yaml, tmp_path):
     return run
 
 
-def test_a_run_is_shared_while_it_goes_on_and_goes_on_from_there(hub, train, tmp_path):
+def test_a_run_is_pushed_during_training_and_resumed_from_the_hub(hub, train, tmp_path):
     options = ["hub.checkpoint_branch=checkpoints", "hub.push_every=2", "hub.license=mit"]
     first = train("output_dir=digits", "--push_to_hub", "training.num_steps=4", *options)
     assert first.returncode == 0, first.stderr
@@ -42,7 +42,7 @@ def test_a_run_is_shared_while_it_goes_on_and_goes_on_from_there(hub, train, tmp
     assert {path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir()} == {"step-6"}
 
 
-def test_a_repository_that_may_not_be_written_is_told_before_the_first_step(hub, train, tmp_path):
+def test_a_repository_without_write_access_is_reported_before_the_first_step(hub, train, tmp_path):
     refused = train("output_dir=run", "hub.repo_id=someone-else/digits")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1

@@ -48,7 +48,7 @@ def test_only_what_changed_is_sent(hub, client):
     assert len(hub.requests("lfs-put")) == 1
 
 
-def test_it_is_private_from_its_first_second(hub, client):
+def test_the_repository_is_private_from_the_start(hub, client):
     push(client, TO, package())
     assert hub.repo("ada/digits").private
     assert not hub.repo("ada/digits").was_public
@@ -72,7 +72,7 @@ def test_a_branch_is_made_and_main_left_alone(hub, client):
     assert commits(hub, branch="next/one")[0] == "Upload the pipeline"
 
 
-def test_other_peoples_files_stay_and_ours_that_are_gone_go(hub, client):
+def test_files_of_others_stay_and_our_removed_files_are_deleted(hub, client):
     hub.put("ada/digits", {"notes.md": b"mine", "unet/old.safetensors": b"shard"}, private=True)
     with_old = Package(FILES, "Upload", is_ours=lambda path: path.startswith("unet/"))
     push(client, TO, with_old)
@@ -118,7 +118,7 @@ SELDOM = [
     ],
     ids=str,
 )
-def test_faults_that_pass_are_sat_out(hub, client, route, fault, monkeypatch):
+def test_transient_faults_are_retried(hub, client, route, fault, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     hub.fault(route, times=2, **fault)
     done = push(client, Destination("ada/digits", "next", starts_empty=True), package())
@@ -141,7 +141,7 @@ def test_faults_with_xet(hub, client, transfer, route, fault, monkeypatch):
 
 @pytest.mark.parametrize("route", ["info", "create", "preupload", "commit"])
 @pytest.mark.parametrize(("status", "words"), [(401, "hf auth login"), (403, "may not write"), (404, "ada/digits")])
-def test_refusals_are_told_once_in_words_without_the_token(hub, client, route, status, words, caplog):
+def test_refusals_are_reported_once_without_the_token(hub, client, route, status, words, caplog):
     hub.fault(route, status=status, times=99)
     caplog.set_level(logging.DEBUG)
     with pytest.raises(UserError) as caught:
@@ -151,7 +151,7 @@ def test_refusals_are_told_once_in_words_without_the_token(hub, client, route, s
     assert TOKEN not in caplog.text + "".join(traceback.format_exception(caught.value, chain=True))
 
 
-def test_a_hub_that_stays_away_is_given_up(hub, client, monkeypatch):
+def test_an_unreachable_hub_is_given_up(hub, client, monkeypatch):
     hub.fault("commit", status=503, times=99)
     with pytest.raises(HubUnreachableError, match=r"5 attempts.*503"):
         push(client, TO, package())
@@ -159,7 +159,7 @@ def test_a_hub_that_stays_away_is_given_up(hub, client, monkeypatch):
     assert commits(hub) == ["initial commit"]
 
 
-def test_a_token_is_blotted_out_of_what_the_hub_says(hub, client):
+def test_tokens_are_redacted_in_messages_of_the_hub(hub, client):
     hub.fault("commit", status=400, headers={"X-Error-Message": f"bad {TOKEN}"}, times=9)
     with pytest.raises(UserError) as caught:
         push(client, TO, package())
