@@ -15,9 +15,9 @@ from starlette.requests import ClientDisconnect
 from ddpm_hf.data.decoding import open_image
 from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.tabs import HOUR, generate_tab, inpaint_tab, interpolate_tab
+from ddpm_hf.evaluation.rendering import markdown_table
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.pipelines.pictures import schedule_curves
-from ddpm_hf.runtime.markdown import markdown_table
 
 LOOPBACK = "127.0.0.1"
 MAX_SESSIONS = 50

@@ -20,12 +20,11 @@ from ddpm_hf.evaluation.evaluate import run, samples_only
 from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
 from ddpm_hf.evaluation.plan import evaluations_of, make_plan
-from ddpm_hf.evaluation.rendering import metric_table, pair_values
+from ddpm_hf.evaluation.rendering import markdown_table, metric_table, pair_values
 from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.runtime.distributed import init_distributed
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import atomic_write, write_text_atomic
-from ddpm_hf.runtime.markdown import markdown_table
 
 Reports = dict[str, Report]
 

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,7 +18,6 @@ from ddpm_hf.evaluation.report import MetricValue, Reconstruction, Report
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.runtime.files import write_text_atomic
-from ddpm_hf.runtime.markdown import markdown_table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -43,6 +42,21 @@ class Table(NamedTuple):
     about: str
     header: list[str]
     rows: list[list[str]]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a table, with the columns aligned so that the source is readable, too.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row, as many as there are columns.
+    """
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
 
 
 def write_report(folder: Path, report: Report, save_metrics: bool) -> None:

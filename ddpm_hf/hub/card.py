@@ -14,11 +14,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.evaluation.rendering import markdown_table
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.model_info import CONFIG, ModelInfo
 from ddpm_hf.hub.sanitize import sanitize
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.markdown import markdown_table
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)

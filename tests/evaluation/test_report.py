@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_hf.evaluation.rendering import to_markdown
+from ddpm_hf.evaluation.rendering import markdown_table, to_markdown
 from ddpm_hf.evaluation.report import FORMAT, MetricValue, Report
 from ddpm_hf.runtime.errors import UserError
 
@@ -71,3 +71,16 @@ def test_what_is_no_report_is_refused(text, message, tmp_path):
 )
 def test_a_value_is_shown_with_its_standard_deviation_or_its_problem(value, text):
     assert str(value) == text
+
+
+def test_columns_are_aligned_and_cells_escaped():
+    assert markdown_table(["name", ""], [["a|b", "1"], ["two\nlines", "10,000"]]).splitlines() == [
+        "| name      |        |",
+        "| --------- | ------ |",
+        "| a\\|b      | 1      |",
+        "| two lines | 10,000 |",
+    ]
+
+
+def test_a_table_without_rows_has_its_header():
+    assert markdown_table(["a"], []).splitlines() == ["| a   |", "| --- |"]
