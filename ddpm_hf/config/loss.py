@@ -7,7 +7,14 @@ from annotated_types import Len
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from ddpm_hf.config.section import (
+    EmbeddingChannels,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 TimeWeight = Literal["constant", "snr", "linear", "inverse", "min_snr", "p2"]
 TimestepSampling = Literal["uniform", "stratified", "importance"]
@@ -87,8 +94,8 @@ class AdversarialConfig(Section):
     """Weight of R1, half the squared gradient of the discriminator at real images (Mescheder et al. 2018); 0: none."""
     learning_rate: PositiveFloat = 2e-4
     """Of the discriminator's Adam, constant."""
-    hidden_channels: PositiveInt = 64
-    """Channels of the discriminator at full resolution; twice as many per level, four times at most."""
+    hidden_channels: EmbeddingChannels = 64
+    """Channels of the discriminator at full resolution, at least 4; twice as many per level, four times at most."""
     num_levels: PositiveInt = 2
     """Times that the discriminator halves the resolution; it gives one logit per remaining patch."""
 

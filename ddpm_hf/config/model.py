@@ -6,7 +6,7 @@ from annotated_types import Ge, Len
 from pydantic import model_validator
 from typing_extensions import Self
 
-from ddpm_hf.config.section import NUMBER, Fraction, NonNegativeInt, PositiveInt, Section
+from ddpm_hf.config.section import NUMBER, EmbeddingChannels, Fraction, NonNegativeInt, PositiveInt, Section
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What the network predicts, in diffusers' names: the noise, x_0, or v."""
@@ -34,8 +34,8 @@ class ModelConfig(Section):
     """Side of the square images, in pixels; a multiple of 2 ** (levels - 1)."""
     image_channels: Literal[1, 3] = 3
     """1 for grayscale, 3 for colour; images are converted."""
-    hidden_channels: PositiveInt = 128
-    """Channels at full resolution; a multiple of norm_groups."""
+    hidden_channels: EmbeddingChannels = 128
+    """Channels at full resolution, at least 4; a multiple of norm_groups."""
     channel_multipliers: Annotated[tuple[PositiveInt, ...], Len(min_length=1)] = (1, 1, 2, 2, 4)
     """One per level, finest first: level i has hidden_channels * channel_multipliers[i] channels; each level after the
     first halves the resolution."""

@@ -28,6 +28,8 @@ PositiveFloat = Annotated[float, Gt(0), NUMBER]
 NonNegativeFloat = Annotated[float, Ge(0), NUMBER]
 Probability = Annotated[float, Ge(0), Le(1), NUMBER]
 Fraction = Annotated[float, Ge(0), Lt(1), NUMBER]
+EmbeddingChannels = Annotated[int, Ge(4), NUMBER]
+"""Channels as many as the embedding of the timestep has: below 4 DDPM's has a single frequency, and divides by zero."""
 
 
 class Section(BaseModel):

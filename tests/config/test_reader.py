@@ -149,6 +149,14 @@ learning_rate: 1
     ]
 
 
+@pytest.mark.parametrize("option", ["model_config.hidden_channels", "loss_config.adversarial.hidden_channels"])
+def test_channels_that_leave_the_time_embedding_one_frequency_are_refused(read, option):
+    for channels in (2, 3):
+        (line,) = mistakes(read, "model_config: {norm_groups: 1}", f"{option}={channels}")
+        assert line.startswith(f"command line: {option}: given {channels}")
+    read("model_config: {norm_groups: 1}", f"{option}=4")
+
+
 def test_a_mistake_does_not_make_others_out_of_defaults(read):
     # with the default of five levels, 20 would not be a multiple of 16
     text = "model_config:\n  image_size: 20\n  channel_multipliers: [1, x]\n  attention_levels: []\n"

@@ -68,6 +68,7 @@ def test_class_labels(unet: DDPMUNet, labels, message: str) -> None:
         ({"down_block_types": ("SkipDownBlock2D",) * 3}, "each of down_block_types must be 'DownBlock2D'"),
         ({"up_block_types": ("UpBlock2D",) * 2}, "up_block_types has 2 entries but block_out_channels has 3"),
         ({"norm_num_groups": 32}, r"block_out_channels \[16\] .* norm_num_groups=32"),
+        ({"block_out_channels": (2, 4, 4), "norm_num_groups": 1, "freq_shift": 1}, "block_out_channels"),
         ({"attention_head_dim": 24}, r"32 channels cannot be split into heads of attention_head_dim=24"),
     ],
 )

@@ -18,10 +18,18 @@ class TransformerPositionalEmbedding(nn.Module):
         flip_sin_to_cos: cosines first; the paper has sines first.
         freq_shift: how many steps before the last one the slowest frequency, 1/10000, would be reached: 1 in DDPM, so
             that the last frequency is exactly that; 0 in the transformer.
+
+    Raises:
+        ValueError: if there are `freq_shift` frequencies only, whose spacing would divide by zero.
     """
 
     def __init__(self, dimension: int, flip_sin_to_cos: bool = False, freq_shift: float = 1) -> None:
         super().__init__()
+        if dimension // 2 == freq_shift:
+            raise ValueError(
+                f"an embedding of the timestep of {dimension} channels divides by zero with freq_shift {freq_shift}; "
+                f"possible are at least {2 * freq_shift + 2:g} channels, in block_out_channels, or another freq_shift"
+            )
         self.dimension = dimension
         self.flip_sin_to_cos = flip_sin_to_cos
         self.freq_shift = freq_shift
