@@ -24,7 +24,7 @@ SOURCES = {name: file.read_text(encoding="utf-8") for name, file in MODULES.item
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 
 MAX_LINES = 400
-MAX_FILES = 116
+MAX_FILES = 120
 
 # Who may import whom: a part imports its own floor and those below.
 FLOORS = (

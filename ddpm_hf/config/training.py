@@ -78,10 +78,11 @@ class TrainingConfig(Section):
     """Precision of the network's arithmetic; `auto`: bf16 where the hardware multiplies it natively, otherwise no."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, about a third more time."""
-    channels_last: bool = False
-    """Store images with their channels innermost: faster on GPUs, slower on CPUs."""
-    compile: bool = False
-    """Compile the network's blocks with torch.compile: minutes of warm-up, then faster on GPUs."""
+    channels_last: Literal["auto"] | bool = "auto"
+    """Store images with their channels innermost; `auto`: where the network is compiled for a GPU."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the network with torch.compile: minutes of warm-up, then faster; `auto`: on a GPU, where the run is long
+    enough to win that back."""
     fit_memory: bool = False
     """Before the first update, raise the number of accumulation steps until a batch fits in memory."""
     max_skipped_updates: NonNegativeInt = 0

@@ -30,6 +30,8 @@ def make_accelerator(config: Config) -> Accelerator:
     plugin, tracker = _fsdp_plugin(config), config.logging.tracker
     _check_tracker(tracker)
     state = init_distributed(timedelta(minutes=config.training.timeout_minutes))
+    if state.device.type == "cuda":
+        use_deterministic_kernels()
     accelerator = Accelerator(
         cpu=state.device.type == "cpu",
         fsdp_plugin=plugin,
@@ -43,6 +45,17 @@ def make_accelerator(config: Config) -> Accelerator:
             "allowed on several GPUs only: see configs/accelerate/ for other launches"
         )
     return accelerator
+
+
+def use_deterministic_kernels() -> None:
+    """Have PyTorch use kernels whose results do not differ between runs, so that resuming is exact on a GPU, too.
+
+    An operator that has none warns.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds bugs, for a price
+    torch.backends.cudnn.benchmark = False
 
 
 def choose_precision(requested: Literal["auto", "no", "bf16", "fp16"], device: torch.device) -> Precision:
@@ -126,7 +139,7 @@ def _fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:
     for option, given, allowed in (
         ("loss_config.adversarial.weight", config.loss.adversarial.weight, "0"),
         ("training.fit_memory", config.training.fit_memory, "false"),
-        ("training.channels_last", config.training.channels_last, "false"),
+        ("training.channels_last", config.training.channels_last is True, "auto, false"),
     ):
         if given:
             raise UserError(

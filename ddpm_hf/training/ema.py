@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Generic, Literal, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddpm_hf.training.accelerator import full_tensor, local_shard, shard_like
@@ -49,6 +50,7 @@ class ExponentialMovingAverage(Generic[Network]):
         weights = list(weights)
         self._tensors = [shard_like(own, other) for own, other in zip(self.network.parameters(), weights, strict=True)]
         self._averages, self._weights = [*map(local_shard, self._tensors)], [*map(local_shard, weights)]
+        self._share = torch.zeros((), device=self._weights[0].device)
 
     def decay_at(self, step: int) -> float:
         """The decay of update n, counted from 0: at most (1 + n) / (10 + n), or at most 1 - (1 + n)^-power."""
@@ -58,10 +60,20 @@ class ExponentialMovingAverage(Generic[Network]):
             return min(self.decay, 1 - (1 + step) ** -self.power)
         return self.decay
 
+    def set_step(self, step: int) -> None:
+        """Use the decay of update `step`; it is a tensor, so that a recorded update uses it, too."""
+        self._share.fill_(1 - self.decay_at(step))
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """average ← decay · average + (1 - decay) · weights, after update `step` of the weights; one fused pass."""
-        torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay_at(step))
+    def update(self, applies: Float[Tensor, ""] | float = 1.0) -> None:
+        """average ← decay · average + (1 - decay) · weights, after an update of the weights.
+
+        Args:
+            applies: 1, or 0 to leave the average as it is.
+        """
+        change = torch._foreach_sub(self._weights, self._averages)
+        torch._foreach_mul_(change, self._share * applies)
+        torch._foreach_add_(self._averages, change)
 
     @torch.no_grad()
     def gather(self) -> None:

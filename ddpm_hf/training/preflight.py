@@ -24,6 +24,7 @@ from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_process
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
+from ddpm_hf.training.compilation import WARM_UP_SECONDS, is_compiled, seconds_saved, update_flops
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
 from ddpm_hf.training.resume import Start, find_start, resume_config
@@ -50,6 +51,7 @@ class RunPlan:
         held_out: images for the validation loss; None without validation.
         num_steps: updates of the whole run.
         perceptual: the perceptual loss, if the configuration uses one.
+        compiled: whether the network is compiled.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class RunPlan:
     held_out: ImageSet | None
     num_steps: int
     perceptual: "PerceptualLoss | None"
+    compiled: bool
 
 
 def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> RunPlan:
@@ -88,7 +91,8 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     training = config.training
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
     held_out = held_out if training.validate_every else None
-    return RunPlan(config, run, found, start, images, held_out, num_steps, load_perceptual(config))
+    compiled = is_compiled(config, accelerator, _seconds_saved(config, num_steps, accelerator))
+    return RunPlan(config, run, found, start, images, held_out, num_steps, load_perceptual(config), compiled)
 
 
 def describe(plan: RunPlan, accelerator: Accelerator) -> str:
@@ -111,6 +115,7 @@ def describe(plan: RunPlan, accelerator: Accelerator) -> str:
         "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
         "processes": f"{accelerator.num_processes} on {accelerator.device.type}, precision "
         f"{accelerator.mixed_precision}",
+        "speed": _speed(plan, accelerator),
         "memory": f"{bound} {_gigabytes(_memory_bytes(network, config, images, accelerator))} per process, of "
         f"{_gigabytes(_device_bytes(accelerator.device))}",
         "disk": f"about {_gigabytes(disk_bytes(num_parameters, config))}, with {_gigabytes(plan.run.free_bytes())} "
@@ -120,6 +125,23 @@ def describe(plan: RunPlan, accelerator: Accelerator) -> str:
     if config.hub.repo_id is not None:
         lines["hub"] = f"{config.hub.repo_id}, which can be written to"
     return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items())
+
+
+def _speed(plan: RunPlan, accelerator: Accelerator) -> str:
+    """How updates run, with the reason for compiling them or not."""
+    if accelerator.device.type != "cuda":
+        return "compiled" if plan.compiled else "eager"
+    saved = _seconds_saved(plan.config, plan.num_steps, accelerator)
+    return (
+        f"a CUDA graph, {'compiled' if plan.compiled else 'not compiled'}: compiling takes about {WARM_UP_SECONDS} s "
+        f"and saves about {saved:,.0f} s of this run"
+    )
+
+
+def _seconds_saved(config: Config, num_steps: int, accelerator: Accelerator) -> float:
+    network, model = _network(config)[0], config.model
+    flops = update_flops(network, model.image_channels, model.image_size, model.num_classes)
+    return seconds_saved(flops, config, num_steps, accelerator.num_processes)
 
 
 def draw_plan(plan: RunPlan) -> list[Path]:

@@ -156,12 +156,16 @@ class RunningMeans:
 
     def add(self, output: StepOutput) -> None:
         """Count the metrics of one update of this process; not every update has all of them."""
+        counted = output.applied.bool()
         for name, value in output.metrics.items():
-            self._sums[name] += value
+            self._sums[name] += torch.where(counted, value, 0.0)  # it may be infinite where it is not counted
+            self._sums[f"{name} count"] += output.applied
+        for name, setting in output.settings.items():
+            self._sums[name] += setting
             self._sums[f"{name} count"] += 1.0
-        if output.timesteps is not None and output.losses is not None:
-            bins = output.timesteps * NUM_BINS // self.num_timesteps
-            self._by_bin.index_add_(1, bins, torch.stack([output.losses, torch.ones_like(output.losses)]))
+        bins = output.timesteps * NUM_BINS // self.num_timesteps
+        losses = torch.where(counted, output.losses, 0.0)
+        self._by_bin.index_add_(1, bins, torch.stack([losses, output.applied.expand_as(losses)]))
 
     def sums(self) -> dict[str, float]:
         """The sums over all processes; every process calls this together."""
@@ -261,6 +265,6 @@ def _processor() -> str:
 def _memory_bytes(device: torch.device) -> int:
     """Peak memory of this process, on the GPU or, without one, in all."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)  # a recorded graph holds memory that no tensor owns
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -28,7 +28,9 @@ from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import build_scheduler
 from ddpm_hf.training.accelerator import gather_shards, shard_like
+from ddpm_hf.training.compilation import compile_network
 from ddpm_hf.training.ema import ExponentialMovingAverage
+from ddpm_hf.training.finite import FiniteCheck
 from ddpm_hf.training.objective import DiscriminatorStep
 from ddpm_hf.training.resume import Start
 
@@ -40,19 +42,27 @@ class TrainState:
         config: of the run.
         accelerator: the processes and devices.
         start: the checkpoint to restore; None for new weights.
+        compiled: whether the network is compiled; None for what the configuration says, and not with `auto`.
 
     Attributes:
-        network: prepared by accelerate.
+        network: the trained network; prepared by accelerate if its weights are sharded.
+        compiled: whether it is compiled.
+        channels_last: whether its images are stored with their channels innermost.
         averages: of the weights; the first one is the one for use.
         pipeline: samples from the first average.
         discriminator: of the adversarial loss; None without one.
         num_accumulation_steps: micro-batches per update in each process.
-        num_skipped: updates skipped because the loss or a gradient was not finite.
+        finite: which updates are skipped because a gradient is not finite.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, start: Start | None = None) -> None:
+    def __init__(
+        self, config: Config, accelerator: Accelerator, start: Start | None = None, compiled: bool | None = None
+    ) -> None:
         self.config, self.accelerator, training = config, accelerator, config.training
         start = start or Start()
+        self.compiled = training.compile is True if compiled is None else compiled
+        is_faster = self.compiled and accelerator.device.type == "cuda"
+        self.channels_last = is_faster if training.channels_last == "auto" else training.channels_last
         self.scheduler = build_scheduler(config.model)
         self.timestep_sampler = make_timestep_sampler(config.loss.timestep_sampling, config.model.time_steps)
         self.discriminator = DiscriminatorStep(config, accelerator) if config.loss.adversarial.weight else None
@@ -67,20 +77,30 @@ class TrainState:
             self._load_weights(start.checkpoint, network)
         if training.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        if training.channels_last:
+        if self.channels_last:
             network.to(memory_format=torch.channels_last)
-        if training.compile:
-            network.compile_repeated_blocks(dynamic=True)
-        optimizer = _make_optimizer(list(network.parameters()), config)
-        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        if self.compiled:
+            compile_network(network, accelerator.device)
+        optimizer = _make_optimizer(list(network.parameters()), config, accelerator)
+        if accelerator.is_fsdp2:
+            self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        else:  # without DistributedDataParallel: `TrainStep` averages the gradients
+            self.network, self.optimizer = network, accelerator.prepare(optimizer)
         self.parameters = list(self.network.parameters())  # which may be shards now
         for average in self.averages:
             average.track(self.parameters)
         if start.checkpoint is not None:
             load_optimizer_state(self.optimizer.optimizer, start.checkpoint / STATE / OPTIMIZER)
-        self.num_skipped, self.num_accumulation_steps = start.progress.num_skipped, self._accumulation_steps(start)
+        self.finite = FiniteCheck(training.max_skipped_updates, start.progress.num_skipped, accelerator.device)
+        self.num_accumulation_steps = self._accumulation_steps(start)
         if accelerator.scaler is not None and start.progress.scaler:
             accelerator.scaler.load_state_dict(start.progress.scaler)
+
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether the optimizer itself skips an update that is not finite, so that the host need not wait to do it."""
+        is_fused, is_sharded = self.optimizer.param_groups[0]["fused"], self.accelerator.is_fsdp2
+        return is_fused and not is_sharded and self.accelerator.scaler is None and self.discriminator is None
 
     def gather_averages(self) -> None:
         """Gather sharded averages before the pipeline is used; every process calls this together."""
@@ -159,8 +179,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, file: Path) -> None:
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
         has_its_shape = value.shape == parameter.shape  # unlike the number of updates
-        tensor = shard_like(value.to(parameter.device), parameter) if has_its_shape else value
-        state.setdefault(int(index), {})[name] = tensor
+        state.setdefault(int(index), {})[name] = _placed_like(value, parameter) if has_its_shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -169,14 +188,31 @@ def _variant(decay: float) -> str:
     return f"ema-{decay:g}".replace(".", "_")
 
 
-def _make_optimizer(parameters: list[torch.nn.Parameter], config: Config) -> torch.optim.Optimizer:
-    training = config.training
+def _placed_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor on a parameter's device, in its memory format and its shards.
+
+    The optimizer's fused kernels take both to be laid out alike, and do not check it.
+    """
+    is_channels_last = parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+    return shard_like(value.to(parameter.device).contiguous(memory_format=memory_format), parameter)
+
+
+def _make_optimizer(
+    parameters: list[torch.nn.Parameter], config: Config, accelerator: Accelerator
+) -> torch.optim.Optimizer:
+    training, device = config.training, accelerator.device
+    is_fused = device.type in ("cpu", "cuda")
+    # A recorded update reads the learning rate from a tensor, which sharded parameters do not take.
+    takes_tensor = is_fused and not accelerator.is_fsdp2
+    rate = torch.tensor(training.learning_rate, device=device) if takes_tensor else training.learning_rate
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
     return optimizer_class(
         parameters,
-        lr=training.learning_rate,
+        lr=rate,
         betas=(training.beta1, training.beta2),
         eps=training.adam_epsilon,
         weight_decay=training.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
+        fused=is_fused,
+        capturable=takes_tensor and device.type == "cuda",
     )

@@ -17,6 +17,7 @@ from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.memory import is_out_of_memory
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.training.accelerator import make_accelerator
+from ddpm_hf.training.captured import choose_run
 from ddpm_hf.training.preflight import describe, make_plan
 from ddpm_hf.training.previews import Previews
 from ddpm_hf.training.run_logger import RunLogger
@@ -83,6 +84,7 @@ class Trainer:
                     self.step += 1
                     is_last = self.step == self.num_steps
                     if is_last or _is_due(self.step, log_every):
+                        self.state.finite.read()
                         self.logger.log_means(self.step)
                     self._observe(is_last)
                     # The checkpoint comes last, so that a resumed run repeats nothing of the above.
@@ -106,11 +108,13 @@ class Trainer:
     def _set_up(self) -> None:
         """Build the run's objects, restoring them from the checkpoint."""
         config, plan, progress = self.config, self.plan, self.plan.start.progress
-        self.state = TrainState(config, self.accelerator, plan.start)
+        self.state = TrainState(config, self.accelerator, plan.start, plan.compiled)
         self.train_step = TrainStep(self.state, plan.images, self.num_steps, plan.perceptual)
         if config.training.fit_memory:
             self.train_step.fit_memory()
         self.step = self.attempted_step = self.kept_step = progress.step
+        if self.step < self.num_steps:
+            self.train_step.run = choose_run(self.train_step, self.step)
         self.score, self.pending = progress.score, list(progress.pending)
         self.logger = RunLogger(self.run_folder, config, self.accelerator, self.num_steps, progress)
         self.previews = Previews(self.state, plan.images, self.stop)
@@ -152,6 +156,7 @@ class Trainer:
     def _run_pending(self) -> None:
         """Run pending work; what a stop interrupts stays pending, and is run when the run is resumed."""
         if self.pending:
+            self.state.finite.read()
             self.state.gather_averages()
         works = {"preview": self._preview, "validation": self._validate, "evaluation": self._evaluate}
         for work in list(self.pending):
@@ -203,6 +208,7 @@ class Trainer:
         """Write a checkpoint, unless one was attempted at this step; a full disk does not end the run."""
         if self.attempted_step == self.step:
             return
+        self.state.finite.read()
         files, scaler = self.state.gather(), self.accelerator.scaler
         progress = Progress(
             step=self.step,
@@ -212,7 +218,7 @@ class Trainer:
             num_images=len(self.plan.images),
             num_accumulation_steps=self.state.num_accumulation_steps,
             num_processes=self.accelerator.num_processes,
-            num_skipped=self.state.num_skipped,
+            num_skipped=self.state.finite.num_skipped,
             score=self.score,
             pending=self.pending,
             config=self.config.to_dict(),
@@ -239,8 +245,9 @@ class Trainer:
         Raises:
             Stopped: in every process.
         """
-        if not self.stop.agreed():
-            return
+        waits = self.accelerator.device.type == "cuda" and self.accelerator.num_processes > 1
+        if (waits and not _is_due(self.step, self.config.logging.log_every)) or not self.stop.agreed():
+            return  # GPUs ask each other only where they wait anyway
         self._save_checkpoint()
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
         self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm_hf.data import ImageSet
 from ddpm_hf.losses import DiffusionLoss, LossOutput
+from ddpm_hf.models.fast.graphs import Results
 from ddpm_hf.runtime.distributed import max_over_processes
 from ddpm_hf.runtime.memory import first_that_fits
 from ddpm_hf.runtime.randomness import derive_seed
@@ -33,14 +34,18 @@ class StepOutput:
     """The metrics of an update in one process.
 
     Attributes:
-        metrics: means over this process's images, by name.
-        timesteps: of these images; None if the update was skipped.
+        metrics: means over this process's images, by name, on the device.
+        settings: numbers that the host knows, by name.
+        applied: 1, or 0 if the update was skipped, whose metrics are not counted.
+        timesteps: of these images.
         losses: of these images.
     """
 
-    metrics: Mapping[str, Tensor | float]
-    timesteps: Int64[Tensor, " batch"] | None = None
-    losses: Float32[Tensor, " batch"] | None = None
+    metrics: Results
+    settings: Mapping[str, float]
+    applied: Float32[Tensor, ""]
+    timesteps: Int64[Tensor, " batch"]
+    losses: Float32[Tensor, " batch"]
 
 
 class TrainStep:
@@ -54,6 +59,7 @@ class TrainStep:
 
     Attributes:
         objective: the loss of each step.
+        run: computes an update; `choose_run` finds a faster one than `run_eagerly`.
     """
 
     def __init__(
@@ -70,46 +76,108 @@ class TrainStep:
             accelerator.process_index,
             accelerator.num_processes,
         )
+        self.run: Callable[[int, Batch], Results] = self.run_eagerly
+        self._done = torch.cuda.Event() if accelerator.device.type == "cuda" else None
 
     def update(self, step: int) -> StepOutput:
         """Update the weights and their averages once.
+
+        On a GPU this only starts the work. Nothing waits for it until a metric is read.
 
         Args:
             step: updates done before.
 
         Returns:
             The loss, its terms if it has several (unweighted), grad_norm (before clipping), learning_rate,
-            data_seconds, and the discriminator's metrics if it is updated. A skipped update has only learning_rate.
+            data_seconds, and the discriminator's metrics if it is updated.
 
         Raises:
-            FloatingPointError: if the loss or a gradient is not finite, and no more updates may be skipped.
+            FloatingPointError: on a CPU, if the gradient is not finite and no more updates may be skipped; on other
+                devices `TrainState.finite` raises it when it is read.
         """
-        state, rate = self.state, self._set_learning_rate(step)
-        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
-        started = time.perf_counter()
-        batch = self.batches.at(step)
-        data_seconds = time.perf_counter() - started
-
-        micro_batches, loss = batch.split(state.num_accumulation_steps), self.objective.at(step)
-        outputs = [self._backward(each, loss, len(micro_batches), each is micro_batches[-1]) for each in micro_batches]
-        metrics = _means(outputs) | {"grad_norm": self._clip_gradients()}
-        if state.discriminator is not None:
-            metrics |= state.discriminator.backward(step, micro_batches, outputs)
-
-        if not self._is_finite(step, metrics):
-            state.optimizer.zero_grad()
-            return StepOutput({"learning_rate": rate})
-        if state.discriminator is not None:
-            state.discriminator.update(step)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        if not state.optimizer.step_was_skipped:  # by the gradient scaler of fp16
-            for average in state.averages:
-                average.update(step)
-
-        losses = torch.cat([output.per_sample for output in outputs])
+        rate = self._set_step(step)
+        batch, data_seconds = self._timed_batch(step)
+        self.seed_dropout(step)
+        results = dict(self.run(step, batch))
+        if self._done is not None:
+            self._done.record()
+        losses, applied = results.pop("per_sample"), 1 - results.pop("skip")
         self._update_timestep_sampler(batch, losses)
-        return StepOutput(metrics | {"learning_rate": rate, "data_seconds": data_seconds}, batch.timesteps, losses)
+        if self.accelerator.device.type == "cpu":  # where reading does not wait
+            self.state.finite.read()
+        metrics = {"learning_rate": rate, "data_seconds": data_seconds}
+        return StepOutput(results, metrics, applied, batch.timesteps, losses)
+
+    def run_eagerly(self, step: int, batch: Batch) -> Results:
+        """Compute the gradients of a batch, average them over the processes and apply them.
+
+        Returns:
+            The metrics by name, `per_sample` losses, and `skip`, 1 if the update changes nothing.
+        """
+        outputs = self._backward_all(step, batch)
+        results = _means(outputs)
+        self.average_gradients()
+        discriminator = self.state.discriminator
+        if discriminator is not None:
+            micro_batches = batch.split(self.state.num_accumulation_steps)
+            results |= discriminator.backward(step, micro_batches, outputs)
+        results |= self.apply_gradients(results)
+        if discriminator is not None and not results["skip"]:
+            discriminator.update(step)
+        return results
+
+    def compute_gradients(self, step: int, batch: Batch) -> Results:
+        """Compute this process's gradients of a batch; returns the metrics of its loss."""
+        return _means(self._backward_all(step, batch))
+
+    def average_gradients(self) -> None:
+        """Average the gradients over the processes by one exchange; shards are averaged as they are computed.
+
+        DistributedDataParallel would exchange them during the backward pass, but a recorded backward pass is one piece
+        of work for the host, in which nothing can be exchanged by hooks. What that could hide is small: 36 million
+        gradients take 1 ms between GPUs of one machine.
+        """
+        if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:
+            return
+        gradients = [parameter.grad for parameter in self.state.parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.accelerator.num_processes
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [piece.view_as(own) for piece, own in zip(pieces, gradients, strict=True)])
+
+    def apply_gradients(self, metrics: Mapping[str, Tensor]) -> Results:
+        """Clip the gradients, and update the weights and their averages unless a gradient is not finite.
+
+        Args:
+            metrics: `loss`, and the discriminator's gradient norm if it is updated.
+
+        Returns:
+            `grad_norm` before clipping, and `skip`, 1 if nothing was changed.
+        """
+        state, optimizer = self.state, self.state.optimizer
+        grad_norm = self._clip_gradients()
+        # The gradient scaler of fp16 skips infinite gradients by itself, but not a loss that is infinite. The loss is
+        # that of one process, while gradients are the same in all.
+        scaled = self.accelerator.scaler is not None
+        checked = [self.accelerator.reduce(metrics["loss"]) if scaled else grad_norm]
+        checked += [metrics[name] for name in ("adversary/grad_norm",) if name in metrics]
+        skip = state.finite.skip(metrics["loss"], grad_norm, torch.stack(checked))
+        if state.skips_on_device:
+            optimizer.optimizer.found_inf = skip  # the fused kernels read it
+            optimizer.step()
+            for average in state.averages:
+                average.update(1 - skip)
+        elif not skip:
+            optimizer.step()
+            if not optimizer.step_was_skipped:  # by the gradient scaler of fp16
+                for average in state.averages:
+                    average.update()
+        return {"grad_norm": grad_norm, "skip": skip}
+
+    def seed_dropout(self, step: int) -> None:
+        """Seed the dropout masks of a step, which differ between processes."""
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
 
     def fit_memory(self) -> None:
         """Find the smallest number of accumulation steps that fits in memory; no weight changes."""
@@ -127,10 +195,16 @@ class TrainStep:
             )
             self.state.num_accumulation_steps = needed
 
+    def _backward_all(self, step: int, batch: Batch) -> list[LossOutput]:
+        """Compute the gradient of a batch, micro-batch by micro-batch."""
+        self.state.optimizer.zero_grad()
+        micro_batches, loss = batch.split(self.state.num_accumulation_steps), self.objective.at(step)
+        return [self._backward(each, loss, len(micro_batches), each is micro_batches[-1]) for each in micro_batches]
+
     def _backward(self, micro_batch: Batch, loss: DiffusionLoss, count: int, is_last: bool) -> LossOutput:
         """Add the gradient of one of `count` micro-batches; the processes exchange gradients at the last one."""
         x_t = self.state.scheduler.add_noise(micro_batch.x_0, micro_batch.noise, micro_batch.timesteps)
-        if self.config.training.channels_last:
+        if self.state.channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         with nullcontext() if is_last else self.accelerator.no_sync(self.state.network):
             # accelerate itself adds autocast only to a network that is not sharded
@@ -141,46 +215,31 @@ class TrainStep:
             self.accelerator.backward(output.loss / count)
         return output
 
-    def _set_learning_rate(self, step: int) -> float:
-        training = self.config.training
+    def _set_step(self, step: int) -> float:
+        """Set what depends on the step: learning rate, averages' decays; returns the learning rate."""
+        training, state = self.config.training, self.state
         rate = learning_rate(step, self.num_steps, training.learning_rate, training.scheduler)
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
+        for group in state.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        for average in state.averages:
+            average.set_step(step)
+        state.finite.step.fill_(step)
         return rate
+
+    def _timed_batch(self, step: int) -> tuple[Batch, float]:
+        """The batch of a step, and the seconds that the device waited for it."""
+        started = time.perf_counter()
+        batch = self.batches.at(step)
+        is_waiting = self._done is None or self._done.query()
+        return batch, time.perf_counter() - started if is_waiting else 0.0
 
     def _clip_gradients(self) -> Tensor:
         """Clip the gradient; returns its norm before that."""
         max_norm = self.config.training.max_grad_norm or float("inf")
         return full_tensor(self.accelerator.clip_grad_norm_(self.state.parameters, max_norm))
-
-    def _is_finite(self, step: int, metrics: Mapping[str, Tensor]) -> bool:
-        """Whether the update can be applied; all processes agree.
-
-        Raises:
-            FloatingPointError: if it cannot, and no more updates may be skipped.
-        """
-        # The gradient scaler of fp16 skips infinite gradients by itself, but not a loss that is infinite. The loss is
-        # that of one process, while gradients are the same in all.
-        scaled = self.accelerator.scaler is not None
-        checked = [self.accelerator.reduce(metrics["loss"]) if scaled else metrics["grad_norm"]]
-        checked += [metrics[name] for name in ("adversary/grad_norm",) if name in metrics]
-        if torch.stack(checked).isfinite().all():
-            return True
-        loss, norm, state = metrics["loss"].item(), metrics["grad_norm"].item(), self.state
-        if state.num_skipped < self.config.training.max_skipped_updates:
-            state.num_skipped += 1
-            logger.warning(
-                "Skipping the update at step %s: the loss is %g and its gradient norm %g (%d skipped so far).",
-                f"{step:,}",
-                loss,
-                norm,
-                state.num_skipped,
-            )
-            return False
-        raise FloatingPointError(
-            f"the loss at step {step:,} is {loss:g} and its gradient norm {norm:g}; the weights are unchanged. Try a "
-            "lower training.learning_rate, a lower training.max_grad_norm or training.mixed_precision=no"
-        )
 
     def _update_timestep_sampler(self, batch: Batch, losses: Tensor) -> None:
         sampler, gather = self.state.timestep_sampler, self.accelerator.gather
@@ -192,14 +251,16 @@ class TrainStep:
         state = self.state
         allocated = [] if state.optimizer.state else [torch.empty_like(each) for each in [*state.parameters] * 2]
         try:
-            self._backward(self.batches.at(0).split(count)[0], self.objective.at(self.num_steps), count, False)
+            with torch.compiler.set_stance("force_eager"):  # which takes at least the memory of compiled code
+                self._backward(self.batches.at(0).split(count)[0], self.objective.at(self.num_steps), count, False)
         finally:
             state.optimizer.zero_grad()
             del allocated
 
 
-def _means(outputs: list[LossOutput]) -> dict[str, Tensor]:
-    """The loss, and its terms if it has several, over the micro-batches."""
+def _means(outputs: list[LossOutput]) -> Results:
+    """The loss, its terms if it has several, and `per_sample` losses, over the micro-batches."""
     names = list(outputs[0].terms) if len(outputs[0].terms) > 1 else []
     terms = {f"loss/{name}": torch.stack([output.terms[name] for output in outputs]).mean() for name in names}
-    return {"loss": torch.stack([output.loss.detach() for output in outputs]).mean(), **terms}
+    loss = torch.stack([output.loss.detach() for output in outputs]).mean()
+    return {"loss": loss, **terms, "per_sample": torch.cat([output.per_sample for output in outputs])}

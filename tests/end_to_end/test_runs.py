@@ -63,8 +63,23 @@ def test_the_commands_that_a_run_prints_work(tiny_yaml, tmp_path):
 ADVERSARIAL = ("loss_config.adversarial.weight=0.01", "loss_config.adversarial.hidden_channels=4")
 
 
-@pytest.mark.parametrize("more", [(), ADVERSARIAL], ids=["plain", "adversarial"])
-def test_two_processes_train_as_one(tiny_yaml, tmp_path, more):
+RECORDED = """
+import runpy, sys
+from ddpm_hf.models.fast import graphs
+graphs.RECORDERS["cpu"] = graphs.rerun
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a program as on a device that records its updates."""
+
+
+@pytest.mark.parametrize("kind", ["plain", "adversarial", "recorded"])
+def test_two_processes_train_as_one(tiny_yaml, tmp_path, kind):
+    more = ADVERSARIAL if kind == "adversarial" else ()
+    program = [TRAIN]
+    if kind == "recorded":
+        (tmp_path / "recorded.py").write_text(RECORDED)
+        program = [tmp_path / "recorded.py", TRAIN]
     options = [
         *more,
         "model_config.dropout=0",
@@ -73,7 +88,7 @@ def test_two_processes_train_as_one(tiny_yaml, tmp_path, more):
         "training.preview_every=7",
     ]
     run(sys.executable, TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'one'}", *options, check=True)
-    run(*TORCHRUN, free_port(), TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path / 'two'}", *options, check=True)
+    run(*TORCHRUN, free_port(), *program, "--config", tiny_yaml, f"output_dir={tmp_path / 'two'}", *options, check=True)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4 if more else 1e-5)
     torch.testing.assert_close(state(tmp_path / "two"), state(tmp_path / "one"), rtol=1e-3, atol=1e-5)
     assert rates(tmp_path / "two") == rates(tmp_path / "one")

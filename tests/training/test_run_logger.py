@@ -85,25 +85,44 @@ def test_a_line_that_a_crash_cut_short_is_skipped_and_a_resumed_run_writes_its_l
     assert file.read() == lines[:2]
 
 
+def step_output(timesteps: list[int], losses: list[float], applied: float = 1.0, **metrics: float) -> StepOutput:
+    """What an update returns."""
+    return StepOutput(
+        {name: torch.tensor(value) for name, value in metrics.items()},
+        {"learning_rate": 0.1},
+        torch.tensor(applied),
+        torch.tensor(timesteps),
+        torch.tensor(losses),
+    )
+
+
 def test_the_training_loss_is_told_by_tenths_of_the_timesteps():
     running = RunningMeans(Accelerator(cpu=True), 1000)
     for _ in range(2):
-        running.add(StepOutput({"loss": 2.0}, torch.tensor([0, 50, 999]), torch.tensor([1.0, 3.0, 5.0])))
-    running.add(StepOutput({"learning_rate": 0.1}))
+        running.add(step_output([0, 50, 999], [1.0, 3.0, 5.0], loss=2.0))
     assert running.pop() == {"loss": 2.0, "loss/t0-99": 2.0, "loss/t900-999": 5.0, "learning_rate": pytest.approx(0.1)}
+
+
+def test_a_skipped_update_counts_for_nothing_but_its_settings():
+    running = RunningMeans(Accelerator(cpu=True), 1000)
+    running.add(step_output([50], [2.0], loss=2.0))
+    running.add(step_output([50], [float("nan")], applied=0.0, loss=float("inf")))
+    assert running.pop() == {"loss": 2.0, "loss/t0-99": 2.0, "learning_rate": pytest.approx(0.1)}
+    running.add(step_output([50], [float("nan")], applied=0.0, loss=float("inf")))
+    assert running.pop() == {"learning_rate": pytest.approx(0.1)}
 
 
 def test_processes_that_go_on_with_a_line_add_up_the_same_figures(monkeypatch):
     """Also those that are not counted again before the line ends, such as an adversary's that learns now and then."""
     accelerator = Accelerator(cpu=True)
     begun = RunningMeans(accelerator, 1000)
-    begun.add(StepOutput({"loss": 2.0, "adversary/loss": 1.0}, torch.tensor([50]), torch.tensor([2.0])))
+    begun.add(step_output([50], [2.0], **{"loss": 2.0, "adversary/loss": 1.0}))
     kept = begun.sums()
     both = []
     for is_main in (True, False):
         monkeypatch.setattr(type(accelerator), "is_main_process", is_main)
         both.append(RunningMeans(accelerator, 1000, kept))
-        both[-1].add(StepOutput({"loss": 4.0}, torch.tensor([50]), torch.tensor([4.0])))
+        both[-1].add(step_output([50], [4.0], loss=4.0))
     main, other = (running.sums() for running in both)
     assert list(main) == list(other)
     assert {name: main[name] + other[name] for name in kept} == {
@@ -112,6 +131,8 @@ def test_processes_that_go_on_with_a_line_add_up_the_same_figures(monkeypatch):
         "loss count": 3.0,
         "loss/t0-99": 10.0,
         "loss/t0-99 count": 3.0,
+        "learning_rate": pytest.approx(0.3),
+        "learning_rate count": 3.0,
     }
 
 
