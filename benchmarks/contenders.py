@@ -104,6 +104,7 @@ class Ours:
     """Our side: TrainStep, as the Trainer calls it."""
 
     def __init__(self, arguments: argparse.Namespace, options: list[str]) -> None:
+        from ddpm_hf.training.captured import choose_run
         from ddpm_hf.training.run_logger import RunningMeans
         from ddpm_hf.training.state import TrainState
         from ddpm_hf.training.trainer import Trainer
@@ -111,8 +112,9 @@ class Ours:
 
         trainer = Trainer(our_config(arguments, options))
         self.config = trainer.config
-        self.state = TrainState(trainer.config, trainer.accelerator)
+        self.state = TrainState(trainer.config, trainer.accelerator, compiled=trainer.plan.compiled)
         self.train_step = TrainStep(self.state, trainer.plan.images, trainer.num_steps)
+        self.train_step.run = choose_run(self.train_step, 0)
         self.means = RunningMeans(trainer.accelerator, trainer.config.model.time_steps)
         self.step = 0
 
@@ -121,7 +123,7 @@ class Ours:
         output = self.train_step.update(self.step)
         self.means.add(output)
         self.step += 1
-        return float(output.metrics["data_seconds"])
+        return float(output.settings["data_seconds"])
 
     def save(self, folder: Path) -> Path:
         from ddpm_hf.checkpoints.format import Progress, write_checkpoint
@@ -135,7 +137,7 @@ class Ours:
         from ddpm_hf.training.state import load_optimizer_state
 
         assert find_damage(folder) is None
-        self.state._load_weights(folder, self.state.accelerator.unwrap_model(self.state.network))
+        self.state._load_weights(folder, self.state.network)
         load_optimizer_state(self.state.optimizer.optimizer, folder / STATE / OPTIMIZER)
 
 

@@ -110,7 +110,7 @@ class TrainState:
     def gather(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each file of the training state, for `save`; every process calls this together."""
         self.gather_averages()
-        weights = self.accelerator.unwrap_model(self.network).state_dict()
+        weights = self.network.state_dict()
         files = {
             NETWORK: gather_shards(weights, self.accelerator),
             OPTIMIZER: gather_shards(optimizer_state(self.optimizer.optimizer), self.accelerator),
