@@ -21,18 +21,14 @@ from ddpm_hf.models import build_network  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "scaling.md"
 
-MATRIX_RATE = 790e12
-"""bf16 operations per second that an H200 does in large matrix products (measured elsewhere)."""
-SHARE = 0.2
-"""Of it, in a whole training step of such a network (assumed)."""
-SECONDS_PER_OPERATOR = 10e-6
-"""That Python and PyTorch take to start one operator, forward or backward (assumed)."""
+RATE = 187e12
+"""bf16 operations per second of a recorded and compiled update at batch 128 on an H200 (benchmarks/results/gpu_graphs.md)."""
+SECONDS_PER_OPERATOR = 5e-6
+"""Of the shortest operator of a recorded update there: 2.2 ms for a forward pass of one image."""
 IN_MACHINE, BETWEEN_MACHINES = 300e9, 40e9
 """Bytes per second and GPU of an all-reduce over NVLink, and over 400 Gbit/s networks (assumed)."""
 SECONDS_PER_HOP = 10e-6
 """Of a message between two GPUs (assumed)."""
-BUCKET = 25 * 2**20
-"""Bytes that DistributedDataParallel sends at once."""
 GPUS_PER_MACHINE = 8
 
 
@@ -70,7 +66,7 @@ class Recipe:
 
     @property
     def num_operators(self) -> int:
-        """Operators started in one forward and backward pass."""
+        """Operators of one forward and backward pass."""
         return self._counts[2]
 
     @property
@@ -103,14 +99,13 @@ class Cost:
     """The parts of one update, in seconds."""
 
     compute: float
-    start: float
+    shortest: float
     exchange: float
 
     @property
     def step(self) -> float:
-        """The longer of computing and starting; the exchange runs beside the backward pass, two thirds of it."""
-        alone = max(self.compute, self.start)
-        return alone + max(0.0, self.exchange - alone * 2 / 3)
+        """The gradients are exchanged after they are computed."""
+        return max(self.compute, self.shortest) + self.exchange
 
 
 def traffic(num_parameters: int, num_gpus: int) -> float:
@@ -120,11 +115,9 @@ def traffic(num_parameters: int, num_gpus: int) -> float:
 
 def cost(recipe: Recipe, num_gpus: int, batch_size: int) -> Cost:
     """Estimate an update from the assumptions above."""
-    compute = recipe.operations * batch_size / num_gpus / (MATRIX_RATE * SHARE)
+    compute = recipe.operations * batch_size / num_gpus / RATE
     bandwidth = IN_MACHINE if num_gpus <= GPUS_PER_MACHINE else BETWEEN_MACHINES
-    buckets = math.ceil(4 * recipe.num_parameters / BUCKET)
-    hops = 2 * math.log2(num_gpus) * buckets
-    exchange = traffic(recipe.num_parameters, num_gpus) / bandwidth + hops * SECONDS_PER_HOP
+    exchange = traffic(recipe.num_parameters, num_gpus) / bandwidth + 2 * math.log2(num_gpus) * SECONDS_PER_HOP
     return Cost(compute, recipe.num_operators * SECONDS_PER_OPERATOR, exchange)
 
 
@@ -168,14 +161,14 @@ def runs() -> list[str]:
                     str(num_gpus),
                     f"{batch_size:,}",
                     f"{batch_size // num_gpus:,}",
-                    *(f"{1e3 * part:.1f}" for part in (each.compute, each.start, each.exchange, each.step)),
+                    *(f"{1e3 * part:.1f}" for part in (each.compute, each.shortest, each.exchange, each.step)),
                     f"{seen // batch_size:,}",
                     f"{hours:.2g}",
                     f"{hours * num_gpus:,.0f}",
                     f"{alone / (each.step / batch_size * num_gpus):.0%}",
                 ]
             )
-    head = "recipe,GPUs,batch,per GPU,compute ms,start ms,exchange ms,update ms,updates,hours,GPU hours,efficiency"
+    head = "recipe,GPUs,batch,per GPU,compute ms,shortest ms,exchange ms,update ms,updates,hours,GPU hours,efficiency"
     return _table(head.split(","), rows)
 
 

@@ -31,13 +31,10 @@ def test_an_image_of_cifar10_costs_what_the_paper_s_network_does():
     assert "has about 1,350 of them" in TEXT
 
 
-def test_an_update_takes_the_longest_of_its_parts():
+def test_an_update_computes_for_as_long_as_its_operators_take_and_then_exchanges():
     cost = scaling_table.Cost
-    assert cost(compute=3.0, start=1.0, exchange=2.0).step == 3.0
-    assert cost(compute=1.0, start=3.0, exchange=2.0).step == 3.0
-    assert cost(compute=3.0, start=1.0, exchange=2.5).step == 3.5
-    assert scaling_table.traffic(1_000, 1) == 0
-    assert scaling_table.traffic(1_000, 2) == 4_000
+    assert cost(compute=3.0, shortest=1.0, exchange=2.0).step == 5.0
+    assert cost(compute=1.0, shortest=3.0, exchange=0.0).step == 3.0
 
 
 def test_checkpoints_weigh_16_bytes_per_parameter(tiny):
