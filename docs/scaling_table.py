@@ -22,7 +22,7 @@ from ddpm_hf.models import build_network  # noqa: E402
 PAGE = REPOSITORY / "docs" / "scaling.md"
 
 RATE = 187e12
-"""bf16 operations per second of a recorded and compiled update at batch 128 on an H200 (benchmarks/results/gpu_graphs.md)."""
+"""bf16 operations per second of a recorded, compiled update on an H200 (benchmarks/results/gpu_graphs.md)."""
 SECONDS_PER_OPERATOR = 5e-6
 """Of the shortest operator of a recorded update there: 2.2 ms for a forward pass of one image."""
 IN_MACHINE, BETWEEN_MACHINES = 300e9, 40e9

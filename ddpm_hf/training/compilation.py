@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_hf.config import Config
-from ddpm_hf.models import DDPMUNet
+from ddpm_hf.models import DDPMUNet, build_network
 from ddpm_hf.runtime.files import cache_folder
 
 # Measured on an H200 with the CIFAR-10 network at batch 128 in bfloat16: benchmarks/results/gpu.md
@@ -17,50 +17,36 @@ CAPTURED_FLOPS = 114e12  # per second of a captured update
 COMPILED_FLOPS = 187e12  # per second of a captured and compiled one
 
 
-def seconds_saved(num_flops: int, config: Config, num_steps: int, num_processes: int) -> float:
+def seconds_saved(config: Config, num_steps: int, num_processes: int) -> float:
     """Estimate the seconds that compiling saves over a whole run on a GPU, its warm-up not counted.
 
     Args:
-        num_flops: multiplications and additions of one image's update.
         config: of the run.
         num_steps: updates of the whole run. That of a resumed run counts all of them, so that it decides as before.
         num_processes: which share each batch.
     """
-    flops = num_flops * config.training.batch_size / num_processes * num_steps
+    model = config.model
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build_network(model)
+        labels = None if model.num_classes is None else torch.zeros(1, dtype=torch.long)
+        image = torch.empty(1, model.image_channels, model.image_size, model.image_size)
+        network(image, torch.zeros(1), labels).sample.sum().backward()
+    flops = counter.get_total_flops() * config.training.batch_size / num_processes * num_steps
     return flops / CAPTURED_FLOPS - flops / COMPILED_FLOPS
 
 
-def is_compiled(config: Config, accelerator: Accelerator, saved: float) -> bool:
+def is_compiled(config: Config, accelerator: Accelerator, num_steps: int) -> bool:
     """Whether a run is compiled: as it is configured, and with `auto` on a GPU where that wins back the warm-up.
 
     Args:
         config: of the run.
         accelerator: the processes and devices.
-        saved: see `seconds_saved`.
+        num_steps: updates of the whole run.
     """
     if config.training.compile != "auto":
         return config.training.compile
-    is_plain = accelerator.scaler is None and not accelerator.is_fsdp2  # not measured for those
-    return accelerator.device.type == "cuda" and is_plain and saved > WARM_UP_SECONDS
-
-
-def update_flops(network: nn.Module, image_channels: int, image_size: int, num_classes: int | None) -> int:
-    """Count the multiplications and additions of one image's forward and backward pass.
-
-    Args:
-        network: on the meta device.
-        image_channels: of the images.
-        image_size: of the images, in pixels.
-        num_classes: of a class-conditional network.
-    """
-    labels = None if num_classes is None else torch.zeros(1, dtype=torch.long, device="meta")
-    image, timestep = (
-        torch.empty(1, image_channels, image_size, image_size, device="meta"),
-        torch.zeros(1, device="meta"),
-    )
-    with FlopCounterMode(display=False) as counter:
-        network(image, timestep, labels).sample.sum().backward()
-    return counter.get_total_flops()
+    is_measured = accelerator.device.type == "cuda" and accelerator.scaler is None and not accelerator.is_fsdp2
+    return is_measured and seconds_saved(config, num_steps, accelerator.num_processes) > WARM_UP_SECONDS
 
 
 def compile_network(network: DDPMUNet, device: torch.device) -> None:

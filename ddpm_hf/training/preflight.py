@@ -24,7 +24,7 @@ from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_process
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
-from ddpm_hf.training.compilation import WARM_UP_SECONDS, is_compiled, seconds_saved, update_flops
+from ddpm_hf.training.compilation import WARM_UP_SECONDS, is_compiled, seconds_saved
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
 from ddpm_hf.training.resume import Start, find_start, resume_config
@@ -91,7 +91,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     training = config.training
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
     held_out = held_out if training.validate_every else None
-    compiled = is_compiled(config, accelerator, _seconds_saved(config, num_steps, accelerator))
+    compiled = is_compiled(config, accelerator, num_steps)
     return RunPlan(config, run, found, start, images, held_out, num_steps, load_perceptual(config), compiled)
 
 
@@ -131,17 +131,11 @@ def _speed(plan: RunPlan, accelerator: Accelerator) -> str:
     """How updates run, with the reason for compiling them or not."""
     if accelerator.device.type != "cuda":
         return "compiled" if plan.compiled else "eager"
-    saved = _seconds_saved(plan.config, plan.num_steps, accelerator)
+    saved = seconds_saved(plan.config, plan.num_steps, accelerator.num_processes)
     return (
         f"a CUDA graph, {'compiled' if plan.compiled else 'not compiled'}: compiling takes about {WARM_UP_SECONDS} s "
         f"and saves about {saved:,.0f} s of this run"
     )
-
-
-def _seconds_saved(config: Config, num_steps: int, accelerator: Accelerator) -> float:
-    network, model = _network(config)[0], config.model
-    flops = update_flops(network, model.image_channels, model.image_size, model.num_classes)
-    return seconds_saved(flops, config, num_steps, accelerator.num_processes)
 
 
 def draw_plan(plan: RunPlan) -> list[Path]:

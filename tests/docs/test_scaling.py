@@ -35,6 +35,8 @@ def test_an_update_computes_for_as_long_as_its_operators_take_and_then_exchanges
     cost = scaling_table.Cost
     assert cost(compute=3.0, shortest=1.0, exchange=2.0).step == 5.0
     assert cost(compute=1.0, shortest=3.0, exchange=0.0).step == 3.0
+    assert scaling_table.traffic(1_000, 1) == 0
+    assert scaling_table.traffic(1_000, 2) == 4_000
 
 
 def test_checkpoints_weigh_16_bytes_per_parameter(tiny):
