@@ -196,7 +196,9 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
                 `torch.utils.checkpoint.checkpoint`.
         """
         # diffusers' own default is a local function, with which no model can be pickled
-        function = gradient_checkpointing_func or partial(checkpoint, use_reentrant=False)
+        # Only dropout draws random numbers. Restoring their state for others would wait for a GPU.
+        draws = self.config["dropout"] > 0
+        function = gradient_checkpointing_func or partial(checkpoint, use_reentrant=False, preserve_rng_state=draws)
         super().enable_gradient_checkpointing(function)
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:

@@ -5,7 +5,8 @@ before it is used. Checkpoints hold full tensors, so a run may be resumed with o
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -30,8 +31,7 @@ def make_accelerator(config: Config) -> Accelerator:
     plugin, tracker = _fsdp_plugin(config), config.logging.tracker
     _check_tracker(tracker)
     state = init_distributed(timedelta(minutes=config.training.timeout_minutes))
-    if state.device.type == "cuda":
-        use_deterministic_kernels()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # see `deterministic_kernels`; read by cuBLAS
     accelerator = Accelerator(
         cpu=state.device.type == "cpu",
         fsdp_plugin=plugin,
@@ -47,15 +47,23 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def use_deterministic_kernels() -> None:
-    """Have PyTorch use kernels whose results do not differ between runs, so that resuming is exact on a GPU, too.
+@contextmanager
+def deterministic_kernels(device: torch.device, strict: bool = True) -> Iterator[None]:
+    """Use kernels on a GPU whose results do not differ between runs, so that resuming is exact there, too.
 
-    An operator that has none warns.
+    Args:
+        device: of the work within; CPUs have no others.
+        strict: raise for an operator that has no such kernel; otherwise warn. Attention has them only if strict.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds bugs, for a price
-    torch.backends.cudnn.benchmark = False
+    if device.type != "cuda":
+        yield
+        return
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it takes time
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def choose_precision(requested: Literal["auto", "no", "bf16", "fp16"], device: torch.device) -> Precision:

@@ -14,6 +14,7 @@ import torch
 from ddpm_hf.models.fast.graphs import RECORDERS, Results
 from ddpm_hf.runtime.distributed import max_over_processes
 from ddpm_hf.runtime.memory import first_that_fits
+from ddpm_hf.training.accelerator import deterministic_kernels
 from ddpm_hf.training.batches import Batch
 from ddpm_hf.training.compilation import uncompile_network
 from ddpm_hf.training.state import TrainState
@@ -59,7 +60,7 @@ class CapturedUpdate:
         """Run the update on a batch; see `TrainStep.run_eagerly`."""
         results = self.first(step, batch)
         if self._second is not None:
-            self._average_gradients()
+            self._average_gradients(results)
             results |= self._second()
         return results
 
@@ -93,7 +94,7 @@ def choose_run(train_step: TrainStep, step: int) -> Callable[[int, Batch], Resul
     """
     state, batch = train_step.state, train_step.batches.at(step)
     device = batch.x_0.device
-    with _frozen(state):
+    with _frozen(state), deterministic_kernels(device, train_step.is_strict):
         if state.compiled and _failed(lambda: train_step.compute_gradients(step, batch), "torch.compile"):
             _give_up_compiling(state)
         if device.type not in RECORDERS:
@@ -103,6 +104,7 @@ def choose_run(train_step: TrainStep, step: int) -> Callable[[int, Batch], Resul
             return train_step.run_eagerly
         made: list[CapturedUpdate] = []
         if _failed(lambda: made.append(CapturedUpdate(train_step, step, batch)), "Recording the update"):
+            train_step.is_strict = False  # an operator without a deterministic kernel may be why
             return train_step.run_eagerly
         if difference := _difference(train_step, made[0], step, batch):
             logger.warning("The recorded update differs from an eager one: %s. Updates run eagerly.", difference)
@@ -152,19 +154,20 @@ def _difference(train_step: TrainStep, captured: CapturedUpdate, step: int, batc
     def measure(run: Callable[[int, Batch], Results], seed: int) -> list[float]:
         train_step.seed_dropout(seed)
         results = run(step, batch)
-        if "grad_norm" not in results:  # that of this process alone, so that none waits for another one here
-            gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
-            results["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        return [results[name].item() for name in ("loss", "grad_norm")]
+        # With several processes that of this one's alone, so that none waits for another here.
+        norm = results["grad_norm"] if "grad_norm" in results else results["gradients"].norm()
+        return [results["loss"].item(), norm.item()]
 
     def measure_eager(num_accumulation_steps: int) -> None:
         state.num_accumulation_steps = num_accumulation_steps
         try:
-            eager[:] = [measure(train_step.compute_gradients, step + offset) for offset in range(num_seeds)]
+            eager[:] = [measure(run, step + offset) for offset in range(num_seeds)]
         finally:
             state.num_accumulation_steps = configured
 
     eager: list[list[float]] = []
+    is_alone = state.accelerator.num_processes == 1
+    run = train_step.run_eagerly if is_alone else train_step.compute_gradients
     candidates = [
         count for count in range(state.num_accumulation_steps, len(batch.x_0) + 1) if not len(batch.x_0) % count
     ]

@@ -17,7 +17,7 @@ from ddpm_hf.models.fast.graphs import Results
 from ddpm_hf.runtime.distributed import max_over_processes
 from ddpm_hf.runtime.memory import first_that_fits
 from ddpm_hf.runtime.randomness import derive_seed
-from ddpm_hf.training.accelerator import full_tensor
+from ddpm_hf.training.accelerator import deterministic_kernels, full_tensor
 from ddpm_hf.training.batches import Batch, Batches
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import Objective
@@ -60,6 +60,7 @@ class TrainStep:
     Attributes:
         objective: the loss of each step.
         run: computes an update; `choose_run` finds a faster one than `run_eagerly`.
+        is_strict: whether every operator must have a deterministic kernel, as those of the network have.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class TrainStep:
             accelerator.num_processes,
         )
         self.run: Callable[[int, Batch], Results] = self.run_eagerly
+        self.is_strict = perceptual is None and state.discriminator is None
         self._done = torch.cuda.Event() if accelerator.device.type == "cuda" else None
 
     def update(self, step: int) -> StepOutput:
@@ -98,9 +100,11 @@ class TrainStep:
         rate = self._set_step(step)
         batch, data_seconds = self._timed_batch(step)
         self.seed_dropout(step)
-        results = dict(self.run(step, batch))
+        with deterministic_kernels(self.accelerator.device, self.is_strict):
+            results = dict(self.run(step, batch))
         if self._done is not None:
             self._done.record()
+        results.pop("gradients", None)
         losses, applied = results.pop("per_sample"), 1 - results.pop("skip")
         self._update_timestep_sampler(batch, losses)
         if self.accelerator.device.type == "cpu":  # where reading does not wait
@@ -115,8 +119,8 @@ class TrainStep:
             The metrics by name, `per_sample` losses, and `skip`, 1 if the update changes nothing.
         """
         outputs = self._backward_all(step, batch)
-        results = _means(outputs)
-        self.average_gradients()
+        results = self._results(outputs)
+        self.average_gradients(results)
         discriminator = self.state.discriminator
         if discriminator is not None:
             micro_batches = batch.split(self.state.num_accumulation_steps)
@@ -127,35 +131,40 @@ class TrainStep:
         return results
 
     def compute_gradients(self, step: int, batch: Batch) -> Results:
-        """Compute this process's gradients of a batch; returns the metrics of its loss."""
-        return _means(self._backward_all(step, batch))
+        """Compute this process's gradients of a batch.
 
-    def average_gradients(self) -> None:
-        """Average the gradients over the processes by one exchange; shards are averaged as they are computed.
+        Returns:
+            The metrics of its loss by name, `per_sample` losses, and with several processes the `gradients` as one
+            vector, to be exchanged.
+        """
+        return self._results(self._backward_all(step, batch))
+
+    def average_gradients(self, results: Results) -> None:
+        """Average the vector of `gradients` over the processes.
 
         DistributedDataParallel would exchange them during the backward pass, but a recorded backward pass is one piece
         of work for the host, in which nothing can be exchanged by hooks. What that could hide is small: 36 million
         gradients take 1 ms between GPUs of one machine.
         """
-        if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:
-            return
-        gradients = [parameter.grad for parameter in self.state.parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= self.accelerator.num_processes
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [piece.view_as(own) for piece, own in zip(pieces, gradients, strict=True)])
+        if "gradients" in results:
+            torch.distributed.all_reduce(results["gradients"])
+            results["gradients"] /= self.accelerator.num_processes
 
     def apply_gradients(self, metrics: Mapping[str, Tensor]) -> Results:
         """Clip the gradients, and update the weights and their averages unless a gradient is not finite.
 
         Args:
-            metrics: `loss`, and the discriminator's gradient norm if it is updated.
+            metrics: `loss`, the averaged `gradients` of several processes, and the discriminator's gradient norm if it
+                is updated.
 
         Returns:
             `grad_norm` before clipping, and `skip`, 1 if nothing was changed.
         """
         state, optimizer = self.state, self.state.optimizer
+        if "gradients" in metrics:
+            own = [parameter.grad for parameter in state.parameters]
+            averaged = metrics["gradients"].split([gradient.numel() for gradient in own])
+            torch._foreach_copy_(own, [each.view_as(to) for each, to in zip(averaged, own, strict=True)])
         grad_norm = self._clip_gradients()
         # The gradient scaler of fp16 skips infinite gradients by itself, but not a loss that is infinite. The loss is
         # that of one process, while gradients are the same in all.
@@ -201,8 +210,14 @@ class TrainStep:
         micro_batches, loss = batch.split(self.state.num_accumulation_steps), self.objective.at(step)
         return [self._backward(each, loss, len(micro_batches), each is micro_batches[-1]) for each in micro_batches]
 
+    def _results(self, outputs: list[LossOutput]) -> Results:
+        results = _means(outputs)
+        if self.accelerator.num_processes > 1 and not self.accelerator.is_fsdp2:  # which averages them by itself
+            results["gradients"] = torch.cat([parameter.grad.flatten() for parameter in self.state.parameters])
+        return results
+
     def _backward(self, micro_batch: Batch, loss: DiffusionLoss, count: int, is_last: bool) -> LossOutput:
-        """Add the gradient of one of `count` micro-batches; the processes exchange gradients at the last one."""
+        """Add the gradient of one of `count` micro-batches; shards are exchanged at the last one."""
         x_t = self.state.scheduler.add_noise(micro_batch.x_0, micro_batch.noise, micro_batch.timesteps)
         if self.state.channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
