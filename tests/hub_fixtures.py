@@ -3,18 +3,16 @@
 import os
 import shutil
 import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub
+import processes
 import pytest
 from huggingface_hub import constants
 from loopback import LoopbackHub
 from loopback.server import TOKEN
 from PIL import Image
-from processes import HIDE_DDPM_HF
 from sklearn.datasets import load_digits
 
 from ddpm_hf.config import load_config
@@ -73,19 +71,12 @@ def environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
 def run_python(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run a program in a process of its own; `installed=False` hides ddpm_hf from it, `cwd` is an empty folder."""
 
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+
     def run(program: str, *arguments: str, installed: bool = True, **variables: str) -> subprocess.CompletedProcess:
-        code = ("" if installed else HIDE_DDPM_HF) + textwrap.dedent(program)
-        folder = tmp_path / "elsewhere"
-        folder.mkdir(exist_ok=True)
-        return subprocess.run(
-            [sys.executable, "-W", "error::UserWarning", "-W", "error::FutureWarning", "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            env={**environment, **variables},
-            cwd=folder,
-        )
+        environment_of_program = {**environment, **variables}
+        return processes.run_python(program, *arguments, installed=installed, env=environment_of_program, cwd=folder)
 
     return run
 

@@ -11,6 +11,7 @@ import random
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from pathlib import Path
@@ -47,6 +48,13 @@ def run(*command: object, check: bool = False, **options) -> subprocess.Complete
     done = subprocess.run([str(part) for part in command], check=False, **options)
     assert not check or done.returncode == 0, f"exit code {done.returncode}: {(done.stderr or '')[-3000:]}"
     return done
+
+
+def run_python(code: str, *arguments: object, installed: bool = True, **options) -> subprocess.CompletedProcess:
+    """Run code in a Python of its own, where warnings are errors; `installed=False` hides ddpm_hf from it."""
+    strict = ("-W", "error::UserWarning", "-W", "error::FutureWarning")
+    hiding = "" if installed else HIDE_DDPM_HF
+    return run(sys.executable, *strict, "-c", hiding + textwrap.dedent(code), *arguments, **options)
 
 
 def state(run_folder: Path) -> dict[str, torch.Tensor]:

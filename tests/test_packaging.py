@@ -5,7 +5,6 @@ import configparser
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from processes import run
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -93,7 +93,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY, copy, ignore=passed_over)
     for kind in ("build_sdist", "build_wheel"):
         code = f"import sys; from setuptools.build_meta import {kind}; {kind}(sys.argv[1])"
-        subprocess.run([sys.executable, "-c", code, str(folder)], cwd=copy, check=True, capture_output=True)
+        run(sys.executable, "-c", code, folder, cwd=copy, check=True)
     return folder
 
 
@@ -138,13 +138,11 @@ def test_the_wheel_trains_digits_where_there_is_no_checkout(built, tiny_yaml, tm
     (wheel,) = built.glob("*.whl")
     site, empty = tmp_path / "site", tmp_path / "empty"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    run(*install, wheel, check=True)
     empty.mkdir()
     shutil.copy(tiny_yaml, empty)
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    command = [sys.executable, "-c", TRAIN, str(site)]
-    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run(sys.executable, "-c", TRAIN, site, cwd=empty, env=environment, check=True)
     assert "2 images" in done.stdout
     assert sorted(path.name for path in empty.iterdir()) == ["runs", "tiny.yaml"]
 
@@ -152,8 +150,5 @@ def test_the_wheel_trains_digits_where_there_is_no_checkout(built, tiny_yaml, tm
 def test_importing_takes_a_moment():
     """The fastest of five imports in processes of their own, without what Python itself takes to start."""
     code = "import time; before = time.perf_counter(); import ddpm_hf; print(time.perf_counter() - before)"
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(5)
-    ]
+    times = [float(run(sys.executable, "-c", code, check=True).stdout) for _ in range(5)]
     assert min(times) < 0.3

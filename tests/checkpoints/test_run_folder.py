@@ -1,10 +1,9 @@
 """Nothing is overwritten, and one run at a time writes to a folder."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from processes import run_python
 
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.runtime.errors import UserError
@@ -38,12 +37,12 @@ with RunFolder({str(tmp_path)!r}).locked():
     pass
 """
     with RunFolder(tmp_path).locked():
-        refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        refused = run_python(code)
         assert str(os.getpid()) in refused.stderr
         with pytest.raises(UserError, match=f"output_dir: .*{os.getpid()}"):
             RunFolder(tmp_path).check_unlocked()
     RunFolder(tmp_path).check_unlocked()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code, check=True)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

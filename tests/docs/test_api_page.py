@@ -3,11 +3,11 @@
 import ast
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 import ddpm_hf
 
@@ -45,5 +45,5 @@ def test_every_public_thing_is_documented_and_typed(name):
 
 
 def test_the_page_needs_nothing_installed():
-    command = [sys.executable, "-I", "-S", str(REPOSITORY / "docs" / "api_page.py")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("# The public names")
+    page = run(sys.executable, "-I", "-S", REPOSITORY / "docs" / "api_page.py", check=True).stdout
+    assert page.startswith("# The public names")

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOK = json.loads((DOCS / "quickstart.ipynb").read_text(encoding="utf-8"))
@@ -28,9 +28,6 @@ def test_notebook_runs_and_goes_on_when_it_is_run_again(tmp_path):
     script.write_text("\n".join(CODE))
     environment = {**os.environ, "NUM_STEPS": "3", "OUTPUT_DIR": str(tmp_path / "run"), "PYTHONWARNINGS": "ignore"}
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, str(script)], cwd=DOCS, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        done = run(sys.executable, script, cwd=DOCS, env=environment, check=True)
         assert "diffusers.models.unets.unet_2d.UNet2DModel" in done.stdout
     assert (tmp_path / "run" / "samples.png").exists()

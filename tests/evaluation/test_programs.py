@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import TORCHRUN, free_port
+from processes import TORCHRUN, free_port, run, run_python
 
 from ddpm_hf.evaluation import evaluate, evaluate_in_training
 from ddpm_hf.evaluation.programs import compare, evaluate_once, sweep
@@ -16,10 +16,8 @@ QUICK = [f"benchmark.metrics.{name}=false" for name in ("ssim", "psnr", "bits_pe
 
 
 def launch(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
-    command = [sys.executable, PROGRAM, *arguments]
-    if processes > 1:
-        command = [*TORCHRUN, free_port(), PROGRAM, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    launcher = [sys.executable] if processes == 1 else [*TORCHRUN, free_port()]
+    return run(*launcher, PROGRAM, *arguments)
 
 
 def test_the_program_prints_figures_and_where_the_report_lies(model_folder, make_config, capsys):
@@ -196,8 +194,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def test_fifty_thousand_samples_need_no_more_memory_than_two_thousand(tmp_path):
     peaks = []
     for count in (2_000, 50_000):
-        command = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / str(count))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        done = run_python(MEMORY, count, tmp_path / str(count), check=True)
         peaks.append(float(done.stdout))
     assert peaks[1] - peaks[0] < 30, f"megabytes: {peaks}"

@@ -1,13 +1,13 @@
 """The perceptual loss with tiny real backbones in local folders."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import run_python
 from pydantic import ValidationError
 from torch import nn
 
@@ -172,8 +172,7 @@ def test_nothing_is_imported_until_it_is_used() -> None:
     code = (
         "import sys, ddpm_hf.losses; print(*{m.split('.')[0] for m in sys.modules} & {'transformers', 'torchmetrics'})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    assert run_python(code, check=True).stdout.strip() == ""
 
 
 @pytest.mark.parametrize(

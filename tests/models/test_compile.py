@@ -1,9 +1,9 @@
 """torch.compile and torch.export, in processes without run-time checks of shapes, which these tools cannot trace."""
 
-import subprocess
 import sys
 
 import pytest
+from processes import run
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,4 @@ assert called == {"aten.conv2d.default"}, called
     ids=["no recompilation", "regional", "export", "wide enough for Winograd's algorithm"],
 )
 def test_compiler(script: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", SETUP + script], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run(sys.executable, "-c", SETUP + script, check=True)

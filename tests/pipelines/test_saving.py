@@ -3,13 +3,12 @@
 import json
 import stat
 import subprocess
-import sys
 import textwrap
 
 import diffusers
 import pytest
 import torch
-from processes import HIDE_DDPM_HF
+from processes import run_python
 from torch.testing import assert_close
 
 from ddpm_hf.models import DDPMUNet
@@ -26,14 +25,7 @@ folder = sys.argv[1]
 
 def run_hidden(program: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a program in a process of its own where ddpm_hf cannot be imported, and warnings are errors."""
-    code = HIDE_DDPM_HF + BEGINNING + textwrap.dedent(program)
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-W", "error::FutureWarning", "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return run_python(BEGINNING + textwrap.dedent(program), *arguments, installed=False)
 
 
 @pytest.fixture

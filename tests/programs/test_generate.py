@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from processes import TORCHRUN, free_port
+from processes import TORCHRUN, free_port, run
 
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines import DDPMPipeline
@@ -175,7 +175,7 @@ def test_two_processes_draw_what_one_draws_and_share_the_work(model, tmp_path):
         command = [*launcher, str(counting), str(REPOSITORY / GENERATE), *options, "--output", str(tmp_path / name)]
         counts = tmp_path / f"counts of {name}"
         counts.mkdir()
-        subprocess.run(command, check=True, env={**ALONE, "COUNTS": str(counts)}, timeout=300, capture_output=True)
+        run(*command, check=True, env={**ALONE, "COUNTS": str(counts)})
         shares[name] = [int(file.read_text()) for file in sorted(counts.iterdir())]
     assert shares == {"one": [101], "two": [53, 48]}
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in launchers)
@@ -199,7 +199,7 @@ def test_a_killed_generation_leaves_whole_images_and_goes_on_from_them(model, tm
     kept = {file: file.stat().st_mtime_ns for file in folder.glob("0*.png")}
     assert 8 <= len(kept) < 120
     assert all(pixels(file).shape == (8, 8) for file in kept)
-    subprocess.run(command, check=True, env=ALONE, timeout=300, capture_output=True)
+    run(*command, check=True, env=ALONE)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert sorted(file.name for file in visible_files(folder)) == [
         *(f"{index:06}.png" for index in range(120)),

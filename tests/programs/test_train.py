@@ -1,10 +1,10 @@
 """training/train.py: what it does, and the one line that a mistake gets."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = "training/train.py"
@@ -59,8 +59,7 @@ def test_a_mistake_gets_one_clear_line_and_exit_code_2(program, tiny_yaml, tmp_p
 
 def test_a_wrong_file_is_told_in_a_moment_by_the_program_itself(tmp_path):
     (tmp_path / "wrong.yaml").write_text("training:\n  learning_rat: 1\nseed: -1\n")
-    command = [sys.executable, str(REPOSITORY / TRAIN), "--config", str(tmp_path / "wrong.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = run(sys.executable, REPOSITORY / TRAIN, "--config", tmp_path / "wrong.yaml")
     assert done.returncode == 2
     assert done.stdout == ""
     assert [line.split("wrong.yaml")[-1] for line in done.stderr.splitlines()] == [
