@@ -244,15 +244,15 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_drawn(model_folder, mak
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["benchmark.n_samples=64"], "at least 65 for a Fréchet distance in the 64 features of digits"),
-        (["benchmark.reference_split=train[:64]"], "has 64 images to compare with; allowed: at least 65"),
-        (["benchmark.features=inceptoin"], "allowed: inception, digits"),
-        (["benchmark.num_inference_steps=11"], "possible are 1 to 10"),
+        (["benchmark.n_samples=64"], r"benchmark\.n_samples: given 64.* 65 "),
+        (["benchmark.reference_split=train[:64]"], r"train\[:64\].* 65 "),
+        (["benchmark.features=inceptoin"], r"benchmark\.features: given 'inceptoin'"),
+        (["benchmark.num_inference_steps=11"], r"benchmark\.num_inference_steps"),
         ([f"benchmark.metrics.{m}=false" for m in (
             "fid", "inception_score", "kid", "precision_recall", "memorization", "ssim", "psnr", "bits_per_dim"
-        )], "all are false"),
-        (["dataset.name=/no/such/folder"], "does not exist"),
-        (["model_config.num_classes=10"], "the model knows no classes"),
+        )], r"benchmark\.metrics"),
+        (["dataset.name=/no/such/folder"], "/no/such/folder"),
+        (["model_config.num_classes=10"], r"model_config\.num_classes: given 10"),
     ],
 )  # fmt: skip
 def test_each_mistake_has_its_message(run, overrides, message):
@@ -285,7 +285,7 @@ def test_the_users_own_section_loads_as_it_is(tmp_path):
 
 def test_another_evaluation_is_not_overwritten(run, tmp_path):
     run(pictures=False)
-    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+    with pytest.raises(UserError, match=r"--output: .*\(seed\)"):
         run("seed=1")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")

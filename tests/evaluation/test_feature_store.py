@@ -98,12 +98,12 @@ def test_batches_of_another_extractor_are_computed_again(make_store):
 def test_what_another_process_has_written_elsewhere_is_missed(make_store):
     store = make_store()
     store.write(range(4), rows(range(4)))
-    with pytest.raises(UserError, match="misses the features of 6 images"):
+    with pytest.raises(UserError, match="DDPM_HF_CACHE"):
         store.check_complete(10)
     fill(store, 10)
     store.check_complete(10)
 
 
 def test_a_batch_needs_a_row_for_each_image(make_store):
-    with pytest.raises(ValueError, match="2 rows for 4 images"):
+    with pytest.raises(ValueError, match="2.*4"):
         make_store().write(range(4), rows(range(2)))

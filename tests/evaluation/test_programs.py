@@ -51,10 +51,10 @@ def test_a_sweep_sets_quality_against_network_evaluations(model_folder, make_con
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["sampler"], "allowed: NAME=VALUE,VALUE"),
-        (["samplr=ddim"], "a name of the benchmark section"),
+        (["sampler"], "--sweep: given 'sampler'"),
+        (["samplr=ddim"], "--sweep: given 'samplr=ddim'"),
         (["num_inference_steps=5,0"], "num_inference_steps=0"),
-        (["sampler=ddim,dimm", "num_inference_steps=5,11"], "possible are 1 to 10(.|\n)*sampler is 'dimm'"),
+        (["sampler=ddim,dimm", "num_inference_steps=5,11"], "num_inference_steps=11(.|\n)*sampler=dimm"),
     ],
 )
 def test_every_combination_is_checked_before_the_first_is_drawn(options, message, model_folder, make_config, tmp_path):
@@ -114,14 +114,14 @@ def test_an_evaluation_elsewhere_leaves_the_runs_own_figures(model_folder, make_
 
 
 def test_folders_without_an_evaluation_are_all_named(tmp_path):
-    with pytest.raises(UserError, match=r"one holds no evaluation.*; .*two holds no evaluation"):
+    with pytest.raises(UserError, match=f"{tmp_path}/one .*--model {tmp_path}/two"):
         compare([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"format": 1}', "evaluate again")])
-def test_a_report_that_cannot_be_read_is_named(tmp_path, text, message):
+@pytest.mark.parametrize("text", ["{", '{"format": 1}'])
+def test_a_report_that_cannot_be_read_is_named(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
-    with pytest.raises(UserError, match=rf"metrics\.json .*{message}"):
+    with pytest.raises(UserError, match=f"{tmp_path}/metrics.json"):
         compare([tmp_path], tmp_path / "out")
 
 

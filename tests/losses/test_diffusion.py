@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import math
-import re
 
 import pytest
 import torch
@@ -176,13 +175,13 @@ def test_wrong_channels_are_refused_instead_of_broadcast() -> None:
     loss = DiffusionLoss(LossConfig(), PROCESS, "epsilon")
     prediction, x_0, noise, x_t, timesteps = batch()
     without_type_checks = inspect.unwrap(DiffusionLoss.forward)
-    with pytest.raises(ValueError, match=re.escape("output has shape (6, 1, 4, 5), the images (6, 3, 4, 5)")):
+    with pytest.raises(ValueError, match=r"\(6, 1, 4, 5\)"):
         without_type_checks(loss, prediction[:, :1], x_0, noise, x_t, timesteps)
 
 
 def test_unknown_prediction_type_is_refused() -> None:
     without_type_checks = inspect.unwrap(DiffusionLoss.__init__)
-    with pytest.raises(ValueError, match="epsilon, sample, v_prediction"):
+    with pytest.raises(ValueError, match="'eps'"):
         without_type_checks(DiffusionLoss.__new__(DiffusionLoss), LossConfig(), PROCESS, "eps")
 
 

@@ -114,7 +114,7 @@ def test_schedules_without_noise_or_without_signal_at_their_ends(
 
 
 def test_infinite_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="set time_weight_params"):
+    with pytest.raises(ValueError, match="time_weight_params"):
         table([1.0, 0.5], "sample", "p2", p2_gamma=0.5)
 
 

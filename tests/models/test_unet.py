@@ -219,7 +219,7 @@ def test_attention_processor_is_a_function_of_query_key_value() -> None:
     unet.set_attn_processor(spy)
     torch.testing.assert_close(unet(*images()).sample, expected, rtol=0, atol=0)
     assert len(seen) == sum(isinstance(module, SelfAttentionBlock) for module in unet.modules()) == 4
-    with pytest.raises(ValueError, match=r"AttnProcessor2_0 .* query, key and value"):
+    with pytest.raises(ValueError, match="AttnProcessor2_0"):
         unet.set_attn_processor(AttnProcessor2_0())
 
 

@@ -66,7 +66,7 @@ def test_cosine_is_saved_under_its_stock_name_and_loads_in_diffusers(tmp_path):
 
 
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match=r"'quadratic' is unknown; possible are linear, cosine"):
+    with pytest.raises(ValueError, match="'quadratic'"):
         DDPMScheduler(beta_schedule="quadratic")
 
 
@@ -122,7 +122,7 @@ def test_every_number_of_steps_is_exact(time_steps, spacing):
 
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
 def test_impossible_numbers_of_steps(num_steps):
-    with pytest.raises(ValueError, match=rf"num_inference_steps is {num_steps}; possible are 1 to 1000"):
+    with pytest.raises(ValueError, match=f"num_inference_steps is {num_steps}"):
         DDPMScheduler().set_timesteps(num_steps)
 
 
@@ -162,7 +162,7 @@ def test_add_noise_and_velocity_agree_with_the_parents():
 
 def test_learned_variance_needs_twice_the_channels():
     scheduler = DDPMScheduler(variance_type="learned_range")
-    with pytest.raises(ValueError, match=r"needs a network with 6 output channels.*this one has 3"):
+    with pytest.raises(ValueError, match=r"learned_range.*6.*3"):
         scheduler.step(images(1, 3, 4, 4), 5, images(1, 3, 4, 4))
 
 

@@ -115,7 +115,7 @@ def test_a_model_without_all_its_weights_is_refused(tmp_path):
 
     some = {name: tensor for name, tensor in load_file(weights).items() if "attention" not in name}
     save_file(some, weights, {"format": "pt"})
-    with pytest.raises(UserError, match="lacks weights of its own"):
+    with pytest.raises(UserError, match=r"benchmark\.features: .*attention"):
         load_extractor(BenchmarkConfig(features=str(tmp_path)))
 
 
@@ -125,13 +125,13 @@ def test_a_model_of_text_is_refused(tmp_path):
             hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=20
         )
     ).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="looks at no images"):
+    with pytest.raises(UserError, match=r"benchmark\.features: .*bert"):
         load_extractor(BenchmarkConfig(features=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "inceptoin", "missing.py:network"])
 def test_an_unknown_extractor_is_refused_with_what_is_possible(name):
-    with pytest.raises(UserError, match=r"benchmark\.features: given"):
+    with pytest.raises(UserError, match=rf"benchmark\.features: given '{name}'"):
         load_extractor(BenchmarkConfig(features=name))
 
 
@@ -170,7 +170,7 @@ def test_a_module_with_other_code_has_another_fingerprint(tmp_path):
 
 def test_a_module_that_mixes_up_a_batch_is_refused(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
-    with pytest.raises(UserError, match=r"returns \(1, 3\) for two images"):
+    with pytest.raises(UserError, match=r"benchmark\.features: .*One .*\(1, 3\)"):
         load_extractor(BenchmarkConfig(features=f"{tmp_path}/mine.py:One")).probe((3, 8, 8))
 
 
@@ -180,10 +180,10 @@ def test_other_weights_of_inception_give_no_fid():
     assert metric_name("frechet_distance", other) == "FD (Inception, weights of mine.pth)"
 
 
-@pytest.mark.parametrize(("name", "message"), [("broken", "out of luck"), ("number", "cannot be"), ("none", "none")])
-def test_a_module_that_cannot_be_used_is_refused(name, message, tmp_path):
+@pytest.mark.parametrize("name", ["broken", "number", "none"])
+def test_a_module_that_cannot_be_used_is_refused(name, tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"benchmark\.features: .*mine\.py:{name} "):
         load_extractor(BenchmarkConfig(features=f"{tmp_path}/mine.py:{name}"))
 
 
@@ -222,7 +222,7 @@ def test_weights_that_run_code_are_refused(tmp_path):
 
     file = tmp_path / "weights.pth"
     torch.save({"weight": Trap()}, file, pickle_module=pickle)
-    with pytest.raises(UserError, match="no weights that can be loaded safely"):
+    with pytest.raises(UserError, match=str(file)):
         find_weights(str(file))
 
 
