@@ -49,3 +49,29 @@ def test_the_average_is_a_network_apart_in_eval_mode_without_gradients():
     assert network.training
     assert not ema.network.training
     assert not any(parameter.requires_grad for parameter in ema.network.parameters())
+
+
+def test_an_average_that_an_update_does_not_apply_to_stays():
+    network = nn.Linear(3, 2)
+    ema = ExponentialMovingAverage(network, decay=0.9)
+    before = ema.network.weight.clone()
+    moved(network, 1.0)
+    ema.set_step(0)
+    ema.update(torch.tensor(0.0))
+    torch.testing.assert_close(ema.network.weight, before, rtol=0, atol=0)
+    ema.update(torch.tensor(1.0))
+    torch.testing.assert_close(ema.network.weight, before + 0.9)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_average_is_the_same():
+    networks = [nn.Linear(3, 2), nn.Linear(3, 2).cuda()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    averages = [ExponentialMovingAverage(network, decay=0.9) for network in networks]
+    for step in range(5):
+        for network, average in zip(networks, averages, strict=True):
+            moved(network, 0.1 * step)
+            average.set_step(step)
+            average.update()
+    torch.testing.assert_close(averages[1].network.weight.cpu(), averages[0].network.weight)
