@@ -189,10 +189,16 @@ def cached_tensors(file: Path, compute: Callable[[], dict[str, Tensor]]) -> dict
     """Read tensors from a file; compute and write them if it is missing or damaged."""
     try:
         return load_file(file)
-    except (OSError, SafetensorError):
-        found = compute()
-    with atomic_write(file) as temporary:
-        save_file(found, temporary)
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s is damaged (%s); what it holds is computed again", file, error)
+    found = compute()
+    try:
+        with atomic_write(file) as temporary:
+            save_file(found, temporary)
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s cannot be written (%s); what it would hold is computed each time", file, error)
     return found
 
 

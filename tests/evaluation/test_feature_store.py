@@ -105,5 +105,5 @@ def test_what_another_process_has_written_elsewhere_is_missed(make_store):
 
 
 def test_a_batch_needs_a_row_for_each_image(make_store):
-    with pytest.raises(ValueError, match="2.*4"):
+    with pytest.raises(ValueError, match=r"2.*4"):
         make_store().write(range(4), rows(range(2)))

@@ -206,7 +206,7 @@ def test_resuming_is_exact() -> None:
 
 
 def test_images_too_small_for_the_levels_are_refused() -> None:
-    with pytest.raises(UserError, match="num_levels.* 4"):
+    with pytest.raises(UserError, match=r"num_levels.* 4"):
         adversary(num_levels=4)
 
 

@@ -3,25 +3,20 @@
 A Fréchet distance in its features is an FD (digits classifier), never an FID.
 """
 
-import logging
-
 import torch
 from jaxtyping import Float32, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.evaluation.feature_store import cached_tensors
 from ddpm_hf.models.classifier import train_classifier
-from ddpm_hf.runtime.files import atomic_write, cache_folder
+from ddpm_hf.runtime.files import cache_folder
 from ddpm_hf.runtime.randomness import generator_at
 
-logger = logging.getLogger(__name__)
-
-VERSION = 1
-"""Of the network and its training below; part of the name of the cached file."""
+VERSION = 2
+"""Of the network, its training and the file; part of the name of the cached file."""
 
 NUM_FEATURES = 64
 EPOCHS, BATCH_SIZE = 30, 64
@@ -64,28 +59,19 @@ class DigitsClassifier(FeatureExtractor):
 
 
 def load_digits_classifier() -> DigitsClassifier:
-    """Load the classifier from the cache; train it first if it is not there, or damaged."""
-    file = cache_folder() / f"digits-classifier-{VERSION}.safetensors"
-    try:
-        with safe_open(file, framework="pt") as stored:
-            classifier = DigitsClassifier(float(stored.metadata()["accuracy"]))
-            classifier.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-            return classifier
-    except FileNotFoundError:
-        logger.info("Training the digits classifier, which takes seconds")
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        logger.warning("The cached classifier %s is damaged (%s): training it again", file, error)
-    classifier = train_digits_classifier()
-    try:
-        with atomic_write(file) as temporary:
-            save_file(classifier.state_dict(), temporary, {"accuracy": repr(classifier.accuracy)})
-    except (OSError, SafetensorError) as error:
-        logger.warning("The digits classifier cannot be cached in %s (%s): it is trained each time", file.parent, error)
+    """Load the classifier from the cache; train it first, which takes seconds, if it is not there or damaged."""
+    tensors = cached_tensors(cache_folder() / f"digits-classifier-{VERSION}.safetensors", train_digits_classifier)
+    classifier = DigitsClassifier(tensors.pop("accuracy").item())
+    classifier.load_state_dict(tensors)
     return classifier
 
 
-def train_digits_classifier() -> DigitsClassifier:
-    """Train on four fifths of the digits: split, initialisation and order are fixed, and so are the weights."""
+def train_digits_classifier() -> dict[str, Tensor]:
+    """Train on four fifths of the digits: split, initialisation and order are fixed, and so are the weights.
+
+    Returns:
+        The weights, and "accuracy" on the last fifth.
+    """
     digits = load_image_set(
         DatasetConfig(), ModelConfig(image_size=8, image_channels=1, channel_multipliers=(1,), attention_levels=())
     )
@@ -105,9 +91,8 @@ def train_digits_classifier() -> DigitsClassifier:
         BATCH_SIZE,
         decay=True,
     )
-    trained = DigitsClassifier(accuracy(classifier, digits.images[test], digits.labels[test]))
-    trained.load_state_dict(classifier.state_dict())
-    return trained
+    tested = torch.tensor(accuracy(classifier, digits.images[test], digits.labels[test]), dtype=torch.float64)
+    return {**classifier.state_dict(), "accuracy": tested}
 
 
 @torch.no_grad()

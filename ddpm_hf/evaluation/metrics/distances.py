@@ -188,27 +188,31 @@ def nearest(
     # allocated before the loop: small results between large temporary ones would fragment the memory
     distances = torch.empty(len(queries), k, dtype=torch.float64)
     indices = torch.empty(len(queries), k, dtype=torch.int64)
-    start = 0
-    for block in _with_bar(queries, "nearest neighbours", QUERY_ROWS):
+    for rows, block in _with_positions(_with_bar(queries, "nearest neighbours", QUERY_ROWS)):
         best = torch.full((len(block), k), math.inf, dtype=torch.float64, device=device)
         where = torch.zeros(len(block), k, dtype=torch.int64, device=device)
-        offset = 0
-        for others in references.blocks(REFERENCE_ROWS):
+        for columns, others in _with_positions(references.blocks(REFERENCE_ROWS)):
             squared = _squared_distances(block.to(device), others.to(device))
             if same:
-                rows = torch.arange(offset, offset + len(others), device=device)
-                rows = rows[(rows >= start) & (rows < start + len(block))]
-                squared[rows - start, rows - offset] = math.inf
+                squared[rows.to(device)[:, None] == columns.to(device)] = math.inf
             near, at = squared.topk(min(k, len(others)), dim=1, largest=False)
             best, chosen = torch.cat([best, near], dim=1).topk(k, dim=1, largest=False)
-            where = torch.cat([where, at + offset], dim=1).gather(1, chosen)
-            offset += len(others)
-        exact = _exact_distances(block, references, where.cpu())
+            where = torch.cat([where, at + columns[0]], dim=1).gather(1, chosen)
+        found = where.cpu()
+        # without the cancellation of `_squared_distances`, so that those of copies are exactly 0
+        neighbors = references.read(found.flatten().tolist()).view(*found.shape, -1)
+        exact = (block[:, None] - neighbors).square().sum(2).sqrt()
         order = exact.argsort(dim=1, stable=True)
-        distances[start : start + len(block)] = exact.gather(1, order)
-        indices[start : start + len(block)] = where.cpu().gather(1, order)
-        start += len(block)
+        distances[rows], indices[rows] = exact.gather(1, order), found.gather(1, order)
     return Neighbors(distances, indices)
+
+
+def _with_positions(blocks: Iterator[Tensor]) -> Iterator[tuple[Int64[Tensor, " rows"], Tensor]]:
+    """Blocks of rows, each with the positions of its rows."""
+    start = 0
+    for block in blocks:
+        yield torch.arange(start, start + len(block)), block
+        start += len(block)
 
 
 def _with_bar(
@@ -221,14 +225,6 @@ def _with_bar(
             progress.update(len(block))
 
 
-def _exact_distances(
-    queries: Float64[Tensor, "rows features"], references: FeatureTable, indices: Int64[Tensor, "rows k"]
-) -> Float64[Tensor, "rows k"]:
-    """Distances without the cancellation of `_squared_distances`, so that those of copies are exactly 0."""
-    others = references.read(indices.flatten().tolist()).view(*indices.shape, -1)
-    return (queries[:, None] - others).square().sum(2).sqrt()
-
-
 def _within(
     queries: FeatureTable,
     references: FeatureTable,
@@ -237,16 +233,12 @@ def _within(
 ) -> Bool[Tensor, " queries"]:
     """Whether each query lies in the ball of any reference."""
     found = torch.empty(len(queries), dtype=torch.bool)
-    start = 0
-    for block in _with_bar(queries, "neighbourhoods", QUERY_ROWS):
+    for rows, block in _with_positions(_with_bar(queries, "neighbourhoods", QUERY_ROWS)):
         inside = torch.zeros(len(block), dtype=torch.bool, device=device)
-        offset = 0
-        for others in references.blocks(REFERENCE_ROWS):
-            limits = radii[offset : offset + len(others)].to(device)
-            inside |= (_squared_distances(block.to(device), others.to(device)).sqrt_() <= limits).any(1)
-            offset += len(others)
-        found[start : start + len(block)] = inside.cpu()
-        start += len(block)
+        for columns, others in _with_positions(references.blocks(REFERENCE_ROWS)):
+            distances = _squared_distances(block.to(device), others.to(device)).sqrt_()
+            inside |= (distances <= radii[columns].to(device)).any(1)
+        found[rows] = inside.cpu()
     return found
 
 
