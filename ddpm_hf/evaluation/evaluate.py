@@ -202,7 +202,7 @@ def _measure(
     """Compute everything that follows the samples, in the main process."""
     benchmark, wanted, pipeline = plan.benchmark, plan.benchmark.metrics, plan.pipeline
     seed, steps, batch_size = plan.sampling.seed, plan.sampling.num_inference_steps, benchmark.batch_size
-    scores = score_samples(plan, references, samples)
+    report = score_samples(plan, references, samples)
 
     is_conditional = plan.sampling.class_labels is not None
     held_out = HeldOut.choose(plan.splits[plan.held_out_split], benchmark.num_held_out, is_conditional)
@@ -214,7 +214,6 @@ def _measure(
             lambda: reconstruct(pipeline, held_out, methods, seed, batch_size),
         )
         reconstructed = [images[str(number)] for number in range(len(methods))]
-    metrics = scores.metrics
     if wanted.bits_per_dim:
         num_timesteps = benchmark.likelihood_timesteps
         settings = {"num_timesteps": num_timesteps, "num_images": len(held_out.images)}
@@ -223,7 +222,7 @@ def _measure(
             settings,
             lambda: {"bits_per_dim": bits_per_dim(pipeline, held_out, num_timesteps, seed, batch_size)},
         )["bits_per_dim"]
-        metrics["bits_per_dim"] = Metric(
+        report.metrics["bits_per_dim"] = Metric(
             **vars(bits),
             name="bits/dim (bound)",
             better="lower",
@@ -241,11 +240,8 @@ def _measure(
         captions = draw_pictures(plan, held_out, methods, reconstructed, neighbors)
     others = training[held_out.others] if plan.report.held_out.are_training_images else training
     report = replace(
-        plan.report,
+        report,
         label=label,
-        real_vs_real=scores.real_vs_real,
-        num_matched=scores.num_matched,
-        metrics=metrics,
         reconstructions=measure_reconstructions(pipeline, held_out, methods, reconstructed, seed, wanted),
         baselines=measure_baselines(held_out, others, wanted),
         pictures=captions,

@@ -87,18 +87,22 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
         UserError: naming every combination that does not fit, before a sample is drawn.
     """
     init_distributed(timedelta(minutes=config.training.timeout_minutes))
-    combinations = _combinations(options, config)
+    axes, base = [_axis(option) for option in options], samples_only(config.benchmark).model_dump()
     pipeline = load_pipeline(model)
     folder = output or evaluations_of(model) / f"sweep-{weights_hash(pipeline.unet)[:8]}"
     extractors: dict[tuple[str, str], FeatureExtractor] = {}
     plans, problems = [], []
-    for name, benchmark in combinations:
-        combined = config.model_copy(update={"benchmark": benchmark})
+    for chosen in itertools.product(*axes):
+        name = "-".join(f"{key}={value}" for key, value in chosen).replace(os.sep, "_")
         try:
+            benchmark = BenchmarkConfig.model_validate({**base, "save_metrics": True, **dict(chosen)})
             kind = (benchmark.features, benchmark.inception_resize)
             if kind not in extractors:
                 extractors[kind] = load_extractor(benchmark, pipeline.device)
+            combined = config.model_copy(update={"benchmark": benchmark})
             plans.append(make_plan(model, combined, folder / name, pipeline, extractors[kind]))
+        except ValidationError as error:
+            problems.append(f"{name}: {'; '.join(each['msg'] for each in error.errors())}")
         except UserError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -109,29 +113,16 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
         print(compare([plan.folder for plan in plans], folder))
 
 
-def _combinations(options: Sequence[str], config: Config) -> list[tuple[str, BenchmarkConfig]]:
-    """The name and the benchmark section of each combination of options."""
-    axes = []
-    for option in options:
-        name, equals, values = option.partition("=")
-        name = name.removeprefix("benchmark.")
-        if not equals or not values or name not in BenchmarkConfig.model_fields or name in ("metrics", "save_metrics"):
-            raise UserError(
-                f"--sweep: given {option!r}; allowed: NAME=VALUE,VALUE with a name of the benchmark section, such as "
-                "sampler=ddim,dpmsolver++ or num_inference_steps=10,20,50"
-            )
-        axes.append([(name, yaml.safe_load(value)) for value in values.split(",")])
-    base = samples_only(config.benchmark).model_dump() | {"save_metrics": True}
-    found, problems = [], []
-    for chosen in itertools.product(*axes):
-        name = "-".join(f"{key}={value}" for key, value in chosen).replace(os.sep, "_")
-        try:
-            found.append((name, BenchmarkConfig.model_validate(base | dict(chosen))))
-        except ValidationError as error:
-            problems.append(f"{name}: {'; '.join(each['msg'] for each in error.errors())}")
-    if problems:
-        raise UserError("--sweep: " + "\n".join(problems))
-    return found
+def _axis(option: str) -> list[tuple[str, Any]]:
+    """The field of the benchmark section that an option names, with each of its values."""
+    name, equals, values = option.partition("=")
+    name = name.removeprefix("benchmark.")
+    if not equals or not values or name not in BenchmarkConfig.model_fields or name in ("metrics", "save_metrics"):
+        raise UserError(
+            f"--sweep: given {option!r}; allowed: NAME=VALUE,VALUE with a name of the benchmark section, such as "
+            "sampler=ddim,dpmsolver++ or num_inference_steps=10,20,50"
+        )
+    return [(name, yaml.safe_load(value)) for value in values.split(",")]
 
 
 def compare(folders: Sequence[Path], output: Path) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor, nn
 
 from ddpm_hf.config.loss import LPIPS_BACKBONES, PerceptualConfig
-from ddpm_hf.models.classifier import train_classifier
+from ddpm_hf.models.classifier import preprocessing_of, train_classifier
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.randomness import derive_seed
 
@@ -17,7 +17,6 @@ Images = Float32[Tensor, "batch channels height width"]
 PerImage = Float32[Tensor, " batch"]
 
 SMALLEST_SIDE = 64  # pixels, below which deep stages have no room left
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PerceptualLoss(nn.Module):
@@ -239,16 +238,5 @@ def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDis
         raise UserError(f"the backbone {backbone} cannot be loaded: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{backbone} lacks weights of its own, such as {missing[0]}: its features would be random")
-    return BackboneDistance(network, *_normalization(backbone, config.num_channels))
-
-
-def _normalization(backbone: str, num_channels: int) -> tuple[Sequence[float], Sequence[float]]:
-    """The mean and standard deviation of the backbone's own preprocessing, or else ImageNet's."""
-    from transformers.image_processing_base import ImageProcessingMixin  # takes seconds to import
-
-    try:
-        options, _ = ImageProcessingMixin.get_image_processor_dict(backbone)
-    except OSError:  # a folder may hold the network alone
-        options = {}
-    mean, std = options.get("image_mean", IMAGENET_MEAN), options.get("image_std", IMAGENET_STD)
-    return (mean, std) if len(mean) == num_channels else ([0.5] * num_channels, [0.5] * num_channels)
+    _, mean, std = preprocessing_of(backbone, config)
+    return BackboneDistance(network, mean, std)

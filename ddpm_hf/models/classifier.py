@@ -1,6 +1,7 @@
-"""Training of the small classifiers whose features compare images without a download."""
+"""Networks whose features compare images: small classifiers, trained without a download, and pretrained ones."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from ddpm_hf.runtime.randomness import generator_at
 
 LEARNING_RATE = 3e-3
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEFAULT_SIDE = 224
 
 
 @torch.enable_grad()
@@ -47,3 +51,32 @@ def train_classifier(
             optimizer.step()
             if schedule is not None:
                 schedule.step()
+
+
+def preprocessing_of(name: str, config: Any) -> tuple[int, Sequence[float], Sequence[float]]:
+    """Read how a vision model of transformers wants its images.
+
+    Args:
+        name: Hub id or folder; it may hold the network alone.
+        config: of the network, which together with ImageNet's statistics stands in for what is not stated.
+
+    Returns:
+        The side of its square images in pixels, and mean and standard deviation of each channel in [0, 1].
+    """
+    from transformers.image_processing_base import ImageProcessingMixin  # takes seconds to import
+
+    try:
+        options, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:  # the folder holds only the network
+        options = {}
+    vision = getattr(config, "vision_config", config)
+    channels = getattr(vision, "num_channels", 3)
+    size = options.get("crop_size") or options.get("size") or getattr(vision, "image_size", None) or DEFAULT_SIDE
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge") or DEFAULT_SIDE
+    if isinstance(size, list | tuple):
+        size = size[0]
+    mean, std = options.get("image_mean") or IMAGENET_MEAN, options.get("image_std") or IMAGENET_STD
+    if len(mean) != channels:
+        mean, std = [0.5] * channels, [0.5] * channels
+    return int(size), mean, std

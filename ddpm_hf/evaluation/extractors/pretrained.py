@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
+from ddpm_hf.models.classifier import preprocessing_of
 from ddpm_hf.runtime.errors import UserError
 
 PACKAGES = {"torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "torchvision": "torchvision"}
@@ -24,9 +25,6 @@ RESIZES = {
     "tensorflow": "bilinear without anti-aliasing to 299x299, as TensorFlow 1 (the literature's)",
     "antialias": "bilinear with anti-aliasing to 299x299",
 }
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEFAULT_SIDE = 224
 
 
 class Inception(FeatureExtractor):
@@ -223,29 +221,8 @@ def load_vision_model(name: str) -> VisionModel:
         raise UserError(
             f"benchmark.features: {name} lacks weights of its own, such as {lacking[0]}: its features would be random"
         )
-    extractor = VisionModel(name, network.eval(), takes_pooled, *_preprocessing(name, config))
+    extractor = VisionModel(name, network.eval(), takes_pooled, *preprocessing_of(name, config))
     black = torch.zeros(1, extractor.channels[-1], extractor.side, extractor.side, dtype=torch.uint8)
     with torch.no_grad():
         extractor.num_features = extractor(black).values.shape[1]
     return extractor
-
-
-def _preprocessing(name: str, config: Any) -> tuple[int, Sequence[float], Sequence[float]]:
-    """Side, mean and std of the model's own preprocessing, or those of its config and ImageNet."""
-    from transformers.image_processing_base import ImageProcessingMixin  # takes seconds to import
-
-    try:
-        options, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:  # the folder holds only the network
-        options = {}
-    vision = getattr(config, "vision_config", config)
-    channels = getattr(vision, "num_channels", 3)
-    size = options.get("crop_size") or options.get("size") or getattr(vision, "image_size", None) or DEFAULT_SIDE
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge") or DEFAULT_SIDE
-    if isinstance(size, list | tuple):
-        size = size[0]
-    mean, std = options.get("image_mean") or IMAGENET_MEAN, options.get("image_std") or IMAGENET_STD
-    if len(mean) != channels:
-        mean, std = [0.5] * channels, [0.5] * channels
-    return int(size), mean, std

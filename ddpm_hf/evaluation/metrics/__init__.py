@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ddpm_hf.evaluation.metrics.distances import (
     precision_recall,
 )
 from ddpm_hf.evaluation.plan import EvaluationPlan
-from ddpm_hf.evaluation.report import Better, Metric, MetricValue
+from ddpm_hf.evaluation.report import Better, Metric, MetricValue, Report
 from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.signals import run_in_thread
@@ -129,24 +129,18 @@ def score_set(
     return values
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Metrics of samples, and of real images in their place; the attributes are those of `Report`."""
-
-    metrics: dict[str, Metric]
-    real_vs_real: str
-    num_matched: int | None
-
-
 def score_samples(
     plan: EvaluationPlan, references: dict[str, FeatureTable], samples: dict[int, FeatureTable]
-) -> Scores:
+) -> Report:
     """Compute the metrics of the samples of each seed, and those of real images in their place.
 
     Args:
         plan: of the evaluation.
         references: features of the real images of each split.
         samples: features of the samples of each seed.
+
+    Returns:
+        The report of the plan with these metrics.
     """
     benchmark, extractor, folder = plan.benchmark, plan.extractor, plan.folder / "scores"
     reference, training = references[plan.reference_split], references[plan.training_split]
@@ -191,7 +185,8 @@ def score_samples(
         )
         for key, value in over_seeds(scored).items()
     }
-    return Scores(metrics, text, None if matched is None else len(candidates))
+    num_matched = None if matched is None else len(candidates)
+    return replace(plan.report, metrics=metrics, real_vs_real=text, num_matched=num_matched)
 
 
 def _real_in_place_of_samples(
