@@ -12,6 +12,7 @@ below, after the program's own.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def make_compare_parser() -> argparse.ArgumentParser:
     """The command line of a comparison."""
     parser = cli.Parser("Put evaluations side by side.", prog="eval.py compare")
     parser.add_argument("evaluations", nargs="+", metavar="FOLDER", help="of a model, a run or an evaluation")
-    parser.add_argument("--output", metavar="DIR", default="comparison", help="where to (default: comparison)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to (default: comparison in the folder that all of them lie in)"
+    )
     return parser
 
 
@@ -74,12 +77,20 @@ def main(arguments: argparse.Namespace) -> None:
 
 def compare_main(arguments: argparse.Namespace) -> None:
     """Compare evaluations that are done."""
-    check_writable(Path(arguments.output), "--output")
+    folders = [Path(each) for each in arguments.evaluations]
+    output = Path(arguments.output) if arguments.output else beside(folders)
+    check_writable(output, "--output")
 
     with cli.waiting("loading PyTorch"):
         from ddpm_hf.evaluation.programs import compare
 
-    print(compare([Path(each) for each in arguments.evaluations], Path(arguments.output)))
+    print(compare(folders, output))
+
+
+def beside(folders: list[Path]) -> Path:
+    """The folder `comparison` in the innermost folder that holds all of these, written as the first one was."""
+    common = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
+    return Path(os.path.relpath(common) if not folders[0].is_absolute() else common) / "comparison"
 
 
 if __name__ == "__main__":

@@ -113,7 +113,13 @@ class StopRequest:
 
         A process blocked in a collective operation cannot run Python's signal handlers. So a thread listens too: it
         writes the notice for the other processes, and ends this one if the second signal's handler does not run.
+
+        Python lets only the main thread handle signals: in another one, such as that of a notebook's or a server's
+        task, the block runs without handlers, and the program stops it by `request`.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         previous_handlers: dict[int, Any] = {}
         left = threading.Event()
 

@@ -16,6 +16,7 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
 from ddpm_hf.config import Config
+from ddpm_hf.runtime.cli import is_main_process
 from ddpm_hf.runtime.distributed import init_distributed
 from ddpm_hf.runtime.errors import UserError
 
@@ -120,13 +121,22 @@ def gather_shards(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> di
 
 
 def _check_tracker(name: str) -> None:
-    """Raise if a tracker's package is not installed; accelerate would leave the tracker out silently."""
+    """Raise if a tracker is not installed, which accelerate would leave out silently, or lacks what it needs."""
     available = [str(tracker) for tracker in get_available_trackers()]
     if name not in ("none", *available):
         raise UserError(
             f"logging.tracker: given {name!r}, which is not installed; allowed here: "
             f"{', '.join(['none', *sorted(available)])}; or: pip install {name}"
         )
+    if name == "wandb" and is_main_process():
+        import wandb  # an optional package
+
+        settings = wandb.setup().settings  # from the environment, wandb's files and .netrc
+        if settings.mode in ("online", "shared") and settings.api_key is None and not wandb.login(prompt=False):
+            raise UserError(
+                "logging.tracker: given 'wandb', which has no API key here; give it one by: wandb login, or in the "
+                "environment as WANDB_API_KEY; or keep the log on this machine with WANDB_MODE=offline in it"
+            )
 
 
 def _fsdp_plugin(config: Config) -> FullyShardedDataParallelPlugin | None:

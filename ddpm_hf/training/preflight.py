@@ -1,5 +1,6 @@
 """Checks before the first step: the plan of a run, and the memory and disk that it needs."""
 
+import filecmp
 import hashlib
 import logging
 import os
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddpm_hf.checkpoints.format import INDEX, UNET, WEIGHTS
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.data import ImageSet, load_image_sets
@@ -52,6 +54,7 @@ class RunPlan:
         num_steps: updates of the whole run.
         perceptual: the perceptual loss, if the configuration uses one.
         compiled: whether the network is compiled.
+        is_finished: whether all steps are done, and the run folder holds the pipeline and the pictures of the last one.
     """
 
     config: Config
@@ -63,6 +66,7 @@ class RunPlan:
     num_steps: int
     perceptual: "PerceptualLoss | None"
     compiled: bool
+    is_finished: bool
 
 
 def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> RunPlan:
@@ -91,8 +95,25 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     training = config.training
     num_steps = training.num_steps or -(-training.num_epochs * len(images) // training.batch_size)
     held_out = held_out if training.validate_every else None
+    if start.progress.step > num_steps:
+        raise UserError(
+            f"training.num_steps: given {num_steps:,}; {start.checkpoint} is of step {start.progress.step:,}; allowed: "
+            "at least as many, and more to go on with the run"
+        )
     compiled = is_compiled(config, accelerator, num_steps)
-    return RunPlan(config, run, found, start, images, held_out, num_steps, load_perceptual(config), compiled)
+    is_finished = from_main_process(partial(_is_finished, run, start, num_steps))  # others may not see its folder
+    perceptual = load_perceptual(config)
+    return RunPlan(config, run, found, start, images, held_out, num_steps, perceptual, compiled, is_finished)
+
+
+def _is_finished(run: RunFolder, start: Start, num_steps: int) -> bool:
+    """Whether nothing of a run is left to do; its pipeline may be that of another step than the checkpoint's."""
+    checkpoint, files = start.checkpoint, (run.samples, run.denoising, run.path / INDEX)
+    if checkpoint is None or start.progress.step < num_steps or start.progress.pending:
+        return False
+    published, last = (folder / UNET / f"{WEIGHTS}.safetensors" for folder in (run.path, checkpoint))
+    have_files = all(file.exists() for file in (*files, published, last))
+    return have_files and filecmp.cmp(published, last, shallow=False)
 
 
 def describe(plan: RunPlan, accelerator: Accelerator) -> str:

@@ -2,14 +2,17 @@
 
 import contextlib
 import logging
+import re
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from ddpm_hf.checkpoints.format import Progress, write_checkpoint
-from ddpm_hf.config import Config
+from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.hub import HubUploader
+from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.runtime.cli import launcher
 from ddpm_hf.runtime.distributed import max_over_processes
 from ddpm_hf.runtime.errors import UserError
@@ -18,7 +21,7 @@ from ddpm_hf.runtime.memory import is_out_of_memory
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.training.accelerator import make_accelerator
 from ddpm_hf.training.captured import choose_run
-from ddpm_hf.training.preflight import describe, make_plan
+from ddpm_hf.training.preflight import RunPlan, describe, make_plan
 from ddpm_hf.training.previews import Previews
 from ddpm_hf.training.run_logger import RunLogger
 from ddpm_hf.training.state import TrainState
@@ -30,6 +33,9 @@ SECONDS_TO_UPLOAD_WHEN_STOPPED = 5
 
 SHARE_BEFORE_COLOURS = 0.2
 """Share of a run during which previews are too noisy for their colours to mean anything."""
+
+MAX_CLASSES_SHOWN = 10
+"""Classes, at most, that a printed command names."""
 
 if TYPE_CHECKING:
     from ddpm_hf.evaluation.extractors.base import FeatureExtractor
@@ -74,6 +80,9 @@ class Trainer:
         """
         training, log_every = self.config.training, self.config.logging.log_every
         with self._lock(), self.stop.on_signals():
+            if self.plan.is_finished:
+                self._report_finished()
+                return
             self._set_up()
             with self.logger.bar:
                 if self.pending:  # interrupted by a signal when the checkpoint was written
@@ -278,6 +287,19 @@ class Trainer:
             self.uploader.submit_finished()
             self.uploader.drain(stop=self.stop)
 
+    def _report_finished(self) -> None:
+        """Say that there is nothing to train; upload what is to be uploaded."""
+        if self.accelerator.is_main_process:
+            print(
+                f"\nThe run in {self.run_folder.path} is finished: all of its {self.num_steps:,} steps are done. More "
+                f"training.num_steps extend it.\n{commands(self.plan)}"
+            )
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            self.uploader.start()
+            self.uploader.submit_finished()
+            self.uploader.drain(stop=self.stop)
+
     @contextlib.contextmanager
     def _continue_without(self, name: str) -> Iterator[None]:
         """Warn that something cannot be written, and continue without it."""
@@ -293,22 +315,63 @@ class Trainer:
 
     @property
     def _resume_hint(self) -> str:
-        return f"resume with: {launcher()} training/train.py --config {self.run_folder.config} --resume latest"
+        file = shlex.quote(str(self.run_folder.config))
+        return f"resume with: {launcher()} training/train.py --config {file} --resume latest"
 
     def _summary(self) -> str:
+        """What was made, and commands that work as they stand for this kind of run."""
         minutes, seconds = divmod(round(self.logger.seconds), 60)
-        folder, T = self.run_folder.path, self.config.model.time_steps
-        steps = f", num_inference_steps={T}" if T < 1000 else ""  # diffusers' default is 1000
+        run = self.run_folder
+        pictures = [file.name for file in (run.samples, run.denoising, run.loss) if file.exists()]
         return (
             f"\n{self.num_steps:,} steps in {minutes} min {seconds} s\n"
-            f"  made:   the pipeline, samples.png, denoising.png, loss.png in {folder}/\n"
-            f"  sample: python pipelines/generate.py --model {folder} --num_samples 16\n"
-            f"  resume: {launcher()} training/train.py --config {self.run_folder.config} --resume latest "
-            f"training.num_steps={2 * self.num_steps}\n"
-            f"  score:  {launcher()} training/train.py --config {self.run_folder.config} --eval_only --benchmark\n"
-            f"  open:   python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{folder}')"
-            f'(batch_size=4{steps}).images[0].show()"'
+            f"  made:   the pipeline, {', '.join(pictures)} in {run.path}/\n{commands(self.plan)}"
         )
+
+
+def commands(plan: RunPlan) -> str:
+    """The commands that a person may want after a run, a line each; they work as they stand for its kind.
+
+    Args:
+        plan: of the run, whose folder holds the finished pipeline.
+    """
+    config, run, num_steps = plan.config, plan.run, plan.num_steps
+    folder, file = shlex.quote(str(run.path)), shlex.quote(str(run.config))
+    T, num_classes = config.model.time_steps, config.model.num_classes
+    steps = f", num_inference_steps={T}" if T < DEFAULT_NUM_STEPS else ""  # stock pipelines refuse more than T
+    if num_classes is None:
+        package, name, drawn, classes = "diffusers", "DiffusionPipeline", "batch_size=4", ""
+    else:  # stock pipelines pass no class to the network
+        shown = range(min(num_classes, MAX_CLASSES_SHOWN))
+        package, name, drawn = "ddpm_hf", "DDPMPipeline", f"class_labels={list(shown)}"
+        classes = f" --class_labels {' '.join(map(str, shown))}"
+    code = f"from {package} import {name} as P; P.from_pretrained({str(run.path)!r})({drawn}{steps}).images[0].show()"
+    lines = {
+        "sample": f"python pipelines/generate.py --model {folder} --num_samples 16{classes}",
+        "resume": f"{launcher()} training/train.py --config {file} --resume latest training.num_steps={2 * num_steps}",
+        "score": _score_command(config.benchmark, len(plan.images), file),
+        "open": f"python -c {_quoted(code)}",
+    }
+    return "\n".join(f"  {name + ':':<8}{line}" for name, line in lines.items())
+
+
+def _score_command(benchmark: BenchmarkConfig, num_images: int, file: str) -> str:
+    """A command that scores the run; it first installs packages that are missing, and asks for no metric in vain."""
+    # imported here, since it takes part of a second, and a run that is stopped needs none of it
+    from ddpm_hf.evaluation.extractors import NUM_FEATURES, install_command
+
+    command = f"{launcher()} training/train.py --config {file} --eval_only --benchmark"
+    fewest, metrics = min(benchmark.n_samples, num_images), benchmark.metrics
+    has_few = benchmark.reference_split is None and fewest <= NUM_FEATURES.get(benchmark.features, 0)
+    if metrics.fid and has_few and not benchmark.allow_few_samples:
+        command += " benchmark.metrics.fid=false"
+    install = install_command(benchmark)
+    return f"{install} && {command}" if install else command
+
+
+def _quoted(code: str) -> str:
+    """Quote code for a shell: readably in double quotes, where nothing in it has a meaning to the shell."""
+    return shlex.quote(code) if re.search(r'["$`\\!]', code) else f'"{code}"'
 
 
 def _is_due(step: int, every: int | None) -> bool:

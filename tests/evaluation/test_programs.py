@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def test_an_evaluation_elsewhere_leaves_the_runs_own_figures(model_folder, make_
 def test_folders_without_an_evaluation_are_all_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/one .*--model {tmp_path}/two"):
         compare([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+
+
+def test_a_comparison_lies_beside_what_it_compares(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("program", REPOSITORY / "training" / "eval.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.chdir(tmp_path)
+    for folders, beside in (
+        (["runs/a", "runs/b"], "runs/comparison"),
+        (["runs/a", "other/b"], "comparison"),
+        (["runs/a"], "runs/comparison"),
+        ([tmp_path / "x" / "a", "x/b/evaluation/c"], tmp_path / "x" / "comparison"),
+    ):
+        assert program.beside([Path(folder) for folder in folders]) == Path(beside)
 
 
 @pytest.mark.parametrize("text", ["{", '{"format": 1}'])

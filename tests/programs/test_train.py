@@ -1,9 +1,14 @@
 """training/train.py: what it does, and the one line that a mistake gets."""
 
+import importlib.util
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
 from processes import run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,3 +78,55 @@ def test_verbose_shows_where_an_error_comes_from(program, tmp_path):
     code, _, complaint = program(TRAIN, "--config", tmp_path / "no.yaml", "--verbose")
     assert code == 2
     assert "Traceback" in complaint
+
+
+COMMAND = re.compile(r"^  (sample|resume|score|open): +(.*)$", re.MULTILINE)
+
+SCORABLE = ("benchmark.features=digits", "benchmark.n_samples=70", "benchmark.num_held_out=2", "training.num_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (("model_config.num_classes=10",), {}),
+        (("model_config.variance_type=learned_range", "loss_config.vlb_weight=0.001"), {}),
+        (("model_config.time_steps=4", "training.preview_inference_steps=4"), {}),
+        (("benchmark.n_samples=60",), {}),  # fewer than a Fréchet distance needs
+        ((), {"ACCELERATE_MIXED_PRECISION": "no"}),
+    ],
+    ids=["classes", "learned variance", "few time steps", "few samples", "launched by accelerate"],
+)
+def test_every_printed_command_works(program, tiny_yaml, tmp_path, monkeypatch, options, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Image.Image, "show", lambda image: shown.append(image.size))
+    shown: list = []
+    _, said, _ = program(TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path}/it's one", *SCORABLE, *options)
+    commands = {name: shlex.split(command) for name, command in COMMAND.findall(said)}
+    assert list(commands) == ["sample", "resume", "score", "open"]
+    assert commands["score"][:2] == (["accelerate", "launch"] if environment else ["python", TRAIN])
+    for name in ("sample", "score", "resume"):  # the last one changes the run
+        words = commands[name][2 if commands[name][0] == "accelerate" else 1 :]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        code, _, complaint = program(*words)
+        assert code == 0, f"{name}: {complaint}"
+    exec(commands["open"][2], {})
+    assert shown == [(8, 8)]
+
+
+def test_a_command_that_needs_a_package_installs_it_first(program, tiny_yaml, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "torchmetrics" else find(name))
+    _, said, _ = program(TRAIN, "--config", tiny_yaml, f"output_dir={tmp_path}/run", *SCORABLE)
+    assert dict(COMMAND.findall(said))["score"].startswith(f"pip install torchmetrics && python {TRAIN} ")
+
+
+def test_a_finished_run_says_so_and_how_it_is_extended(program, trained):
+    words = (TRAIN, "--config", trained / "config.yaml", "--resume", "latest")
+    before = {file: file.stat().st_mtime_ns for file in trained.rglob("*") if file.name != ".lock"}
+    code, said, _ = program(*words)
+    assert (code, "is finished: all of its 6 steps are done" in said) == (0, True)
+    assert "training.num_steps=12" in said
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    code, _, complaint = program(*words, "training.num_steps=5")
+    assert (code, "training.num_steps: given 5" in complaint) == (2, True)

@@ -167,3 +167,14 @@ def test_all_processes_stop_when_one_is_asked_to(tmp_path):
 def test_other_errors_pass():
     with pytest.raises(ValueError, match="another"), StopRequest().together():
         raise ValueError("another")
+
+
+def test_in_a_thread_a_stop_is_requested_by_the_program_alone():
+    def work() -> int:
+        with stop.on_signals():
+            stop.request(signal.SIGTERM)
+            return stop.signal_number
+
+    stop, handler = StopRequest(), signal.getsignal(signal.SIGTERM)
+    assert run_in_thread(work, lambda: None) == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == handler

@@ -1,7 +1,11 @@
 """The processes, precision, trackers and shards that a run may use."""
 
+import os
+import sys
+
 import pytest
 import torch
+from processes import TRAIN, run
 
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.training import accelerator
@@ -24,6 +28,19 @@ def test_a_tracker_that_is_not_installed_is_refused(tiny, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"logging.tracker: given .wandb., .*allowed here: none, tensorboard"):
         Trainer(tiny("logging.tracker=wandb"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_without_its_key_is_refused_before_anything_is_written(tiny, tmp_path):
+    """In a process of its own: wandb reads the environment once."""
+    config = tmp_path / "tiny.yaml"
+    home = {name: str(tmp_path) for name in ("HOME", "WANDB_CONFIG_DIR", "NETRC")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | home
+    words = (sys.executable, TRAIN, "--config", config, f"output_dir={tmp_path}/run", "logging.tracker=wandb")
+    for options, env, code in (([], {}, 2), (["--dry_run"], {}, 2), (["--dry_run"], {"WANDB_MODE": "offline"}, 0)):
+        done = run(*words, *options, env=environment | env)
+        assert done.returncode == code, done.stderr
+        assert ("WANDB_API_KEY" in done.stderr) == (code == 2)
+        assert (tmp_path / "run").exists() == (code == 0)
 
 
 @pytest.mark.parametrize(("kind", "instead"), [("FSDP", "fsdp_version.*allowed: 2"), ("DEEPSPEED", "zero2.yaml")])

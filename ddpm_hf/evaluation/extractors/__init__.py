@@ -11,10 +11,21 @@ from torch import Tensor, nn
 
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images
+from ddpm_hf.evaluation.extractors.digits_classifier import NUM_FEATURES as NUM_DIGITS_FEATURES
 from ddpm_hf.evaluation.extractors.digits_classifier import load_digits_classifier
-from ddpm_hf.evaluation.extractors.pretrained import load_inception, load_vision_model
+from ddpm_hf.evaluation.extractors.pretrained import (
+    NUM_INCEPTION_FEATURES,
+    install_command,
+    load_inception,
+    load_vision_model,
+)
 from ddpm_hf.runtime.distributed import main_process_first
 from ddpm_hf.runtime.errors import UserError
+
+__all__ = ["NUM_FEATURES", "UserExtractor", "install_command", "load_extractor", "load_user_module"]
+
+NUM_FEATURES = {"inception": NUM_INCEPTION_FEATURES, "digits": NUM_DIGITS_FEATURES}
+"""Features of the extractors for which it is known before they are loaded."""
 
 
 def load_extractor(config: BenchmarkConfig, device: torch.device | str = "cpu") -> FeatureExtractor:

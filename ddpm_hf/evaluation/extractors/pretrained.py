@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.models.classifier import preprocessing_of
 from ddpm_hf.runtime.errors import UserError
@@ -20,6 +21,7 @@ PACKAGES = {"torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
 HASH = "6726825d"
+NUM_INCEPTION_FEATURES = 2048
 
 RESIZES = {
     "tensorflow": "bilinear without anti-aliasing to 299x299, as TensorFlow 1 (the literature's)",
@@ -50,7 +52,7 @@ class Inception(FeatureExtractor):
             label=label,
             description=description,
             resize=RESIZES[resize],
-            num_features=2048,
+            num_features=NUM_INCEPTION_FEATURES,
             num_classes=1008,
         )
         self.network = network
@@ -74,7 +76,7 @@ def load_inception(weights: str | None, resize: str) -> Inception:
         UserError: naming every missing package and the missing weights, with the commands that install them.
     """
     problems = []
-    if missing := [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]:
+    if missing := _missing(PACKAGES):
         problems.append(
             f"features 'inception' needs packages that are not installed: {_install(missing)} (or choose other "
             "benchmark.features, such as 'digits' for handwritten digits or a transformers vision model)"
@@ -124,6 +126,28 @@ def find_weights(weights: str | None) -> Path:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{file} holds no weights that can be loaded safely: {str(error).splitlines()[0]}") from error
     return file
+
+
+def install_command(config: BenchmarkConfig) -> str | None:
+    """A command that installs the packages that an evaluation lacks; None if it lacks none.
+
+    Args:
+        config: the section `benchmark`.
+    """
+    packages: dict[str, str] = {}
+    if config.features == "inception":
+        packages |= PACKAGES
+    elif config.features != "digits" and ".py:" not in config.features:
+        packages["transformers"] = "transformers"
+    if config.metrics.ssim or config.metrics.psnr:
+        packages["torchmetrics"] = PACKAGES["torchmetrics"]
+    missing = _missing(packages)
+    return _install(missing) if missing else None
+
+
+def _missing(packages: dict[str, str]) -> list[str]:
+    """Those of some packages, by module, that are not installed."""
+    return [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
 
 
 def _install(packages: list[str]) -> str:
