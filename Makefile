@@ -11,7 +11,7 @@ RUN := runs/digits
 WORKERS ?= $(shell nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadgroup
 
-.PHONY: demo test test-slow style quality schema docs pictures cuda clean
+.PHONY: demo test test-slow style quality schema docs pictures cuda-check cuda clean
 
 demo: $(VENV)/.installed  ## train on the digits and sample them, in about four minutes on two cores
 	$(BIN)/python training/train.py --config configs/digits.yaml $$(test -d $(RUN)/checkpoints && echo --resume latest)
@@ -42,6 +42,24 @@ docs: $(VENV)/.installed  ## write the pages and tables of docs/ that follow fro
 
 pictures: $(VENV)/.installed-test  ## make all of docs/images again; needs chromium, and the run of make demo
 	$(BIN)/python docs/pictures.py --model $(RUN)
+
+# An interpreter that has torch for the GPU and the packages of the tests; make's own unless it is given.
+GPU_PYTHON :=
+# Of the whole check, and of the tests in it; the benchmark takes what is left.
+CHECK_SECONDS := 340
+TEST_SECONDS := 120
+CHECK := $(or $(GPU_PYTHON),$(BIN)/python)
+CUDA_TESTS = tests/models tests/pipelines tests/training $$(grep -rl "mark[.]cuda" tests --include "test_*.py")
+NO_CUDA := cuda-check measures a GPU, and PyTorch finds none here
+
+cuda-check: export PYTHONPATH := $(CURDIR)
+cuda-check: $(if $(GPU_PYTHON),,$(VENV)/.installed-test)  ## on a GPU, in six minutes: its tests, and speed against diffusers
+	@$(CHECK) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else '$(NO_CUDA)')"
+	@started=$$(date +%s); status=0; \
+	timeout --signal INT --kill-after 10 $(TEST_SECONDS) $(CHECK) -m pytest $(CUDA_TESTS) -m "cuda or not slow" -q \
+		-p no:benchmark -n $(WORKERS) --maxprocesses 14 --dist loadgroup --tb short --durations 10 || status=$$?; \
+	$(CHECK) benchmarks/gpu.py --budget $$((started + $(CHECK_SECONDS) - $$(date +%s))) || status=$$?; \
+	exit $$status
 
 # the configuration's data come from the Hub unless CIFAR10 says otherwise, as in CIFAR10="dataset.name=FOLDER"
 MINUTES := 60

@@ -9,9 +9,11 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,20 +103,27 @@ def our_config(arguments: argparse.Namespace, options: list[str]) -> Any:
 
 
 class Ours:
-    """Our side: TrainStep, as the Trainer calls it."""
+    """Our side: TrainStep, as the Trainer calls it.
 
-    def __init__(self, arguments: argparse.Namespace, options: list[str]) -> None:
-        from ddpm_hf.training.captured import choose_run
+    Args:
+        config: of the run.
+        is_deterministic: whether a recorded update's kernels are, as the Trainer's.
+    """
+
+    def __init__(self, config: Any, is_deterministic: bool = True) -> None:
+        from ddpm_hf.training import captured
         from ddpm_hf.training.run_logger import RunningMeans
         from ddpm_hf.training.state import TrainState
         from ddpm_hf.training.trainer import Trainer
         from ddpm_hf.training.update import TrainStep
 
-        trainer = Trainer(our_config(arguments, options))
+        trainer = Trainer(config)
         self.config = trainer.config
         self.state = TrainState(trainer.config, trainer.accelerator, compiled=trainer.plan.compiled)
         self.train_step = TrainStep(self.state, trainer.plan.images, trainer.num_steps)
-        self.train_step.run = choose_run(self.train_step, 0)
+        any_kernels = patch.object(captured, "deterministic_kernels", lambda device, strict: nullcontext())
+        with nullcontext() if is_deterministic else any_kernels:
+            self.train_step.run = captured.choose_run(self.train_step, 0)
         self.means = RunningMeans(trainer.accelerator, trainer.config.model.time_steps)
         self.step = 0
 

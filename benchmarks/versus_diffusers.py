@@ -31,7 +31,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from contenders import CONTENDERS, NETWORKS, Ours, make_images, make_script
+from contenders import CONTENDERS, NETWORKS, Ours, make_images, make_script, our_config
 
 RESULTS = Path(__file__).parent / "results"
 STARTED = time.time()
@@ -59,7 +59,10 @@ def contend(arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = dict(CONTENDERS[arguments.contender])
     kind = settings.pop("kind")
-    subject = Ours(arguments, settings.get("options", [])) if kind == "ours" else make_script(arguments, **settings)
+    if kind == "ours":
+        subject: Any = Ours(our_config(arguments, settings.get("options", [])))
+    else:
+        subject = make_script(arguments, **settings)
 
     def synchronize() -> None:
         if arguments.device == "cuda":

@@ -11,7 +11,7 @@ from ddpm_hf.config import Config
 from ddpm_hf.models import DDPMUNet, build_network
 from ddpm_hf.runtime.files import cache_folder
 
-# Measured on an H200 with the CIFAR-10 network at batch 128 in bfloat16: benchmarks/results/gpu.md
+# Measured on an H200 with the CIFAR-10 network at batch 128 in bfloat16: benchmarks/results/gpu_graphs.md
 WARM_UP_SECONDS = 97
 CAPTURED_FLOPS = 114e12  # per second of a captured update
 COMPILED_FLOPS = 187e12  # per second of a captured and compiled one
