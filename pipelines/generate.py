@@ -7,12 +7,16 @@ same. A command that was stopped goes on when it is given again.
 """
 
 import argparse
+import hashlib
+import json
 import re
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of
+from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of, weights_hash
 from ddpm_hf.config import load_config
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
@@ -20,6 +24,9 @@ from ddpm_hf.runtime.files import check_writable
 
 if TYPE_CHECKING:
     from ddpm_hf.pipelines.sampling import SamplingSettings
+
+MAX_CLASSES_SHOWN = 10
+"""Classes, at most, in the name of a folder; a hash stands for more."""
 
 FORMATS = ("png", "npz", "parquet")
 
@@ -54,7 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     drawing.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     files = parser.add_argument_group("what is written")
     files.add_argument(
-        "--output", metavar="DIR", help="folder (default: generated/seed-N-steps-N-SAMPLER in the run folder)"
+        "--output",
+        metavar="DIR",
+        help="folder (default: one in generated/ of the run folder, named by all that the images depend on)",
     )
     files.add_argument(
         "--format",
@@ -113,7 +122,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     archive = None if arguments.format == "png" else arguments.format
     extras = Extras(grid=grid, num_intermediates=arguments.intermediates, archive=archive)
-    folder = Path(arguments.output) if arguments.output else _default_folder(model, settings)
+    folder = Path(arguments.output or _default_folder(str(model), settings, weights_hash(pipeline.unet)))
     drawn = generate(pipeline, str(model), settings, arguments.num_samples, folder, arguments.batch_size, extras)
     if cli.is_main_process():
         there = "" if drawn else " (they were there already)"
@@ -137,10 +146,23 @@ def _grid(given: str | None, num_samples: int) -> tuple[int, int] | None:
     return rows, columns
 
 
-def _default_folder(model: str, settings: "SamplingSettings") -> Path:
+def _default_folder(model: str, settings: "SamplingSettings", weights: str) -> Path:
+    """A folder whose name has all that its images depend on; the one of an earlier version, if it holds the same."""
     base = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "--")
     sampler = f"-{settings.sampler}" if settings.sampler else ""
-    return base / "generated" / f"seed-{settings.seed}-steps-{settings.num_inference_steps}{sampler}"
+    name = f"seed-{settings.seed}-steps-{settings.num_inference_steps}{sampler}"
+    earlier = base / "generated" / name
+    manifest = {"model": model, "weights": weights, **asdict(settings)}
+    with suppress(OSError, ValueError):
+        if json.loads((earlier / "manifest.json").read_text()) == manifest:
+            return earlier
+    classes = ""
+    if settings.class_labels:
+        classes = "-classes-" + "-".join(map(str, settings.class_labels))
+        if len(settings.class_labels) > MAX_CLASSES_SHOWN:
+            classes = f"-classes-{hashlib.sha256(classes.encode()).hexdigest()[:8]}"
+    guidance = f"-guidance-{settings.guidance_scale:g}" if settings.guidance_scale != 1 else ""
+    return base / "generated" / f"{name}{classes}{guidance}-weights-{weights[:8]}"
 
 
 if __name__ == "__main__":

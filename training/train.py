@@ -59,12 +59,12 @@ def main(arguments: argparse.Namespace) -> None:
             "--eval_only, --benchmark: given one of them; allowed: both, to evaluate a trained run, or none"
         )
     if arguments.eval_only:
-        run = run_of(config.output_dir, arguments.config)
+        model = run_of(config.output_dir, arguments.config)
 
         with cli.waiting("loading PyTorch and diffusers"):
             from ddpm_hf.evaluation.programs import evaluate_once
 
-        evaluate_once(run, config)
+        evaluate_once(model, config)
         return
     if cli.is_main_process():
         _check_folder(RunFolder(config.output_dir or "runs/run"), arguments)
@@ -73,8 +73,15 @@ def main(arguments: argparse.Namespace) -> None:
         from ddpm_hf.training.preflight import draw_plan
         from ddpm_hf.training.trainer import Trainer
 
-    trainer = Trainer(config, arguments.resume)
+    run, resume = RunFolder(config.output_dir or "runs/run"), arguments.resume
+    if arguments.dry_run and resume is None and run.holds_a_run:
+        resume = "latest"
+        if cli.is_main_process():
+            print(f"note: {run.path} holds a run; this is the plan of going on with it by --resume latest")
+    trainer = Trainer(config, resume)
     if not arguments.dry_run:
+        if trainer.accelerator.is_main_process and not trainer.plan.is_finished:
+            print(trainer.describe(), flush=True)
         trainer.train()
     elif trainer.accelerator.is_main_process:
         print(config.to_yaml())
@@ -86,7 +93,7 @@ def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
     """Check the run folder before PyTorch is loaded."""
     if not arguments.dry_run:
         run.check_unlocked()
-    if arguments.resume is None:
+    if arguments.resume is None and not (arguments.dry_run and run.holds_a_run):
         run.check_free()
     elif arguments.resume == "latest":
         run.check_begun()

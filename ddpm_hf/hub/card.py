@@ -25,7 +25,7 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", r
 SECTION = re.compile(r"<!-- ddpm-hf:([a-z]+)(?: ([0-9a-f]{8}))? -->\r?\n(.*?)\r?\n<!-- /ddpm-hf:\1 -->", re.DOTALL)
 
 TASK = "unconditional-image-generation"
-TAGS = ["ddpm", "diffusers", "ddpm-hf", TASK]
+TAGS = ["ddpm", "diffusers", "ddpm-hf"]
 UNKNOWN_LICENSE = "unknown"
 
 CAPTIONS = {
@@ -115,13 +115,14 @@ def _hash(text: str) -> str:
 
 def _card_data(info: ModelInfo, old: dict[str, Any]) -> ModelCardData:
     """The metadata: ours, joined with the tags, datasets and license of the old card."""
-    ours = [*TAGS, *(["class-conditional"] if info.num_classes else [])]
+    ours = [*TAGS, "class-conditional" if info.num_classes else TASK]
+    theirs = [tag for tag in _as_list(old.get("tags")) if not (info.num_classes and tag == TASK)]  # an earlier card's
     datasets = _union([info.dataset] if info.dataset_revision else [], old.get("datasets"))
     return ModelCardData(
         license=info.license or old.get("license") or UNKNOWN_LICENSE,
         library_name="diffusers",
         pipeline_tag=TASK,
-        tags=_union(ours, old.get("tags")),
+        tags=_union(ours, theirs),
         datasets=datasets or None,
         model_name=info.name,
         eval_results=_eval_results(info, info.report) if info.report else None,

@@ -38,6 +38,13 @@ logger = logging.getLogger(__name__)
 PROJECT = "ddpm-hf"
 """Name of the project in trackers."""
 
+SECONDS_PER_DAY = 24 * 60 * 60
+SECONDS_TO_WARN = 2 * SECONDS_PER_DAY
+"""A run that takes longer may not be what its configuration was meant for."""
+
+SECONDS_TO_TELL = 60
+"""Of a run that takes less, the bar says enough."""
+
 NUM_BINS = 10
 """Equal parts of the timesteps, whose losses differ by orders of magnitude."""
 
@@ -65,6 +72,7 @@ class RunLogger:
         self.file = MetricsFile(run.metrics)
         self._started = time.perf_counter() - progress.seconds
         self._logged_step, self._logged_seconds = progress.step, progress.seconds
+        self._num_steps, self._num_lines = num_steps, 0
         self.bar = tqdm(
             desc="training",
             total=num_steps,
@@ -102,6 +110,10 @@ class RunLogger:
         """Log the means of the updates since the last line; every process calls this together."""
         means, seconds = self.means.pop(), self.seconds
         updates, elapsed = step - self._logged_step, seconds - self._logged_seconds
+        # The first updates also set things up, so they say nothing of the others.
+        self._num_lines += 1
+        if self._num_lines == 2 and self.accelerator.is_main_process:
+            self._estimate(step, elapsed / updates)
         self._logged_step, self._logged_seconds = step, seconds
         rate = self.config.training.batch_size * updates / elapsed
         data_seconds = means.pop("data_seconds", 0.0) * updates
@@ -113,6 +125,20 @@ class RunLogger:
         }
         self.log(step, means | machine)
         self.bar.set_postfix_str(f"loss {means.get('loss', float('nan')):.4f}, {rate:,.0f} img/s")
+
+    def _estimate(self, step: int, seconds_per_update: float) -> None:
+        """Say once how long the rest of the run takes, and warn if that is days."""
+        seconds = (self._num_steps - step) * seconds_per_update
+        if seconds > SECONDS_TO_WARN:
+            logger.warning(
+                "The remaining %s steps take about %.0f days at this speed. Fewer training.num_steps, a smaller "
+                "network or image_size, or a GPU need less.",
+                f"{self._num_steps - step:,}",
+                seconds / SECONDS_PER_DAY,
+            )
+        elif seconds > SECONDS_TO_TELL:
+            hours, minutes = divmod(round(seconds / 60), 60)
+            self.bar.write(f"about {hours} h {minutes} min for the remaining {self._num_steps - step:,} steps")
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Append metrics to metrics.jsonl, and send the numbers to the tracker; a full disk does not end the run."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import TORCHRUN, free_port, run
 
@@ -79,7 +80,22 @@ def test_the_run_that_a_configuration_wrote(program, model, tiny_yaml, tmp_path,
     (tmp_path / "runs").mkdir()
     model.rename(tmp_path / "runs" / "tiny")
     assert program(GENERATE, "--config", tiny_yaml, "--num_samples", 2, "--num_inference_steps", 3)[0] == 0
-    assert (tmp_path / "runs" / "tiny" / "generated" / "seed-0-steps-3" / "grid.png").exists()
+    (folder,) = (tmp_path / "runs" / "tiny" / "generated").glob("seed-0-steps-3-weights-*")
+    (folder / "grid.png").unlink()
+    earlier = folder.rename(folder.with_name("seed-0-steps-3"))  # as 0.1.0 named it
+    assert program(GENERATE, "--config", tiny_yaml, "--num_samples", 2, "--num_inference_steps", 3)[0] == 0
+    assert (earlier / "grid.png").exists()
+
+
+def test_images_of_other_settings_or_weights_get_a_default_folder_of_their_own(program, tiny, tmp_path):
+    config, model = tiny("model_config.num_classes=3").model, tmp_path / "classes"
+    for seed in (0, 1):  # of other weights
+        torch.manual_seed(seed)
+        DDPMPipeline(unet=build_network(config), scheduler=build_scheduler(config)).save_pretrained(model)
+        for options in (["--class_labels", 0], ["--class_labels", 1], ["--class_labels", 1, "--guidance_scale", 2]):
+            words = ["--model", model, "--num_samples", 1, "--num_inference_steps", 2, *options]
+            assert program(GENERATE, *words)[0] == 0
+    assert len(list((model / "generated").iterdir())) == 6
 
 
 def test_samplers_classes_and_guidance(program, tiny, tmp_path):

@@ -20,7 +20,9 @@ def test_a_run_from_the_command_line(program, tiny_yaml, tmp_path):
     code, said, _ = program(TRAIN, "--config", tiny_yaml, f"output_dir={run}", "training.num_steps=3")
     assert code == 0
     assert (run / "model_index.json").exists()
-    assert f"sample: python pipelines/generate.py --model {run}" in said
+    assert said.index("1,797 images") < said.index(f"sample: python pipelines/generate.py --model {run}")
+    code, said, _ = program(TRAIN, "--config", tiny_yaml, f"output_dir={run}", "training.num_steps=4", "--dry_run")
+    assert (code, f"from {run}/checkpoints/step-3" in said) == (0, True)
     code, _, complaint = program(TRAIN, "--config", tiny_yaml, f"output_dir={run}")
     assert (code, "holds a run already" in complaint) == (2, True)
     code, _, _ = program(TRAIN, "--config", run / "config.yaml", "--resume", "latest", "training.num_steps=4")
