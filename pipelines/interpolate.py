@@ -121,7 +121,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _open(file: str) -> "Image.Image":
-    from ddpm_hf.data.decoding import open_image
+    from ddpm_hf.data.pixels import open_image
 
     try:
         return open_image(file)

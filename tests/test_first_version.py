@@ -19,7 +19,7 @@ from ddpm_hf.checkpoints.fetch import fetch_checkpoint, fetch_pipeline
 from ddpm_hf.checkpoints.format import find_damage
 from ddpm_hf.config import DatasetConfig, HubConfig, ModelConfig
 from ddpm_hf.data import load_image_set, load_image_sets
-from ddpm_hf.data.decoding import DECODER
+from ddpm_hf.data.pixels import DECODER
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub import push_run
 

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from ddpm_hf.config.section import NUMBER, Fraction, Section
 
 Level = Annotated[int, Ge(0), Le(255), NUMBER]
+Finite = Annotated[float, NUMBER]
 
 
 class DatasetConfig(Section):
@@ -36,6 +37,11 @@ class DatasetConfig(Section):
     side and adds bars of the background colour."""
     background: tuple[Level, Level, Level] = (255, 255, 255)
     """Red, green and blue (0 to 255) behind transparent pixels and in the bars of `pad`."""
+    value_range: Literal["auto"] | tuple[Finite, Finite] = "auto"
+    """Values of images of 16 bits, 32 bits or floats that become black and white, such as [-1000, 400]; auto chooses
+    them once for all images of the set, and says which. Images of 8 bits stay as they are."""
+    pages: Literal["first", "all"] = "first"
+    """Images that a file of several pages, such as TIFF, or an animation gives."""
     horizontal_flip: bool = False
     """Mirror every other image at random; right for photographs, wrong for digits."""
     strict: bool = False
@@ -59,6 +65,11 @@ class DatasetConfig(Section):
                 split and _overlap(split, self.split),
                 "validation_split",
                 f"images that are not in split {self.split}, as in train[:80%] and train[80%:]",
+            ),
+            (
+                self.value_range != "auto" and self.value_range[0] >= self.value_range[1],
+                "value_range",
+                "auto, or [low, high] with low below high",
             ),
             (self.cache_dir is not None and self.in_memory, "cache_dir", "null, since in_memory writes no files"),
         )

@@ -29,9 +29,6 @@ def open_dataset(config: DatasetConfig, local: LocalData | None) -> Source:
     Raises:
         UserError: if there is no such dataset, split or column, or it is empty.
     """
-    for field in ("config", "revision"):
-        if local is not None and (given := getattr(config, field)) is not None:
-            raise UserError(f"dataset.{field}: given {given!r}; allowed: nothing, since {config.name!r} is local")
     with _user_errors(config, is_local=local is not None):
         data, num_rows, fingerprint = _open(config, local)
     return _make_source(config, data, num_rows, fingerprint)
@@ -52,8 +49,8 @@ def _open(config: DatasetConfig, local: LocalData | None) -> tuple[Data, int | N
         builder.download_and_prepare()
         rows = builder.as_dataset(split=config.split)
         return rows, len(rows), fingerprint
-    if hasattr(builder.config, "decode_num_threads"):
-        builder.config.decode_num_threads = 0  # a builder of images would decode them, and stop at a damaged one
+    if hasattr(builder.config, "decode_num_threads"):  # of a folder of images on the Hub
+        builder.config.decode_num_threads = 0  # it would decode them, and stop at a damaged one
     known = (builder.info.splits or {}).get(config.split)
     num_rows = known.num_examples or None if known else None
     return builder.as_streaming_dataset(split=config.split), num_rows, fingerprint
@@ -116,19 +113,30 @@ def _make_source(config: DatasetConfig, data: Data, num_rows: int | None, finger
 def _choose_columns(config: DatasetConfig, features: datasets.Features) -> tuple[str, str | None]:
     """The columns of images and of classes: those that are named, or else the only ones of their type."""
     types = {
-        name: each.dtype if isinstance(each, datasets.Value) else type(each).__name__ for name, each in features.items()
+        name: each.dtype
+        if isinstance(each, datasets.Value)
+        else "bytes and path"
+        if isinstance(each, dict) and {"bytes", "path"} <= each.keys()
+        else type(each).__name__
+        for name, each in features.items()
     }
     columns, name = ", ".join(f"{column} ({kind})" for column, kind in types.items()), config.name
     for field in ("image_column", "label_column"):
         if (given := getattr(config, field)) is not None and given not in features:
             raise UserError(f"dataset.{field}: given {given!r}; columns of {name!r}: {columns}")
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    # files without the notes of `datasets` on types hold images as bytes, or as bytes with a path
+    images = images or [name for name, kind in types.items() if kind in ("binary", "large_binary", "bytes and path")]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     image_column, label_column = config.image_column, config.label_column
     if image_column is None:
-        if len(images) != 1:
+        if not images:
             raise UserError(
-                f"dataset.image_column: {name!r} has {len(images)} columns of images; name one of: {columns}"
+                f"dataset.name: {name!r} has no column of images, encoded in their files' bytes; it has: {columns}"
+            )
+        if len(images) > 1:
+            raise UserError(
+                f"dataset.image_column: {name!r} has {len(images)} columns of images; name one of: {', '.join(images)}"
             )
         image_column = images[0]
     elif image_column not in images:
@@ -136,7 +144,17 @@ def _choose_columns(config: DatasetConfig, features: datasets.Features) -> tuple
     if label_column is None:
         is_webdataset = "__key__" in features and "cls" in features
         return image_column, labels[0] if len(labels) == 1 else "cls" if is_webdataset else None
-    if label_column not in labels and not types[label_column].startswith(("int", "uint", "bool", "string", "large")):
+    if label_column not in labels and not types[label_column].startswith(
+        (
+            "int",
+            "uint",
+            "bool",
+            "string",
+            "large_string",
+            "float",
+            "double",
+        )  # floats, where a blank made whole numbers so
+    ):
         raise UserError(
             f"dataset.label_column: {label_column!r} holds neither whole numbers nor names; columns of {name!r}: "
             f"{columns}"

@@ -1,33 +1,39 @@
-"""From encoded images of any kind to the square uint8 arrays that the network learns from."""
+"""From a source of encoded images to the decoded images of a set, on all cores.
+
+Worker processes import this module, so it loads neither torch nor `datasets`.
+"""
 
 import io
 import itertools
+import math
 import os
+import subprocess
+import sys
+import tempfile
+import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import fsspec
 import numpy as np
-import PIL
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from ddpm_hf.data.image_set import Content, Pixels
+from ddpm_hf.data.pixels import Deep, Pixels, Transform, ValueRange, choose_range, open_pages
 from ddpm_hf.runtime.errors import UserError
 
-MAX_PIXELS = 64_000_000
-"""Larger images are refused before they are decoded: a small file can hold a huge one."""
+CHUNK_SIZE, MAX_WORKERS = 32, 32
+"""Images that a worker decodes at a time, and workers at most."""
 
-DECODER = f"1, Pillow {PIL.__version__}"
-"""What decoded images depend on besides their files and `Transform`; the number counts changes of this module."""
-
-CHUNK_SIZE, MAX_THREADS = 16, 16
-"""Images that a thread decodes at a time, and threads at most."""
+NUM_IN_THREADS = 2000
+"""Images that threads decode before processes are started: Pillow releases the GIL for the pixels only, so threads gain
+nothing where images are small (benchmarks/results/data.md), and processes take a quarter of a second to start."""
 
 
 class Example(NamedTuple):
@@ -37,11 +43,13 @@ class Example(NamedTuple):
         file: its bytes, its path or URL, or an image already in memory.
         name: for messages.
         label: the number or name of its class, if it has one.
+        problem: why it cannot be opened, if that is known.
     """
 
     file: bytes | str | Image.Image
     name: str
-    label: int | str | None
+    label: int | float | str | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Source:
         has_labels: whether they have classes.
         class_names: the name of each class, if known.
         fingerprint: a hash of what the images are; None for those that are never cached.
+        notes: what a person should know about what was found.
     """
 
     examples: Iterable[Example]
@@ -61,154 +70,325 @@ class Source:
     has_labels: bool
     class_names: list[str] | None
     fingerprint: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-def open_image(file: bytes | str | Path) -> Image.Image:
-    """Decode an image from its bytes or path: its first frame, upright as its EXIF data say.
-
-    Raises:
-        ValueError: if the file is not an image, is damaged, or has more than MAX_PIXELS pixels.
-    """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} in all are decoded")
-        if image.format == "EPS":
-            raise ValueError("PostScript is a program, and is not run")
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise struct.error, KeyError, IndexError and others
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How images become squares of one size.
+@dataclass
+class Content:
+    """Decoded images that arrive one after the other; all but `shape` and `num_images` is valid after the last.
 
     Attributes:
-        size: side of the square, in pixels.
-        channels: 1 for gray, 3 for RGB.
-        resize: "crop" resizes the shorter side and takes the centre; "pad" resizes the longer side and adds bars.
-        background: red, green and blue, 0 to 255, behind transparent pixels and in the bars.
+        images: each of them in turn.
+        shape: channels, height and width of each.
+        num_images: at most; None if that is not known beforehand.
+        labels: as in `ImageSet`.
+        class_names: as in `ImageSet`.
+        skipped: as in `ImageSet`.
+        notes: as in `ImageSet`.
+        value_range: as in `ImageSet`.
     """
 
-    size: int
-    channels: int
-    resize: Literal["crop", "pad"] = "crop"
-    background: tuple[int, int, int] = (255, 255, 255)
-
-    def __call__(self, image: Image.Image) -> Pixels:
-        """Convert an image of any mode; 16-bit and float images are scaled to 8 bits."""
-        image = _to_eight_bits(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.background, 255)), image)
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        square = (self.size, self.size)
-        if image.size != square:
-            image = self._pad(image) if self.resize == "pad" else ImageOps.fit(image, square, Image.Resampling.LANCZOS)
-        return np.asarray(image).reshape(*square, self.channels).transpose(2, 0, 1)
-
-    def _pad(self, image: Image.Image) -> Image.Image:
-        scale = self.size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        square = Image.new("RGB", (self.size, self.size), self.background).convert(image.mode)
-        resized = image.resize((width, height), Image.Resampling.LANCZOS)
-        square.paste(resized, ((self.size - width) // 2, (self.size - height) // 2))
-        return square
+    images: Iterable[Pixels]
+    shape: tuple[int, int, int]
+    num_images: int | None
+    labels: list[int] | None = None
+    class_names: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    value_range: ValueRange | None = None
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float images to 8 bits; Pillow's own conversion would clip them at 255."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    if image.mode.startswith("I"):  # the values have 16 bits, even where the container has 32
-        values = values / 257
-    elif values.max(initial=0) <= 1:
-        values = values * 255
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+def printable(text: str) -> str:
+    """Escape what a terminal would obey rather than show, and bytes that are no UTF-8."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
-def decode(source: Source, transform: Transform, name: str, progress: bool = False) -> Content:
-    """Decode the images of a source in their order, on all cores: Pillow releases the GIL while it decodes.
+def decode(
+    source: Source, transform: Transform, name: str, progress: bool = False, scratch: Path | None = None
+) -> Content:
+    """Decode the images of a source in their order, on all cores. The result does not depend on their number.
 
-    Only a few images for each thread are in memory at a time.
+    Only a few images for each worker are in memory at a time.
 
     Args:
         source: where the images come from.
         transform: makes them squares.
         name: of the dataset, for messages.
         progress: show a bar.
+        scratch: folder of a temporary file of images whose range is known only after the last; None keeps them in
+            memory.
 
     Returns:
         The images; iterating over them raises a UserError at the end if none could be read. Classes given by name are
         numbered in alphabetical order.
     """
-    content = Content((), (transform.channels, transform.size, transform.size), source.num_images)
-    content.class_names = source.class_names
-    content.images = _decode_into(content, source, transform, name, progress)
+    num_images = source.num_images if transform.pages == "first" else None
+    content = Content((), (transform.channels, transform.size, transform.size), num_images)
+    content.images = _decode_into(content, source, transform, name, progress, scratch)
     return content
 
 
-def _decode_into(content: Content, source: Source, transform: Transform, name: str, progress: bool) -> Iterator[Pixels]:
-    labels: list[int | str | None] = []
+def _decode_into(
+    content: Content, source: Source, transform: Transform, name: str, progress: bool, scratch: Path | None
+) -> Iterator[Pixels]:
+    labels: list[int | float | str | None] = []
+    found: Counter[str] = Counter()
+    deep: list[Deep] = []
+    sums = np.zeros((3, transform.channels))  # number of values of each channel, their sum and that of their squares
+
+    def count(pixels: Pixels) -> Pixels:
+        values = pixels.astype(np.int64)
+        sums[:] += [[values[0].size] * len(values), values.sum((1, 2)), (values**2).sum((1, 2))]
+        return pixels
+
     # with several processes on a machine, only one of them decodes, and it need not be the main one
     progress = progress or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
     bar = tqdm(
         desc="decoding images", total=source.num_images, disable=not progress, delay=2, unit="img", dynamic_ncols=True
     )
-    with bar, warnings.catch_warnings():
+    with (
+        bar,
+        io.BytesIO() if scratch is None else tempfile.TemporaryFile(dir=scratch) as waiting,
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", module="PIL")  # `skipped` has the reason for each image
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        num_waiting = 0
         for example, decoded in _decode_in_order(source.examples, transform):
             bar.update()
-            if isinstance(decoded, ValueError):
-                content.skipped.append(f"{example.name} ({decoded})")
-            else:
+            found.update(decoded.notes)
+            if decoded.problem is not None:
+                content.skipped.append(f"{printable(example.name)} ({printable(decoded.problem)})")
+            for page in decoded.pages:
                 labels.append(example.label)
-                yield decoded
+                if isinstance(page, Deep):
+                    deep.append(page._replace(values=page.values[:0]))
+                if deep:  # the range belongs to the set, and is known after its last image
+                    np.save(waiting, page.values if isinstance(page, Deep) else page)
+                    num_waiting += 1
+                elif not isinstance(page, Deep):
+                    yield count(page)
+        if deep:
+            content.value_range = transform.value_range or _range_of_set(deep, content.notes)
+            waiting.seek(0)
+            for _ in range(num_waiting):
+                values = np.load(waiting)
+                yield count(values if values.ndim == 3 else transform.scale(values, content.value_range))
     if not labels:
-        count, reasons = len(content.skipped), "; ".join(content.skipped[:5])
-        empty = f"none of the {count} images of {name!r} can be read: {reasons}" if count else f"{name!r} has no images"
-        raise UserError(f"dataset.name: {empty}")
+        if not content.skipped:
+            raise UserError(f"dataset.name: {name!r} has no images")
+        reasons = "; ".join(content.skipped[:5])
+        raise UserError(f"dataset.name: none of the {len(content.skipped)} images of {name!r} can be read: {reasons}")
+    content.notes += [*map(printable, source.notes), *_notes(found, sums)]
     if source.has_labels:
-        class_names = sorted({label for label in labels if isinstance(label, str)})
-        content.class_names = class_names or source.class_names
-        numbers = {class_name: number for number, class_name in enumerate(class_names)}
-        content.labels = [-1 if x is None else numbers[x] if isinstance(x, str) else x for x in labels]
+        content.labels, content.class_names = _number_labels(labels, source.class_names, name)
 
 
-Decoded = tuple[Example, Pixels | ValueError]
+def _range_of_set(deep: list[Deep], notes: list[str]) -> ValueRange:
+    """Choose the range of all images of more than 8 bits, and say so."""
+    low, high, kinds = min(each.low for each in deep), max(each.high for each in deep), {each.is_float for each in deep}
+    if len(kinds) > 1:
+        raise UserError(
+            "dataset.value_range: given auto, but some images hold whole numbers of 16 or 32 bits and some floats, all "
+            f"from {low:,.6g} to {high:,.6g}; keep one kind, or give [low, high], which become black and white"
+        )
+    chosen = choose_range(low, high, *kinds)
+    what = "are floats" if deep[0].is_float else "have 16 or 32 bits"
+    notes.append(
+        f"{len(deep):,} images {what} and hold {low:,.6g} to {high:,.6g}; dataset.value_range: {chosen[0]:,.6g} became "
+        f"black and {chosen[1]:,.6g} white"
+    )
+    return chosen
 
 
-def _decode_in_order(examples: Iterable[Example], transform: Transform) -> Iterator[Decoded]:
-    remaining = iter(examples)
-    num_threads = min(os.cpu_count() or 1, MAX_THREADS)
-    pending: deque[Future[list[Decoded]]] = deque()
-    pool = ThreadPoolExecutor(num_threads, "decode")
-    try:
+def _notes(found: Counter[str], sums: np.ndarray) -> Iterator[str]:
+    """What was left out of images that were read, and whether they differ from one colour."""
+    if found["pages"]:
+        yield f"{found['pages']:,} images have several pages; the first is taken, and dataset.pages=all takes every one"
+    if found["bands"]:
+        yield f"{found['bands']:,} images have more bands than red, green, blue and alpha; the first three are taken"
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    if std.max() < 8:
+        colour = "black" if mean.max() < 16 else "white" if mean.min() > 239 else "of one colour"
+        yield (
+            f"the images are nearly all {colour}: of 0 to 255, mean {', '.join(f'{each:.1f}' for each in mean)}, "
+            f"standard deviation {', '.join(f'{each:.1f}' for each in std)}"
+        )
+
+
+def _number_labels(
+    labels: list[int | float | str | None], class_names: list[str] | None, name: str
+) -> tuple[list[int], list[str] | None]:
+    """Number classes given by name in alphabetical order; -1 for a blank."""
+    blank = [
+        label is None
+        or (isinstance(label, float) and math.isnan(label))
+        or (isinstance(label, str) and not label.strip())
+        for label in labels
+    ]
+    present = [label for label, is_blank in zip(labels, blank, strict=True) if not is_blank]
+    names = sorted({label for label in present if isinstance(label, str)})
+    numbers: dict[object, int] = {each: number for number, each in enumerate(names)}
+    if fractions := [label for label in present if isinstance(label, float) and not label.is_integer()]:
+        raise UserError(
+            f"dataset.label_column: the labels of {name!r} are neither whole numbers nor names, such as {fractions[0]}"
+        )
+    numbered = [
+        -1 if is_blank else numbers[x] if isinstance(x, str) else int(x or 0)
+        for x, is_blank in zip(labels, blank, strict=True)
+    ]
+    shown = names or class_names
+    return numbered, None if shown is None else [printable(each) for each in shown]
+
+
+class Decoded(NamedTuple):
+    """What one file holds.
+
+    Attributes:
+        pages: its images.
+        problem: why it, or one of its pages, cannot be read.
+        notes: how often something in it was left out.
+    """
+
+    pages: list[Pixels | Deep]
+    problem: str | None
+    notes: Counter[str]
+
+
+def _decode_in_order(examples: Iterable[Example], transform: Transform) -> Iterator[tuple[Example, Decoded]]:
+    remaining, num_started = iter(examples), 0
+    pending: deque[tuple[list[Example], Future[list[Decoded]]]] = deque()
+    with _Workers(transform) as workers:
         while chunk := list(itertools.islice(remaining, CHUNK_SIZE)):
-            pending.append(pool.submit(lambda chunk: [(each, _decode_one(each, transform)) for each in chunk], chunk))
-            if len(pending) > 2 * num_threads:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+            num_started += len(chunk)
+            pending.append((chunk, workers.submit(chunk, num_started > NUM_IN_THREADS)))
+            if len(pending) > 2 * workers.count:
+                done, future = pending.popleft()
+                yield from zip(done, future.result(), strict=True)
+        for done, future in pending:
+            yield from zip(done, future.result(), strict=True)
 
 
-def _decode_one(example: Example, transform: Transform) -> Pixels | ValueError:
-    file = example.file
+class _Workers:
+    """Threads that decode, each in a process of its own if it is told to."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+        self.count = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        self.pool = ThreadPoolExecutor(self.count, "decode")
+        self.local = threading.local()
+        self.processes: list[_Process] = []
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        for process in self.processes:
+            process.close()
+
+    def submit(self, chunk: list[Example], in_process: bool) -> Future[list[Decoded]]:
+        """Decode images; those that are in memory already are not sent to a process."""
+        are_files = not any(isinstance(example.file, Image.Image) for example in chunk)
+        in_process = in_process and self.count > 1 and are_files
+        return self.pool.submit(self._in_process if in_process else self._in_thread, chunk)
+
+    def _in_thread(self, chunk: list[Example]) -> list[Decoded]:
+        return decode_chunk(chunk, self.transform)
+
+    def _in_process(self, chunk: list[Example]) -> list[Decoded]:
+        if not hasattr(self.local, "process"):
+            self.local.process = _Process(self.transform)
+            self.processes.append(self.local.process)
+        return self.local.process.decode(chunk)
+
+
+class _Process:
+    """A process that decodes. Unlike one of `multiprocessing`, it neither copies this one nor runs its main program."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.connection, theirs = Pipe()
+        code = f"from ddpm_hf.data.decoding import serve; serve({theirs.fileno()})"
+        path = os.pathsep.join(folder or "." for folder in sys.path)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,  # Ctrl-C is for this process, whose end ends the other
+        )
+        theirs.close()
+        self.connection.send(transform)
+
+    def decode(self, chunk: list[Example]) -> list[Decoded]:
+        """Decode images there; an error there is raised here."""
+        try:
+            self.connection.send(chunk)
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise OSError(
+                "a process that decodes images ended, perhaps for want of memory; images that it was given: "
+                f"{chunk[0].name} to {chunk[-1].name}"
+            ) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Let the process end."""
+        self.connection.close()
+        self.process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """Decode for another process until it closes its end of the pipe.
+
+    Args:
+        descriptor: of this end.
+    """
+    warnings.simplefilter("ignore")
+    connection = Connection(descriptor)
+    answer: list[Decoded] | Exception
+    try:
+        transform = connection.recv()
+        while True:
+            chunk = connection.recv()
+            try:
+                answer = decode_chunk(chunk, transform)
+            except (OSError, MemoryError) as error:
+                answer = error
+            connection.send(answer)
+    except (EOFError, ConnectionError):
+        pass
+
+
+def decode_chunk(chunk: list[Example], transform: Transform) -> list[Decoded]:
+    """Decode some images, one after the other."""
+    return [_decode_one(example, transform) for example in chunk]
+
+
+def _decode_one(example: Example, transform: Transform) -> Decoded:
+    file, decoded = example.file, Decoded([], example.problem, Counter())
+    if example.problem is not None:
+        return decoded
     if isinstance(file, str) and "://" in file:  # on the Hub, or inside an archive
+        import fsspec  # only such files need it
+
         try:
             with fsspec.open(file) as stream:
                 file = stream.read()
         except Exception as error:  # a failing network or archive does not make the image a damaged one
             raise OSError(f"dataset.name: {file} could not be read: {error}") from error
     try:
-        return transform(file if isinstance(file, Image.Image) else open_image(file))
+        pages = (
+            iter([file])
+            if isinstance(file, Image.Image)
+            else open_pages(file, example.name, transform.pages == "all", decoded.notes)
+        )
+        for page in pages:
+            decoded.pages.append(transform.prepare(page))
     except (ValueError, OSError) as error:
-        return ValueError(str(error))
+        page_name = f"from page {len(decoded.pages) + 1} on: " if decoded.pages else ""
+        decoded = decoded._replace(problem=f"{page_name}{error}")
+    return decoded

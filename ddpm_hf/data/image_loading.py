@@ -12,9 +12,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
-from ddpm_hf.data.decoding import DECODER, Source, Transform, decode
-from ddpm_hf.data.image_set import Content, ImageSet, ImageStore
-from ddpm_hf.data.local_files import BUILT_IN
+from ddpm_hf.data.decoding import Content, Source, decode
+from ddpm_hf.data.image_set import ImageSet, ImageStore, read_stored
+from ddpm_hf.data.local_files import BUILT_IN, ImageFolder, find_local
+from ddpm_hf.data.pixels import DECODER, UNREADABLE, Transform
 from ddpm_hf.data.sources import fingerprint_of, open_source
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import cache_folder
@@ -61,6 +62,8 @@ def load_image_sets(
     if dataset.validation_split is not None:
         other = dataset.model_copy(update={"split": dataset.validation_split})
         training = load_image_set(dataset, model, progress)
+        if dataset.value_range == "auto" and training.value_range is not None:
+            other = other.model_copy(update={"value_range": training.value_range})
         try:
             return training, load_image_set(other, model, progress)
         except UserError as error:
@@ -93,7 +96,10 @@ class _Loader:
 
     def __init__(self, dataset: DatasetConfig, model: ModelConfig, progress: bool) -> None:
         self.dataset, self.progress = dataset, progress
-        self.transform = Transform(model.image_size, model.image_channels, dataset.resize, dataset.background)
+        value_range = None if dataset.value_range == "auto" else dataset.value_range
+        self.transform = Transform(
+            model.image_size, model.image_channels, dataset.resize, dataset.background, value_range, dataset.pages
+        )
         self.source: Source | None = None
         self.store: ImageStore | None = None
         if dataset.name not in BUILT_IN and not dataset.in_memory:
@@ -108,25 +114,39 @@ class _Loader:
         if fingerprint is None:
             self.source = open_source(dataset)
             fingerprint = self.source.fingerprint
+        transform = asdict(self.transform)
+        for field, default in (("value_range", None), ("pages", "first")):
+            if transform[field] == default:  # the first version had neither, and its entries are found
+                del transform[field]
         return {
             "images": fingerprint,
             "config": dataset.config,
             "split": dataset.split,
             "image_column": dataset.image_column,
             "label_column": dataset.label_column,
-            "transform": asdict(self.transform),
+            "transform": transform,
             "decoder": DECODER,
         }
 
     def _load(self, make: Callable[[], Content], **more_key: Any) -> ImageSet:
-        return make().in_memory() if self.store is None else self.store.get({**self.key, **more_key}, make)
+        if self.store is None:
+            return ImageSet.in_memory(make())
+        key = {**self.key, **more_key}
+        if "value_range" in key["transform"]:  # what auto chose, in a run that is resumed
+            transform = {name: value for name, value in key["transform"].items() if name != "value_range"}
+            found = read_stored(self.store.folder({**key, "transform": transform}))
+            if found is not None and found.value_range in (None, self.transform.value_range):
+                return found
+        return self.store.get(key, make)
 
     @cached_property
     def all_images(self) -> ImageSet:
         """The whole split."""
 
         def make() -> Content:
-            return decode(self.source or open_source(self.dataset), self.transform, self.dataset.name, self.progress)
+            source = self.source or open_source(self.dataset)
+            scratch = None if self.store is None else self.store.root
+            return decode(source, self.transform, self.dataset.name, self.progress, scratch)
 
         return self._load(make)
 
@@ -147,24 +167,61 @@ class _Loader:
 
 
 def _check(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> ImageSet:
-    """Report skipped images, and refuse labels that do not fit the model."""
+    """Report skipped images and what else is to be known, and refuse labels that do not fit the model."""
     if images.skipped:
-        count = len(images.skipped)
-        found = f"{count:,} image{'s' if count > 1 else ''} of {dataset.name!r} cannot be read"
+        found = f"{_count(len(images.skipped), 'image')} of {dataset.name!r} cannot be read"
         if dataset.strict:
             raise UserError(f"dataset.strict: {found}: {'; '.join(images.skipped)}")
-        logger.warning("%s, skipped: %s", found, "; ".join([*images.skipped[:5], *["…"] * (count > 5)]))
+        logger.warning("%s, skipped: %s", found, "; ".join(_examples(images.skipped)))
+    for note in images.notes:
+        logger.warning("%r: %s", dataset.name, note)
     labels, num_classes = images.labels, model.num_classes
     if num_classes is None:
         return images
+    given = f"model_config.num_classes: given {num_classes}"
     if labels is None:
+        local = find_local(dataset.name) if dataset.name not in BUILT_IN else None
+        why = ""
+        if isinstance(local, ImageFolder):
+            columns = local.table()[1]
+            why = f": {local.classes()[1]}" + (f"; its metadata have {', '.join(columns)}" if columns else "")
         raise UserError(
-            f"model_config.num_classes: given {num_classes}, but {dataset.name!r} has no column of class labels; "
-            "name one in dataset.label_column, or leave num_classes out"
+            f"{given}, but {dataset.name!r} has no column of class labels{why}; name one in dataset.label_column, or "
+            "leave num_classes out"
+        )
+    if num_blank := int((labels == -1).sum()):
+        column = f" in column {dataset.label_column!r}" if dataset.label_column else ""
+        raise UserError(
+            f"{given}, but {num_blank:,} of the {len(labels):,} images of {dataset.name!r} have no class{column}; "
+            "fill in what is blank, take these images out, or leave num_classes out"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"model_config.num_classes: given {num_classes}; the labels of {dataset.name!r} reach from {labels.min()} "
-            f"to {labels.max()}; needed: labels from 0, and at least {labels.max() + 1} classes"
+            f"{given}; the labels of {dataset.name!r} reach from {labels.min()} to {labels.max()}; needed: labels from "
+            f"0, and at least {labels.max() + 1} classes"
         )
+    known = len(images.class_names) if images.class_names else int(labels.max()) + 1
+    if num_classes > known:
+        logger.warning("%s, but %r has %s; the others are never trained", given, dataset.name, _classes(known))
     return images
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number > 1 else ''}"
+
+
+def _classes(number: int) -> str:
+    return f"{number:,} class{'es' if number > 1 else ''}"
+
+
+def _examples(skipped: tuple[str, ...]) -> list[str]:
+    """The first five images that were skipped; those of one kind that Pillow cannot read as one."""
+    reasons = sorted(set(UNREADABLE.values()), key=len)
+    kinds = [next((reason for reason in reasons if each.endswith(f"({reason})")), None) for each in skipped]
+    groups = [
+        f"{kinds.count(reason):,} of {reason} (such as {skipped[kinds.index(reason)].removesuffix(f' ({reason})')})"
+        for reason in dict.fromkeys(kinds)
+        if reason is not None
+    ]
+    others = [each for each, kind in zip(skipped, kinds, strict=True) if kind is None]
+    return [*groups, *others[:5], *["…"] * (len(others) > 5)]

@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from ddpm_hf.data.decoding import Content
+from ddpm_hf.data.pixels import ValueRange
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import fsync
 from ddpm_hf.runtime.randomness import generator_at
 
 logger = logging.getLogger(__name__)
-
-Pixels = UInt8[np.ndarray, "channels height width"]
 
 IMAGES, LABELS, MANIFEST = "images.u8", "labels.i64", "manifest.json"
 
@@ -42,52 +42,38 @@ class ImageSet:
         labels: the class of each image, -1 for none; None for an unlabelled dataset.
         class_names: the name of each class, if known.
         skipped: the images that could not be read, each with the reason.
+        notes: what a person should know about how the others were read.
+        value_range: black and white of those of 16 bits, 32 bits or floats; None if there are none.
     """
 
     images: UInt8[Tensor, "num_images channels height width"]
     labels: Int64[Tensor, " num_images"] | None
     class_names: list[str] | None
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    value_range: ValueRange | None = None
+
+    @classmethod
+    def in_memory(cls, content: Content) -> "ImageSet":
+        """Read all images into this process's own memory."""
+        stream = io.BytesIO()
+        for image in content.images:
+            stream.write(image.tobytes())
+        images = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *content.shape)
+        labels = None if content.labels is None else torch.tensor(content.labels)
+        rest = (tuple(content.skipped), tuple(content.notes), content.value_range)
+        return cls(images, labels, content.class_names, *rest)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def select(self, rows: Int64[Tensor, " rows"], skipped: tuple[str, ...] = ()) -> "Content":
+    def select(self, rows: Int64[Tensor, " rows"], skipped: tuple[str, ...] = ()) -> Content:
         """Some of the images, to be copied."""
         images = (self.images[row].numpy() for row in rows.tolist())
         _, channels, height, width = self.images.shape
         labels = None if self.labels is None else self.labels[rows].tolist()
-        return Content(images, (channels, height, width), len(rows), labels, self.class_names, list(skipped))
-
-
-@dataclass
-class Content:
-    """Decoded images that arrive one after the other; `labels`, `class_names` and `skipped` are valid after the last.
-
-    Attributes:
-        images: each of them in turn.
-        shape: channels, height and width of each.
-        num_images: at most; None if that is not known beforehand.
-        labels: as in `ImageSet`.
-        class_names: as in `ImageSet`.
-        skipped: as in `ImageSet`.
-    """
-
-    images: Iterable[Pixels]
-    shape: tuple[int, int, int]
-    num_images: int | None
-    labels: list[int] | None = None
-    class_names: list[str] | None = None
-    skipped: list[str] = field(default_factory=list)
-
-    def in_memory(self) -> ImageSet:
-        """Read all images into this process's own memory."""
-        stream = io.BytesIO()
-        for image in self.images:
-            stream.write(image.tobytes())
-        images = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8).view(-1, *self.shape)
-        labels = None if self.labels is None else torch.tensor(self.labels)
-        return ImageSet(images, labels, self.class_names, tuple(self.skipped))
+        rest = (labels, self.class_names, list(skipped), list(self.notes), self.value_range)
+        return Content(images, (channels, height, width), len(rows), *rest)
 
 
 class SampleOrder:
@@ -146,11 +132,10 @@ class ImageStore:
         Raises:
             UserError: if the folder cannot hold them.
         """
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-        folder = self.root / name
+        folder = self.folder(key)
         if (found := read_stored(folder)) is not None:
             return found
-        with self._lock(name):
+        with self._lock(folder.name):
             if (found := read_stored(folder)) is not None:
                 return found
             if folder.exists():
@@ -159,6 +144,10 @@ class ImageStore:
         if (found := read_stored(folder)) is None:
             raise OSError(f"{folder} was changed after it was written")
         return found
+
+    def folder(self, key: dict[str, Any]) -> Path:
+        """Where the images of a key are, or would be."""
+        return self.root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
     def _lock(self, name: str) -> FileLock:
         """A lock, already held, that the system releases when its process ends, however it ends."""
@@ -196,6 +185,8 @@ class ImageStore:
                 "has_labels": content.labels is not None,
                 "class_names": content.class_names,
                 "skipped": content.skipped,
+                "notes": content.notes,
+                "value_range": content.value_range,
             }
             (staged / MANIFEST).write_text(json.dumps({"sha256": _hash(body), "body": body}, indent=2))
             for file in (*staged.iterdir(), staged):
@@ -241,7 +232,9 @@ def read_stored(folder: Path) -> ImageSet | None:
                 return None
         # not shared: writing to the tensor changes neither the file nor what other processes see
         images = torch.from_file(str(folder / IMAGES), shared=False, size=math.prod(shape), dtype=torch.uint8)
-        return ImageSet(images.view(shape), labels, body["class_names"], tuple(body["skipped"]))
+        notes, value_range = body.get("notes", ()), body.get("value_range")  # the first version had neither
+        rest = (tuple(body["skipped"]), tuple(notes), None if value_range is None else tuple(value_range))
+        return ImageSet(images.view(shape), labels, body["class_names"], *rest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,25 +1,50 @@
-"""Datasets on this machine: their files, their splits, and whether they have changed."""
+"""Datasets on this machine: their files, their splits, their classes, and whether they have changed."""
 
+import csv
 import glob
 import hashlib
+import json
+import math
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from PIL import Image
-
+from ddpm_hf.config.dataset import DatasetConfig
+from ddpm_hf.data.decoding import Example, Source
+from ddpm_hf.data.pixels import image_suffixes
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import walk_visible
 
 BUILT_IN = ("digits",)
 """Datasets that an installed package contains."""
 
 SUFFIXES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.json", "metadata.jsonl", "metadata.parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx")
+ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 SAVED = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` writes at the top of its folder."""
+
+SPLIT_NAMES = {
+    word: split
+    for split, words in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "dev", "val"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }.items()
+    for word in words
+}
+"""The split that each keyword stands for, as in `datasets`, which takes a second to import."""
+
+
+Rows: TypeAlias = dict[Path, list[tuple[str, dict[str, Any]]]]
+"""Rows of tables, each with its place, by the file that they describe."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +53,9 @@ class LocalData:
 
     Attributes:
         path: of the file or folder.
-        kind: a builder of `datasets` ("parquet", "arrow", "webdataset", "imagefolder"), or "saved" for the folder that
-            `save_to_disk` wrote.
-        files: those that the images come from, sorted.
+        kind: a builder of `datasets` ("parquet", "arrow", "webdataset"), "saved" for the folder that `save_to_disk`
+            wrote, or "images".
+        files: those that the images come from, in order.
     """
 
     path: Path
@@ -39,28 +64,28 @@ class LocalData:
 
     def fingerprint(self) -> str:
         """A hash that changes with the path, and with the name, size or modification time of any file."""
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()))
+        if self.kind == "images":
+            digest.update(b"\0listed")  # the first version's sets may lack images
         for file in self.files:
-            status = file.stat()
-            digest.update(f"\n{file.relative_to(self.path)}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+            try:
+                status = file.stat()
+            except OSError:  # a link to nothing
+                status = file.lstat()
+            name = os.fsencode(file.relative_to(self.path))
+            digest.update(b"\n%s\0%d\0%d" % (name, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()
 
     def splits(self) -> dict[str, list[str]]:
         """The files of each split, as glob patterns.
 
-        Parquet files and the like have the name of their split in their own (train-00000-of-00002.parquet, test/0.tar),
-        or else belong to the split train. Images do not: among photographs, train-station.jpg is no split. Only folders
-        at the top are splits of images, and only if nothing else lies beside them.
+        Files have the name of their split in their own (train-00000-of-00002.parquet, test/0.tar), or else belong to
+        the split train.
         """
-        if self.kind == "imagefolder":
-            tops = {file.relative_to(self.path).parts[0] for file in self.files}
-            if all(top.lower() in _split_names() and (self.path / top).is_dir() for top in tops):
-                return {_split_names()[top.lower()]: [f"{_pattern(self.path / top)}/**"] for top in sorted(tops)}
-            return {"train": [f"{_pattern(self.path)}/**"]}
         splits: dict[str, list[str]] = {}
         for file in self.files:
             name = "train" if file == self.path else _split_of(file.relative_to(self.path))
-            splits.setdefault(name, []).append(_pattern(file))
+            splits.setdefault(name, []).append(glob.escape(str(file)))
         return splits
 
 
@@ -68,19 +93,226 @@ def _split_of(file: Path) -> str:
     if sharded := re.fullmatch(r"(.+)-\d{5}-of-\d{5}", file.stem):
         return sharded[1]
     words = re.split(r"[-._ 0-9/]+", file.as_posix().lower())
-    return next((_split_names()[word] for word in words if word in _split_names()), "train")
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
-@cache
-def _split_names() -> dict[str, str]:
-    """The split that each keyword stands for."""
-    from datasets.data_files import SPLIT_KEYWORDS  # takes a second to import
+@dataclass(frozen=True)
+class ImageFolder(LocalData):
+    """A folder of images: `files` are all that were found, read or not, and the metadata.
 
-    return {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+    Attributes:
+        problems: why a file or folder cannot be opened, for those that cannot.
+        notes: what was found beside the images and is not used.
+    """
+
+    problems: dict[Path, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def metadata(self) -> list[Path]:
+        """The tables that describe images."""
+        return [file for file in self.files if file.name.lower() in METADATA]
+
+    @cached_property
+    def images(self) -> list[Path]:
+        """All other files, in the order in which training numbers them."""
+        return sorted(set(self.files) - set(self.metadata), key=str)
+
+    def images_of_splits(self) -> dict[str, list[Path]]:
+        """The images of each split.
+
+        Names of images mean nothing: among photographs, train-station.jpg is no split. Only folders at the top are
+        splits, and only if nothing else lies beside them.
+
+        Raises:
+            UserError: if some of what lies at the top looks like splits.
+        """
+        tops: dict[str, list[Path]] = {}
+        for file in self.images:
+            tops.setdefault(file.relative_to(self.path).parts[0], []).append(file)
+        named = {
+            top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES and (self.path / top).is_dir()
+        }
+        if len(named) == len(tops):
+            splits: dict[str, list[Path]] = {}
+            for top, split in named.items():
+                splits[split] = sorted(splits.get(split, []) + tops[top], key=str)
+            return splits
+        beside = [top for top in tops if top not in named]
+        # a class may be called train: one folder of images among others is no split
+        nested = any(len(file.relative_to(self.path).parts) > 2 for top in named for file in tops[top])
+        strays = any(not (self.path / top).is_dir() for top in beside)
+        if len(set(named.values())) > 1 or (named and (nested or strays)):
+            raise UserError(
+                f"dataset.name: {str(self.path)!r} holds {_some(sorted(named))}, which look like splits, beside "
+                f"{_some(beside)}; move those elsewhere if they are, rename the folders if they are not, or name one "
+                f"of them, such as dataset.name={self.path / min(named)}"
+            )
+        return {"train": self.images}
+
+    def classes(self) -> tuple[dict[Path, str], str]:
+        """The class of each image: the name of the folder that it lies in, if all lie equally deep in several.
+
+        Returns:
+            The classes by file, and why there are none.
+        """
+        files = [file for file in self.images if file not in self.problems]
+        classes = {file: file.parent.name for file in files}
+        depths = {len(file.relative_to(self.path).parts): file for file in reversed(files)}
+        if len(depths) > 1:
+            examples = _some([str(file.relative_to(self.path)) for _, file in sorted(depths.items())])
+            return {}, f"its images lie at different depths ({examples}), and folders are classes if all lie at one"
+        if len(set(classes.values())) < 2:
+            return {}, "all its images lie in folders of one name"
+        return classes, ""
+
+    def table(self) -> tuple[Rows, dict[str, str]]:
+        """The rows of the metadata by the file that they describe, and the types of their columns.
+
+        Raises:
+            UserError: if a table cannot be read or has no column file_name.
+        """
+        rows: Rows = {}
+        columns: dict[str, list[Any]] = {}
+        for file in self.metadata:
+            for number, row in enumerate(_read_table(file), 1):
+                place = f"row {number} of {file.relative_to(self.path)}"
+                name = row.pop("file_name", None)
+                if not isinstance(name, str) or not name.strip():
+                    raise UserError(f"dataset.name: {place} has no file_name; its columns are: {', '.join(row)}")
+                described = _normal(file.parent / name.strip().replace("\\", "/"))
+                rows.setdefault(described, []).append((place, row))
+                for column, value in row.items():
+                    columns.setdefault(column, []).append(value)
+        return rows, {column: _kind(values) for column, values in columns.items()}
 
 
-def _pattern(path: Path) -> str:
-    return glob.escape(str(path))
+def open_image_folder(config: DatasetConfig, folder: ImageFolder) -> Source:
+    """Open the images of a split: every file that was found, and every one that the metadata name in vain.
+
+    Raises:
+        UserError: if there is no such split or column, or the metadata contradict themselves.
+    """
+    files = _select(config, folder.images_of_splits())
+    classes, _ = folder.classes()
+    rows, columns = folder.table()
+    types = {"image": "Image", **({"label": "ClassLabel"} if classes else {}), **columns}
+    listed = ", ".join(f"{name} ({kind})" for name, kind in types.items())
+    for option in ("image_column", "label_column"):
+        if (given := getattr(config, option)) is not None and given not in types:
+            raise UserError(f"dataset.{option}: given {given!r}; columns of {config.name!r}: {listed}")
+    column = config.label_column
+    if config.image_column not in (None, "image"):
+        raise UserError(f"dataset.image_column: {config.image_column!r} holds no images; name image, or leave it out")
+    if column is not None and types[column] not in ("ClassLabel", "int", "string", "bool"):
+        raise UserError(
+            f"dataset.label_column: {column!r} holds neither whole numbers nor names; columns of {config.name!r}: "
+            f"{listed}"
+        )
+    labels: Mapping[Path, int | None] = {}
+    class_names, notes = None, list(folder.notes)
+    if column in columns:
+        labels, class_names = _classes_of_column(column, columns[column], rows)
+        if unlisted := [file for file in files if _normal(file) not in rows]:
+            notes.append(
+                f"{len(unlisted):,} of {len(files):,} images have no row in the metadata, such as {unlisted[0]}"
+            )
+    elif classes:
+        class_names = sorted(set(classes.values()))
+        numbers = {name: number for number, name in enumerate(class_names)}
+        labels = {_normal(file): numbers[name] for file, name in classes.items()}
+    examples = [Example(str(file), str(file), labels.get(_normal(file)), folder.problems.get(file)) for file in files]
+    if rows:
+        missing = rows.keys() - {_normal(file) for file in folder.images}
+        for file in sorted(missing, key=str):
+            examples.append(Example("", str(file), None, f"not there, but in {rows[file][0][0]}"))
+    return Source(examples, len(examples), bool(labels), class_names, folder.fingerprint(), tuple(notes))
+
+
+def _select(config: DatasetConfig, splits: dict[str, list[Path]]) -> list[Path]:
+    """The images of a split, a part of one, or several, in the notation of `datasets`."""
+    if config.split in splits:
+        return splits[config.split]
+    from datasets import ReadInstruction  # takes a second to import
+
+    sizes = {name: len(files) for name, files in splits.items()}
+    try:
+        parts = ReadInstruction.from_spec(config.split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"dataset.split: given {config.split!r}, of {config.name!r}, whose splits are {list(splits)}: {error}"
+        ) from error
+    files = [file for part in parts for file in splits[part.splitname][part.from_ : part.to]]
+    if not files:
+        raise UserError(f"dataset.split: given {config.split!r}, which holds no images of {config.name!r}")
+    return files
+
+
+def _classes_of_column(column: str, kind: str, rows: Rows) -> tuple[dict[Path, int | None], list[str] | None]:
+    """The class of each image in a column of the metadata, and the names of the classes if it holds names."""
+    cells = {}
+    for file, several in rows.items():
+        places = {_cell(row.get(column)): place for place, row in several}
+        if len(places) > 1:
+            raise UserError(
+                f"dataset.label_column: {file.name} has several classes in column {column!r}: "
+                + ", ".join(f"{value!r} ({place})" for value, place in places.items())
+            )
+        (cells[file],) = places
+    if kind == "int":
+        return {file: None if cell is None else int(float(cell)) for file, cell in cells.items()}, None
+    names = sorted({str(cell) for cell in cells.values() if cell is not None})
+    numbers = {name: number for number, name in enumerate(names)}
+    return {file: numbers.get(str(cell)) for file, cell in cells.items()}, names
+
+
+def _cell(value: Any) -> Any:
+    """A value of a table; None for a blank."""
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _kind(values: Iterable[Any]) -> str:
+    """The type of a column, as far as its cells tell: programs write numbers as text, and 1.0 for 1."""
+    present = [cell for value in values if (cell := _cell(value)) is not None]
+    if not all(isinstance(cell, str | int | float) for cell in present):
+        return "list"
+    if present and all(isinstance(cell, bool) for cell in present):
+        return "bool"
+    try:
+        return "int" if present and all(float(cell).is_integer() for cell in present) else "float"
+    except ValueError:
+        return "string"
+
+
+def _normal(path: Path) -> Path:
+    """The form of a path by which metadata find it: systems write accents in two ways."""
+    return Path(unicodedata.normalize("NFC", os.path.normpath(path)))
+
+
+def _read_table(file: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV, TSV, JSON, JSON Lines or Parquet file."""
+    kind, rows = file.suffix.lower(), []
+    try:
+        if kind == ".parquet":
+            from pyarrow.parquet import read_table  # takes a second to import
+
+            return read_table(file).to_pylist()
+        text = file.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
+        if kind == ".json" and text.lstrip().startswith("["):
+            rows = json.loads(text)
+        elif kind in (".json", ".jsonl"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            head = text.partition("\n")[0]
+            delimiter = max("\t,;", key=head.count)
+            rows = list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, restkey=""))
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its rows are no objects with names")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"dataset.name: {file} cannot be read as a table: {error}") from error
+    return rows
 
 
 def looks_local(name: str) -> bool:
@@ -107,23 +339,45 @@ def find_local(name: str) -> LocalData | None:
         if looks_local(name):
             raise UserError(f"dataset.name: the folder {name!r} does not exist")
         return None
-    files = tuple(_visible_files(path))
+    found = dict(walk_visible(path))
+    files = [file for file, problem in found.items() if problem is None]
     if any((path / file).is_file() for file in SAVED):
-        return LocalData(path, "saved", files)
-    for suffix, kind in SUFFIXES.items():
-        if found := tuple(file for file in files if file.suffix.lower() == suffix and file.name not in METADATA):
-            return LocalData(path, kind, found)
-    extensions = Image.registered_extensions()
-    images = [file for file in files if file.suffix.lower() in extensions]
-    if not images:
-        suffixes = ", ".join(SUFFIXES)
-        raise UserError(f"dataset.name: the folder {name!r} holds no image, and no file ending in {suffixes}")
-    metadata = [file for file in files if file.name in METADATA]
-    return LocalData(path, "imagefolder", tuple(sorted(images + metadata)))
+        return LocalData(path, "saved", tuple(files))
+    metadata = {file for file in files if file.name.lower() in METADATA}
+    data: list[Path] = []
+    for suffix in SUFFIXES:
+        if data := [file for file in files if file.suffix.lower() == suffix and file not in metadata]:
+            break
+    suffixes = image_suffixes()
+    images = [file for file, problem in found.items() if problem or file.suffix.lower() in suffixes]
+    has_images = any(found[file] is None for file in images)
+    if not data and not has_images:
+        endings = Counter(file.suffix.lower() or "no ending" for file in files).most_common(5)
+        holds = ", ".join(f"{count:,} of {ending}" for ending, count in endings)
+        holds = "; ".join([holds, *(f"{file}: {problem}" for file, problem in list(found.items())[:5] if problem)])
+        raise UserError(
+            f"dataset.name: the folder {name!r} holds no image, and no file ending in {', '.join(SUFFIXES)} (but "
+            f"{holds or 'nothing'}); archives must be unpacked first"
+        )
+    if data and has_images:
+        raise UserError(
+            f"dataset.name: the folder {name!r} holds {len(images):,} images (such as {images[0].name}) and "
+            f"{len(data):,} files ending in {suffix} (such as {data[0].name}), of which one kind can be read; move the "
+            f"other elsewhere, or name a folder or file in it, such as dataset.name={data[0]}"
+        )
+    if data:
+        return LocalData(path, SUFFIXES[suffix], tuple(data))
+    problems_of = {file: problem for file, problem in found.items() if problem}
+    notes = []
+    for what, endings_left in ((_ARCHIVE, ARCHIVES), (_TABLE, TABLES)):
+        if left := [str(file) for file in files if file.suffix.lower() in endings_left and file not in metadata]:
+            notes.append(f"{_some(left, 1)} {what}")
+    return ImageFolder(path, "images", tuple(sorted([*images, *metadata])), problems_of, tuple(notes))
 
 
-def _visible_files(path: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden, in order."""
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+_ARCHIVE = "is not opened: unpack it to use it"
+_TABLE = "is not read: a metadata.csv with a column file_name describes images"
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if len(names) > count else "")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm_hf.config.dataset import DatasetConfig, parse_split
 from ddpm_hf.data.decoding import Example, Source
-from ddpm_hf.data.local_files import BUILT_IN, find_local, looks_local
+from ddpm_hf.data.local_files import BUILT_IN, ImageFolder, find_local, looks_local, open_image_folder
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import (
     HubClient,
@@ -33,9 +33,15 @@ def open_source(config: DatasetConfig) -> Source:
     """
     if config.name in BUILT_IN:
         return _open_digits(config)
+    local = find_local(config.name)
+    for field in ("config", "revision"):
+        if local is not None and (given := getattr(config, field)) is not None:
+            raise UserError(f"dataset.{field}: given {given!r}; allowed: nothing, since {config.name!r} is local")
+    if isinstance(local, ImageFolder):
+        return open_image_folder(config, local)
     from ddpm_hf.data.dataset_source import open_dataset  # `datasets` takes a second to import
 
-    return open_dataset(config, find_local(config.name))
+    return open_dataset(config, local)
 
 
 def fingerprint_of(config: DatasetConfig) -> str | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm_hf.checkpoints.fetch import HubAddress, download, read_head
 from ddpm_hf.checkpoints.find import load_pipeline, newest_pipeline, weights_hash
 from ddpm_hf.checkpoints.run_folder import RunFolder
-from ddpm_hf.data.decoding import open_image
+from ddpm_hf.data.pixels import open_image
 from ddpm_hf.demo.visitor_input import Limits
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import make_card, split_card

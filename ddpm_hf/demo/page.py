@@ -12,7 +12,7 @@ import gradio as gr
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from ddpm_hf.data.decoding import open_image
+from ddpm_hf.data.pixels import open_image
 from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.tabs import HOUR, generate_tab, inpaint_tab, interpolate_tab
 from ddpm_hf.evaluation.rendering import markdown_table

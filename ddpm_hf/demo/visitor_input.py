@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.data.decoding import Transform, open_image
+from ddpm_hf.data.pixels import Transform, open_image
 from ddpm_hf.runtime.errors import UserError
 
 MAX_SEED = 2**32 - 1

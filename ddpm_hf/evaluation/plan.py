@@ -266,7 +266,11 @@ def load_splits(config: Config, model: str | Path) -> dict[str, ImageSet]:
     progress, problems = PartialState().is_main_process, Problems()
     if benchmark.held_out_split:
         dataset = dataset.model_copy(update={"validation_split": None})
-    seed = int((run_config(model) or {}).get("seed", config.seed))
+    run = run_config(model) or {}
+    seed, trained_on = int(run.get("seed", config.seed)), run.get("dataset") or {}
+    chosen = trained_on.get("value_range", "auto") if trained_on.get("name") == dataset.name else "auto"
+    if dataset.value_range == "auto" and chosen != "auto":  # every set is as bright as the one that was trained on
+        dataset = dataset.model_copy(update={"value_range": tuple(chosen)})
     splits: dict[str, ImageSet] = {}
     loaded = problems.attempt(lambda: load_image_sets(dataset, config.model, seed, progress))
     if loaded is not None:

@@ -40,6 +40,34 @@ def visible_files(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if not file.name.startswith(".")]
 
 
+def walk_visible(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[Path, str | None]]:
+    """Go through a folder and those below it, also where they are links, without names that begin with a dot.
+
+    Args:
+        folder: where to begin.
+        above: identities of the folders that it lies in, which a link may lead back to.
+
+    Yields:
+        Each file, in order, those of a folder before those below it; and why it, or a folder, cannot be opened.
+    """
+    try:
+        status = folder.stat()
+        own = (status.st_dev, status.st_ino)
+        if own in above:
+            return  # whatever lies in it is found without the link
+        entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, f"the folder cannot be opened: {error.strerror}"
+        return
+    for entry in entries:
+        if not entry.is_dir():
+            kind = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+            yield Path(entry.path), None if entry.is_file() else kind
+    for entry in entries:
+        if entry.is_dir():
+            yield from walk_visible(Path(entry.path), (*above, own))
+
+
 def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk, where they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -88,6 +88,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     _check_batch_size(config, accelerator)
     _check_previews(config)
     images, held_out = load_image_sets(config.dataset, config.model, config.seed, accelerator.is_main_process)
+    config = record_value_range(config, images, start)
     _check_images(config, start, images, held_out)
     if accelerator.is_main_process:
         _check_disk(config, run)
@@ -199,6 +200,20 @@ def _check_batch_size(config: Config, accelerator: Accelerator) -> None:
             f"training.batch_size: given {training.batch_size}; allowed: a multiple of {divisor}, which is the number "
             f"of processes ({accelerator.num_processes}) times training.gradient_accumulation_steps"
         )
+
+
+def record_value_range(config: Config, images: ImageSet, start: Start) -> Config:
+    """Replace `dataset.value_range: auto` by the range that was chosen, so that a resumed run keeps it."""
+    if images.value_range is None or config.dataset.value_range != "auto":
+        return config
+    if start.checkpoint is not None and "value_range" not in start.progress.config["dataset"]:
+        logger.warning(
+            "%s is of version 0.1.0, which scaled images of 16 bits by 1/257 and floats one by one; "
+            "dataset.value_range has %g become black and %g white from here on",
+            start.checkpoint,
+            *images.value_range,
+        )
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"value_range": images.value_range})})
 
 
 def _check_images(config: Config, start: Start, images: ImageSet, held_out: ImageSet | None) -> None:

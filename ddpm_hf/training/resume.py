@@ -107,7 +107,7 @@ def _find_start(run: RunFolder, resume: str | None) -> Start:
 
 
 def resume_config(config: Config, start: Start, num_processes: int) -> Config:
-    """The configuration of a resumed run: the given one, with the dataset's commit of the checkpoint.
+    """The configuration of a resumed run: the given one, with the commit and value range of the checkpoint's dataset.
 
     Warns about options and a number of processes that have changed.
 
@@ -123,6 +123,9 @@ def resume_config(config: Config, start: Start, num_processes: int) -> Config:
     commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
     if same_name and is_commit(commit) and not is_commit(config.dataset.revision):
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"revision": commit})})
+    chosen = before["dataset"]["value_range"]
+    if same_name and chosen != "auto" and config.dataset.value_range == "auto":
+        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"value_range": tuple(chosen)})})
     _check_options(start, before, config)
     if start.progress.num_processes != num_processes:
         logger.warning(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_hf.data.decoding import Transform, open_image
+from ddpm_hf.data.pixels import Transform, open_image
 
 GRAY = 128
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)

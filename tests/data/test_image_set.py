@@ -18,9 +18,9 @@ import torch
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import SampleOrder, load_image_set
-from ddpm_hf.data.decoding import Transform
 from ddpm_hf.data.image_loading import _Loader
 from ddpm_hf.data.image_set import Content, ImageSet, ImageStore, read_stored
+from ddpm_hf.data.pixels import Transform
 from ddpm_hf.runtime.errors import UserError
 
 SET = ImageSet(torch.arange(5 * 12, dtype=torch.uint8).view(5, 3, 2, 2), torch.arange(5), ["a", "ä"], ("x (broken)",))
