@@ -4,8 +4,9 @@
 
 Cache: batches of 128 images of 32x32 from decoded images in a file (order, gather, float, normalise, flips, noise and
 time steps: all that `Batches.at` does), the gather and conversion alone, and the same from memory. Decoding: PNG files
-of 32x32 and JPEG files of 1600x1200 on one thread and on all cores; the exponent of time over number of images is
-the slope of a line through (log images, log seconds). Start: the first, which decodes, and the second, which maps the
+of 32x32 and JPEG files of 64x64, 256x256 and 1600x1200 on one thread, on a thread per core and in a process per core,
+the last with the start of the processes; the exponent of time over number of images is the slope of a line through (log
+images, log seconds). Start: the first, which decodes, and the second, which maps the
 file. Waiting: the share of a training step that goes to `Batches.at`, in the order of a run, on the networks of
 configs/digits.yaml and configs/cifar10.yaml. The images are random; nothing is downloaded.
 """
@@ -42,6 +43,7 @@ from ddpm_hf.training.batches import Batches
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOAL_IMAGES_PER_SECOND, GOAL_WAITING = 20_000, 0.01
+WAYS = (("one thread", 1, 10**9), ("a thread per core", 32, 10**9), ("a process per core", 32, 0))
 
 
 def random_files(count: int, size: tuple[int, int], kind: str, different: int) -> list[bytes]:
@@ -97,17 +99,22 @@ def measure_reading(mapped: ImageSet, config: Config, seconds: float) -> dict[st
 
 
 def measure_decoding(seconds: float) -> list[dict[str, Any]]:
-    """Images per second of decoding, by kind of image and number of threads, and the exponent over their number."""
+    """Images per second of decoding, by kind of image and way of working, and the exponent over their number."""
     rows = []
     for kind, size, counts in (
         ("PNG", (32, 32), (2000, 4000, 8000, 16_000)),
+        ("JPEG", (64, 64), (2000, 4000, 8000, 16_000)),
+        ("JPEG", (256, 256), (500, 1000, 2000, 4000)),
         ("JPEG", (1600, 1200), (25, 50, 100, 200)),
     ):
         scaled = [max(8, int(count * seconds / 5)) for count in counts]
         files = random_files(max(scaled), size, kind, 20)
-        for threads in sorted({1, decoding.MAX_THREADS if os.cpu_count() is None else os.cpu_count()}):
+        for way, num_workers, num_in_threads in WAYS:
             spent = []
-            with mock.patch.object(decoding, "MAX_THREADS", threads):
+            with (
+                mock.patch.object(decoding, "MAX_WORKERS", num_workers),
+                mock.patch.object(decoding, "NUM_IN_THREADS", num_in_threads),
+            ):
                 for count in scaled:
                     source = Source([Example(file, "", None) for file in files[:count]], count, False, None)
                     began = time.perf_counter()
@@ -117,7 +124,7 @@ def measure_decoding(seconds: float) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "kind": f"{kind} of {size[0]}x{size[1]}",
-                    "threads": threads,
+                    "way": way,
                     "num_images": scaled,
                     "seconds": [round(each, 3) for each in spent],
                     "images_per_second": round(scaled[-1] / spent[-1], 1),
@@ -216,10 +223,10 @@ def as_markdown(results: dict[str, Any]) -> str:
         f"First start with {start['num_images']:,} PNG files: {start['first_seconds']} s; second: "
         f"{start['second_seconds']} s.",
         "",
-        "| decoding | threads | images/s | exponent of time over number |",
-        "|---|--:|--:|--:|",
+        "| decoding | way | images/s | exponent of time over number |",
+        "|---|---|--:|--:|",
         *(
-            f"| {row['kind']} | {row['threads']} | {row['images_per_second']:,} | {row['exponent']} |"
+            f"| {row['kind']} | {row['way']} | {row['images_per_second']:,} | {row['exponent']} |"
             for row in results["decoding"]
         ),
         "",

@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     model.add_argument("--config", metavar="FILE", help="the run that this YAML file wrote")
     ends = parser.add_argument_group("from where to where, one of").add_mutually_exclusive_group(required=True)
     ends.add_argument("--seeds", type=int, nargs=2, metavar="N", help="between the images of two seeds")
-    ends.add_argument("--images", nargs=2, metavar="FILE", help="between two images of the model's mode and size")
+    ends.add_argument("--images", nargs=2, metavar="FILE", help="between two images, converted as training does")
     way = parser.add_argument_group("the way")
     way.add_argument("--num_steps", type=int, default=8, metavar="N", help="images, both ends included (default: 8)")
     way.add_argument(
@@ -82,10 +82,14 @@ def main(arguments: argparse.Namespace) -> None:
         check_writable(Path(arguments.output), "--output")
 
     with cli.waiting("loading PyTorch and diffusers"):
+        from ddpm_hf.evaluation.plan import dataset_of
         from ddpm_hf.pipelines.generation import check_folder, pixels_hash, write_interpolation
+        from ddpm_hf.pipelines.images import as_trained
 
-    images = [_open(file) for file in arguments.images or ()]
+    opened = [_open(file) for file in arguments.images or ()]
     pipeline = load_pipeline(model_folder or model)
+    channels, height, width = pipeline.image_shape
+    images = [as_trained(image, (height, width), channels, dataset_of(model_folder or model)) for image in opened]
     pipeline.set_progress_bar_config(desc="interpolating", leave=False, dynamic_ncols=True, delay=0.5)
     settings = {
         "model": str(model),

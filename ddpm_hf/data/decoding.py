@@ -138,8 +138,10 @@ def _decode_into(
     sums = np.zeros((3, transform.channels))  # number of values of each channel, their sum and that of their squares
 
     def count(pixels: Pixels) -> Pixels:
-        values = pixels.astype(np.int64)
-        sums[:] += [[values[0].size] * len(values), values.sum((1, 2)), (values**2).sum((1, 2))]
+        values = pixels.reshape(len(pixels), -1).astype(np.float32)
+        sums[0] += values.shape[1]
+        sums[1] += values.sum(1)
+        sums[2] += np.einsum("ij,ij->i", values, values)
         return pixels
 
     # with several processes on a machine, only one of them decodes, and it need not be the main one

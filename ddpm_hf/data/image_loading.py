@@ -75,6 +75,18 @@ def load_image_sets(
     return _check(training, dataset, model), _check(validation, dataset, model)
 
 
+def make_transform(dataset: DatasetConfig, size: int, channels: int) -> Transform:
+    """The way from an image to a square that a dataset's options describe.
+
+    Args:
+        dataset: how images are resized, what lies behind them, and which values are black and white.
+        size: side of the square, in pixels.
+        channels: 1 for gray, 3 for RGB.
+    """
+    value_range = None if dataset.value_range == "auto" else dataset.value_range
+    return Transform(size, channels, dataset.resize, dataset.background, value_range, dataset.pages)
+
+
 def held_out_rows(num_images: int, fraction: float, seed: int) -> Bool[Tensor, " num_images"]:
     """Choose the images that a fraction holds out: a function of their number and the seed.
 
@@ -96,10 +108,7 @@ class _Loader:
 
     def __init__(self, dataset: DatasetConfig, model: ModelConfig, progress: bool) -> None:
         self.dataset, self.progress = dataset, progress
-        value_range = None if dataset.value_range == "auto" else dataset.value_range
-        self.transform = Transform(
-            model.image_size, model.image_channels, dataset.resize, dataset.background, value_range, dataset.pages
-        )
+        self.transform = make_transform(dataset, model.image_size, model.image_channels)
         self.source: Source | None = None
         self.store: ImageStore | None = None
         if dataset.name not in BUILT_IN and not dataset.in_memory:
@@ -169,7 +178,8 @@ class _Loader:
 def _check(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> ImageSet:
     """Report skipped images and what else is to be known, and refuse labels that do not fit the model."""
     if images.skipped:
-        found = f"{_count(len(images.skipped), 'image')} of {dataset.name!r} cannot be read"
+        count = len(images.skipped)
+        found = f"{count:,} image{'s' if count > 1 else ''} of {dataset.name!r} cannot be read"
         if dataset.strict:
             raise UserError(f"dataset.strict: {found}: {'; '.join(images.skipped)}")
         logger.warning("%s, skipped: %s", found, "; ".join(_examples(images.skipped)))
@@ -178,7 +188,7 @@ def _check(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> Imag
     labels, num_classes = images.labels, model.num_classes
     if num_classes is None:
         return images
-    given = f"model_config.num_classes: given {num_classes}"
+    given = f"model_config.num_classes: given {num_classes}, but"
     if labels is None:
         local = find_local(dataset.name) if dataset.name not in BUILT_IN else None
         why = ""
@@ -186,32 +196,25 @@ def _check(images: ImageSet, dataset: DatasetConfig, model: ModelConfig) -> Imag
             columns = local.table()[1]
             why = f": {local.classes()[1]}" + (f"; its metadata have {', '.join(columns)}" if columns else "")
         raise UserError(
-            f"{given}, but {dataset.name!r} has no column of class labels{why}; name one in dataset.label_column, or "
-            "leave num_classes out"
+            f"model_config.num_classes: given {num_classes}, but {dataset.name!r} has no column of class labels{why}; "
+            "name one in dataset.label_column, or leave num_classes out"
         )
     if num_blank := int((labels == -1).sum()):
         column = f" in column {dataset.label_column!r}" if dataset.label_column else ""
         raise UserError(
-            f"{given}, but {num_blank:,} of the {len(labels):,} images of {dataset.name!r} have no class{column}; "
+            f"{given} {num_blank:,} of the {len(labels):,} images of {dataset.name!r} have no class{column}; "
             "fill in what is blank, take these images out, or leave num_classes out"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"{given}; the labels of {dataset.name!r} reach from {labels.min()} to {labels.max()}; needed: labels from "
+            f"{given} the labels of {dataset.name!r} reach from {labels.min()} to {labels.max()}; needed: labels from "
             f"0, and at least {labels.max() + 1} classes"
         )
     known = len(images.class_names) if images.class_names else int(labels.max()) + 1
     if num_classes > known:
-        logger.warning("%s, but %r has %s; the others are never trained", given, dataset.name, _classes(known))
+        has = f"{known:,} class{'es' if known > 1 else ''}"
+        logger.warning("%s %r has %s; the others are never trained", given, dataset.name, has)
     return images
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number > 1 else ''}"
-
-
-def _classes(number: int) -> str:
-    return f"{number:,} class{'es' if number > 1 else ''}"
 
 
 def _examples(skipped: tuple[str, ...]) -> list[str]:

@@ -11,8 +11,10 @@ from PIL import Image
 from ddpm_hf.checkpoints.fetch import HubAddress, download, read_head
 from ddpm_hf.checkpoints.find import load_pipeline, newest_pipeline, weights_hash
 from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data.pixels import open_image
 from ddpm_hf.demo.visitor_input import Limits
+from ddpm_hf.evaluation.plan import dataset_of
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import make_card, split_card
 from ddpm_hf.hub.model_info import gather_model_info
@@ -42,6 +44,7 @@ class DemoModel:
         limits: of a visitor's requests.
         card: Markdown without metadata and pictures; empty if there is none.
         evaluations: the report of each evaluation by its name, the newest first.
+        dataset: the options of the images that it was trained on.
         picture: samples from the end of its run.
     """
 
@@ -51,6 +54,7 @@ class DemoModel:
     limits: Limits
     card: str = ""
     evaluations: dict[str, Report] = field(default_factory=dict)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
     picture: Image.Image | None = None
 
     @property
@@ -133,6 +137,7 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
     model.limits = (limits or Limits()).within(model.time_steps, *model.size)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        model.dataset = dataset_of(folder)
         _read_files(model, folder)
         _read_evaluations(model, folder)
         if not model.card:  # the one that a push would write

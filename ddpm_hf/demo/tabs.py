@@ -124,7 +124,7 @@ def interpolate_tab(model: DemoModel) -> None:
         method = request.pop("method")
         if between == SEEDS:
             return interpolate(model, on_progress, a=seed_a, b=seed_b, **request)
-        a, b = (read_upload(file, model.size, model.mode, limits) for file in (file_a, file_b))
+        a, b = (read_upload(file, model.size, model.mode, limits, model.dataset) for file in (file_a, file_b))
         return interpolate(model, on_progress, a=a, b=b, between_images=True, method=method, **request)
 
     ends = {"seed_a": seeds[0], "seed_b": seeds[1], "file_a": uploads[0], "file_b": uploads[1]}
@@ -210,7 +210,7 @@ def inpaint_tab(model: DemoModel) -> None:
 
     def open_upload(path: str) -> tuple[Image.Image | None, dict]:
         with ui.errors_as_messages():
-            return show(read_upload(path, model.size, model.mode, limits))
+            return show(read_upload(path, model.size, model.mode, limits, model.dataset))
 
     def draw_another(seed: Any, label: Any) -> tuple[Image.Image | None, dict]:
         with ui.errors_as_messages():

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.data.pixels import Transform, open_image
+from ddpm_hf.config import DatasetConfig
+from ddpm_hf.data.pixels import open_image
+from ddpm_hf.pipelines.images import as_trained
 from ddpm_hf.runtime.errors import UserError
 
 MAX_SEED = 2**32 - 1
@@ -75,14 +77,17 @@ def number(name: str, value: Any, low: float, high: float, whole: bool = True) -
     return int(value) if whole else float(value)
 
 
-def read_upload(file: str | Path | None, size: tuple[int, int], mode: str, limits: Limits) -> Image.Image | None:
-    """Open an uploaded file and crop its centre to the model's size.
+def read_upload(
+    file: str | Path | None, size: tuple[int, int], mode: str, limits: Limits, dataset: DatasetConfig | None = None
+) -> Image.Image | None:
+    """Open an uploaded file, and convert it as the model's training images were.
 
     Args:
         file: as the page stored it; None if nothing was uploaded.
         size: height and width of the model's images.
         mode: PIL's mode of them, L or RGB.
         limits: of bytes and pixels, checked before the image is decoded.
+        dataset: the options that the model was trained with; None for the defaults.
 
     Raises:
         UserError: if it is too large, or not an image.
@@ -100,11 +105,7 @@ def read_upload(file: str | Path | None, size: tuple[int, int], mode: str, limit
         raise UserError("Image: the uploaded file cannot be read as an image; try a PNG or JPEG") from error
     if opened is None:
         raise UserError(f"Image: {across} x {down} pixels; at most {limits.upload_pixels:,} in all are decoded")
-    side = max(size)
-    square = Transform(side, len(mode))(opened).transpose(1, 2, 0)
-    image = Image.fromarray(square[:, :, 0] if mode == "L" else square)
-    left, top = (side - size[1]) // 2, (side - size[0]) // 2
-    return image.crop((left, top, left + size[1], top + size[0]))
+    return as_trained(opened, size, len(mode), dataset or DatasetConfig())
 
 
 def read_mask(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:

@@ -266,11 +266,10 @@ def load_splits(config: Config, model: str | Path) -> dict[str, ImageSet]:
     progress, problems = PartialState().is_main_process, Problems()
     if benchmark.held_out_split:
         dataset = dataset.model_copy(update={"validation_split": None})
-    run = run_config(model) or {}
-    seed, trained_on = int(run.get("seed", config.seed)), run.get("dataset") or {}
-    chosen = trained_on.get("value_range", "auto") if trained_on.get("name") == dataset.name else "auto"
-    if dataset.value_range == "auto" and chosen != "auto":  # every set is as bright as the one that was trained on
-        dataset = dataset.model_copy(update={"value_range": tuple(chosen)})
+    seed = int((run_config(model) or {}).get("seed", config.seed))
+    trained_on = dataset_of(model)
+    if dataset.value_range == "auto" and dataset.name == trained_on.name:  # as bright as what it was trained on
+        dataset = dataset.model_copy(update={"value_range": trained_on.value_range})
     splits: dict[str, ImageSet] = {}
     loaded = problems.attempt(lambda: load_image_sets(dataset, config.model, seed, progress))
     if loaded is not None:
@@ -304,6 +303,14 @@ def run_config(model: str | Path) -> dict[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
+
+
+def dataset_of(model: str | Path) -> DatasetConfig:
+    """The options of the images that the model in a folder was trained on; the defaults where nothing tells them."""
+    try:
+        return DatasetConfig.model_validate((run_config(model) or {}).get("dataset"))
+    except ValueError:
+        return DatasetConfig()
 
 
 def _ema(model: str | Path) -> str:

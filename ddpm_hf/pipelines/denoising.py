@@ -143,7 +143,8 @@ class DenoisingPipeline(StockDDPMPipeline):
             self.maybe_free_model_hooks()
 
     @property
-    def _image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the network's images."""
         size = self.unet.config.sample_size
         if size is None:
             raise ValueError(
@@ -153,11 +154,11 @@ class DenoisingPipeline(StockDDPMPipeline):
         return self.unet.config.in_channels, height, width
 
     def _input(self, images: Images) -> torch.Tensor:
-        channels, height, width = self._image_shape
+        channels, height, width = self.image_shape
         return to_input(images, channels, (height, width)).to(self._execution_device)
 
     def _noise(self, request: Request) -> torch.Tensor:
-        shape = (request.num_images, *self._image_shape)
+        shape = (request.num_images, *self.image_shape)
         return randn_tensor(shape, request.generator, self._execution_device, torch.float32)
 
     def _check(
@@ -174,7 +175,7 @@ class DenoisingPipeline(StockDDPMPipeline):
         Raises:
             ValueError: one of them is not possible for this model, or they disagree about the number of images.
         """
-        check_output_type(output_type, self._image_shape[0])
+        check_output_type(output_type, self.image_shape[0])
         if seeds is not None:
             if generator is not None:
                 raise ValueError("both seeds and generator were given; give one of them")

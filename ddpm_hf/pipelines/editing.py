@@ -77,10 +77,8 @@ class Editing(DenoisingPipeline):
         Raises:
             ValueError: an argument is not possible for this model.
         """
-        if tuple(latents.shape[1:]) != self._image_shape or not len(latents):
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}; the model's are (batch, *{self._image_shape})"
-            )
+        if tuple(latents.shape[1:]) != self.image_shape or not len(latents):
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; the model's are (batch, *{self.image_shape})")
         request = self._check(len(latents), output_type, class_labels=class_labels)
         x_t = latents.to(self._execution_device, torch.float32)
         x_0, _ = self._denoise(x_t, self._ddim(timestep, num_inference_steps), request)
@@ -239,7 +237,7 @@ class Editing(DenoisingPipeline):
         """
         x_0 = self._input(images)
         request = self._check(len(x_0), output_type, generator, seeds, class_labels, guidance_scale)
-        paint = (to_input(mask, 1, self._image_shape[1:], "the mask") > 0).to(x_0.device)
+        paint = (to_input(mask, 1, self.image_shape[1:], "the mask") > 0).to(x_0.device)
         if len(paint) not in (1, len(x_0)):
             raise ValueError(f"{len(paint)} masks for {len(x_0)} images; give one for all or one for each")
         T = self.scheduler.config.num_train_timesteps

@@ -8,6 +8,9 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from ddpm_hf.config import DatasetConfig
+from ddpm_hf.data.image_loading import make_transform
+
 OUTPUT_TYPES = ("pil", "np", "pt")
 PIL_MODES = {1: "L", 3: "RGB"}
 
@@ -136,6 +139,28 @@ def to_input(images: Images, channels: int, size: tuple[int, int], what: str = "
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{what}: values from {low:g} to {high:g}; possible is 0 to 1, or uint8 arrays, or PIL images")
     return pixels * 2 - 1
+
+
+def as_trained(image: Image.Image, size: tuple[int, int], channels: int, dataset: DatasetConfig) -> Image.Image:
+    """Convert an image of any mode and size as those that a model was trained on.
+
+    Args:
+        image: as it was opened.
+        size: height and width of the model's images, in pixels.
+        channels: of the model: 1 or 3.
+        dataset: the options that the model was trained with; for other models, the defaults.
+
+    Returns:
+        An image of mode "L" or "RGB".
+
+    Raises:
+        UserError: it has 16 bits or floats, and `dataset.value_range` is auto and its own values do not tell the range.
+    """
+    side = max(size)
+    square = make_transform(dataset, side, channels)(image).transpose(1, 2, 0)
+    converted = Image.fromarray(square[:, :, 0] if channels == 1 else square)
+    left, top = (side - size[1]) // 2, (side - size[0]) // 2
+    return converted.crop((left, top, left + size[1], top + size[0]))
 
 
 def _pixels(image: Image.Image, channels: int, size: tuple[int, int], what: str) -> torch.Tensor:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_hf.data import ImageSet
+from ddpm_hf.data.decoding import Example, Source, _Process, decode
 from ddpm_hf.data.pixels import Transform, open_image
 
 GRAY = 128
@@ -186,3 +188,41 @@ def test_damage_anywhere_is_an_image_or_a_value_error(kind):
             cut = damaged[: random.integers(1, len(whole) + 1)]
             with contextlib.suppress(ValueError):
                 assert Transform(8, 3)(open_image(cut.tobytes())).shape == (3, 8, 8)
+
+
+def test_threads_and_processes_give_the_same_in_the_same_order(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    files: list[bytes | str] = [of_array(random.integers(0, 256, (9, 7, 3), np.uint8)) for _ in range(200)]
+    files[7], files[150] = b"broken", str(tmp_path / "gone.png")
+    files[20:40] = [of_array(random.integers(0, 4096, (9, 7), np.uint16)) for _ in range(20)]
+    examples = [Example(file, f"image {number}", number) for number, file in enumerate(files)]
+
+    def decoded(num_workers: int, num_in_threads: int):
+        monkeypatch.setattr("ddpm_hf.data.decoding.os.sched_getaffinity", lambda _: range(num_workers))
+        monkeypatch.setattr("ddpm_hf.data.decoding.NUM_IN_THREADS", num_in_threads)
+        return ImageSet.in_memory(decode(Source(examples, 200, True, None), Transform(8, 3), "some"))
+
+    one, *others = decoded(1, 1000), decoded(3, 1000), decoded(3, 0), decoded(2, 100)
+    assert (len(one), len(one.skipped), one.value_range) == (198, 2, (0, 4095))
+    for other in others:
+        assert other.images.equal(one.images)
+        assert other.labels.equal(one.labels)
+        assert (other.skipped, other.notes) == (one.skipped, one.notes)
+
+
+def test_a_process_that_dies_is_told(monkeypatch):
+    file = plain("L", GRAY)
+    process = _Process(Transform(8, 1))
+    assert process.decode([Example(file, "a", 0)])[0].problem is None
+    process.process.kill()
+    process.process.wait()
+    with pytest.raises(OSError, match="a to b"):
+        process.decode([Example(file, "a", 0), Example(file, "b", 0)])
+    process.close()
+
+
+def test_a_failing_address_is_raised_from_a_process():
+    process = _Process(Transform(8, 1))
+    with pytest.raises(OSError, match=r"dataset.name: memory://nothing.png"):
+        process.decode([Example("memory://nothing.png", "nothing.png", None)])
+    process.close()

@@ -9,6 +9,8 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -269,3 +271,35 @@ def test_memory_and_file_hold_the_same(tmp_path):
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (50, 12, 10, 3), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     torch.testing.assert_close(load(tmp_path).images, load(tmp_path, in_memory=True).images)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, None, 2, 1], [0, -1, 2, 1]), ([0.0, None, 1.0, 1.0], [0, -1, 1, 1]), (["b", "", "a", "a"], [1, -1, 0, 0])],
+)
+def test_a_blank_label_is_no_class(values, expected, tmp_path):
+    images = datasets.Features({"image": datasets.Image()}).encode_batch({"image": [gray(i) for i in range(4)]})
+    table = pyarrow.table({"image": images["image"], "kind": values})
+    pyarrow.parquet.write_table(table, tmp_path / "some.parquet")
+    images = load(tmp_path, label_column="kind")
+    assert images.labels.tolist() == expected
+    with pytest.raises(UserError, match=r"1 of the 4 images of .* have no class in column 'kind'"):
+        load_image_set(
+            DatasetConfig(name=str(tmp_path), label_column="kind"), MODEL.model_copy(update={"num_classes": 3})
+        )
+
+
+def test_fractions_are_no_classes(tmp_path):
+    table = pyarrow.table({"image": [png(0), png(1)], "size": [0.5, 1.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "some.parquet")
+    with pytest.raises(UserError, match=r"dataset.label_column: .*neither whole numbers nor names.*0.5"):
+        load(tmp_path, label_column="size")
+
+
+def test_bytes_are_images_and_a_table_without_any_says_what_it_has(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [png(0), png(1)]}), tmp_path / "some.parquet")
+    assert levels(load(tmp_path)) == [0, 1]
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png", "b.png"]}), tmp_path / "some.parquet")
+    with pytest.raises(UserError, match=r"no column of images.*image \(string\)") as caught:
+        load(tmp_path)
+    assert "name one of" not in str(caught.value)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_hf.config import DatasetConfig
 from ddpm_hf.demo.display import canvas
 from ddpm_hf.demo.visitor_input import Limits, number, read_mask, read_upload
 from ddpm_hf.runtime.errors import UserError
@@ -25,6 +26,12 @@ def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     file = tmp_path / "deep.png"
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(file)
     assert read_upload(file, *GRAY).getpixel((0, 0)) == 128  # not 255
+
+
+def test_an_upload_has_the_brightness_of_the_training_images(tmp_path):
+    file = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(file)
+    assert read_upload(file, *GRAY, DatasetConfig(value_range=(0, 4095))).getpixel((0, 0)) == 12
 
 
 def test_uploads_beyond_the_limits_are_refused_before_decoding(tmp_path):
