@@ -7,14 +7,18 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from accelerate import PartialState
+import yaml
+from accelerate import Accelerator, PartialState
+from PIL import Image
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints.format import MANIFEST, Progress, find_damage
+from ddpm_hf.checkpoints.format import MANIFEST, Progress, find_damage, find_latest
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.runtime import distributed
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.training.preflight import make_plan
 from ddpm_hf.training.resume import Start, find_start, resume_config
 from ddpm_hf.training.trainer import Trainer
 
@@ -152,3 +156,25 @@ def test_a_run_keeps_the_commit_of_its_dataset(tiny, tmp_path):
         assert resume_config(config, start, 1).dataset.revision == "a" * 40
     with pytest.raises(UserError, match=r"dataset\.revision"):
         resume_config(tiny("dataset.name=ada/digits", f"dataset.revision={'b' * 40}"), start, 1)
+
+
+def test_a_run_keeps_the_brightness_that_was_chosen(tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("DDPM_HF_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 1000 * i, np.uint16)).save(tmp_path / "images" / f"{i}.png")
+    data = [f"dataset.name={tmp_path}/images", "training.batch_size=4"]
+    run = RunFolder(tiny(*data).output_dir)
+    Trainer(tiny(*data)).train()
+    assert yaml.safe_load(run.config.read_text())["dataset"]["value_range"] == [0, 4095]
+    checkpoint = find_latest(run.checkpoints)
+    again = make_plan(tiny(*data, "training.num_steps=20"), "latest", Accelerator(cpu=True))
+    assert again.config.dataset.value_range == (0, 4095)
+    with pytest.raises(UserError, match=r"dataset\.value_range"):
+        make_plan(tiny(*data, "dataset.value_range=[0,255]"), "latest", Accelerator(cpu=True))
+    config = Progress.read(checkpoint).config
+    del config["dataset"]["value_range"]  # as the first version wrote it
+    change_progress(checkpoint, config=config)
+    caplog.clear()
+    assert make_plan(tiny(*data), "latest", Accelerator(cpu=True)).config.dataset.value_range == (0, 4095)
+    assert "0.1.0" in caplog.text
