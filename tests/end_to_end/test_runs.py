@@ -49,6 +49,7 @@ def test_the_commands_that_a_run_prints_work(tiny_yaml, tmp_path):
     assert "resume: python training/train.py" in done.stdout
     commands = dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if line.startswith("  "))
     path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    commands["score"] = commands["score"].rpartition(" && ")[2]  # a test installs nothing
     commands["score"] += " benchmark.features=digits benchmark.n_samples=70 benchmark.num_held_out=4"
     for name in ("sample", "resume", "score"):
         subprocess.run(commands[name], shell=True, cwd=REPOSITORY, env=path, check=True)
