@@ -217,7 +217,7 @@ def measure(args: argparse.Namespace, name: str, task: str, batch: int, dtype: s
 
 def around(network: nn.Module, mode: str) -> AbstractContextManager[None]:
     """What the mode makes calls in."""
-    return network.prepacked() if mode == "prepacked" else nullcontext()
+    return network.prepared() if mode == "prepacked" else nullcontext()
 
 
 def cpu_name() -> str:

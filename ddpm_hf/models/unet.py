@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm_hf.models.checks import check_config, check_input
-from ddpm_hf.models.fast import accelerate, prepacked
+from ddpm_hf.models.fast import accelerate, prepared
 from ddpm_hf.models.layers.attention import AttentionFunction, SelfAttentionBlock
 from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
 from ddpm_hf.models.layers.residual import (
@@ -232,13 +232,19 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
             if isinstance(module, SelfAttentionBlock):
                 module.processor = processor
 
-    def prepacked(self) -> AbstractContextManager[None]:
-        """Speed up many forward passes without gradients on a CPU, by weights laid out once.
+    def prepared(self) -> AbstractContextManager[None]:
+        """Speed up many forward passes without gradients.
+
+        On a CPU weights are laid out once for all of them. On a GPU passes are recorded as CUDA graphs and replayed:
+        the same kernels, whose start takes the host no time. A few kinds of passes (batch size, dtype, with or without
+        labels) are kept at a time.
 
         Returns:
-            A context, within which the weights must not change.
+            A context, within which the weights must not change. Their copies and recordings are freed at its end.
         """
-        return prepacked(self)
+        return prepared(self)
+
+    prepacked = prepared  # its name in version 0.1.0
 
     def forward(
         self,
@@ -276,7 +282,8 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         if self.center_input_sample:
             sample = 2 * sample - 1
 
-        timesteps = timesteps.to(sample.device).expand(sample.shape[0])
+        # to a GPU without waiting for it, as a blocking copy would
+        timesteps = timesteps.to(sample.device, non_blocking=sample.is_cuda).expand(sample.shape[0])
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:
             time = time + self.class_embedding(class_labels).to(time.dtype)

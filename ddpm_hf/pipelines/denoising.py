@@ -12,11 +12,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline as StockDDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
-from diffusers.utils.torch_utils import randn_tensor
 
 from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines.images import Images, check_output_type, to_input
 from ddpm_hf.pipelines.samplers import process_of
+from ddpm_hf.runtime.randomness import draw_normal
 from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -129,13 +129,14 @@ class DenoisingPipeline(StockDDPMPipeline):
     def sampling(self) -> Iterator[None]:
         """Prepare the network for many passes without gradients; restore the mode of each of its modules afterwards.
 
-        It is in evaluation mode, and if it is ddpm_hf's, on a CPU, with weights laid out once for all (see
-        `DDPMUNet.prepacked`), which must not change meanwhile.
+        It is in evaluation mode. If it is ddpm_hf's, its weights are laid out once for all on a CPU, and its passes are
+        replayed as CUDA graphs on a GPU (see `DDPMUNet.prepared`); the weights must not change meanwhile. Contexts may
+        be nested: batches that are drawn within one share what it has prepared.
         """
         modes = [(module, module.training) for module in self.unet.modules()]
         self.unet.eval()
         try:
-            with getattr(type(self.unet), "prepacked", nullcontext)(self.unet):
+            with getattr(type(self.unet), "prepared", nullcontext)(self.unet):
                 yield
         finally:
             for module, training in modes:
@@ -159,7 +160,7 @@ class DenoisingPipeline(StockDDPMPipeline):
 
     def _noise(self, request: Request) -> torch.Tensor:
         shape = (request.num_images, *self.image_shape)
-        return randn_tensor(shape, request.generator, self._execution_device, torch.float32)
+        return draw_normal(shape, request.generator, self._execution_device)
 
     def _check(
         self,

@@ -92,7 +92,8 @@ def generate(
     pipeline.set_progress_bar_config(
         desc="denoising", unit="step", leave=False, dynamic_ncols=True, delay=1, disable=hidden
     )
-    with tqdm(total=num_own, desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5) as bar:
+    bar = tqdm(total=num_own, desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5)
+    with bar, pipeline.sampling():  # once for all batches
         for batch in own:
             output = settings.draw(pipeline, batch)
             # only now: settings that the pipeline refuses leave nothing behind

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
+from ddpm_hf.runtime.randomness import draw_normal
 from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 
@@ -115,6 +116,33 @@ class DDIMScheduler(StockDDIMScheduler):
         return x_0, self.process.predict_eps(x_0, x_t, t, "sample")
 
 
+class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
+    """diffusers' DPM-Solver++ of the SDE, whose noise a GPU need not wait for."""
+
+    stock_class = "DPMSolverMultistepScheduler"
+
+    def step(  # type: ignore[override]  # nothing of the noise, which is drawn here
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Any:
+        """Go from x_t to x_s, s being the next timestep.
+
+        Args:
+            model_output: the network's prediction at x_t.
+            timestep: t.
+            sample: x_t.
+            generator: one for the batch or one per image.
+
+        Returns:
+            x_s.
+        """
+        noise = draw_normal(model_output.shape, generator, model_output.device)
+        return super().step(model_output, timestep, sample, variance_noise=noise)
+
+
 def process_of(scheduler: Any) -> DiffusionProcess:
     """The process of any of diffusers' schedulers."""
     return scheduler.process if hasattr(scheduler, "process") else DiffusionProcess(scheduler.betas.double())
@@ -128,7 +156,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"},
     ),
     "sde-dpmsolver++": (
-        DPMSolverMultistepScheduler,
+        SDEDPMSolverScheduler,
         {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero", "timestep_spacing": "linspace"},
     ),
     "unipc": (UniPCMultistepScheduler, {"final_sigmas_type": "zero", "timestep_spacing": "linspace"}),

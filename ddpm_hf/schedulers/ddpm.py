@@ -7,11 +7,11 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, rescale_zero_terminal_snr
-from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddpm_hf.config.model import ModelConfig, PredictionType
+from ddpm_hf.runtime.randomness import draw_normal
 from ddpm_hf.runtime.stock import StockOnDisk
 from ddpm_hf.schedulers.process import (
     COSINE,
@@ -196,7 +196,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         x_0, values = self._predict_x_0(model_output, x_t, torch.tensor([t]))
         x_s = float(weight_x_0) * x_0 + float(weight_x_t) * x_t
         if s >= 0:
-            noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+            noise = draw_normal(x_t.shape, generator, x_t.device, x_t.dtype)
             beta = 1 - alpha_bar_t / alpha_bar_s
             x_s = x_s + (0.5 * self._log_variance(beta_tilde.log(), beta.log(), values)).exp() * noise
 

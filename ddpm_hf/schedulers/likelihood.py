@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpm_hf.runtime.randomness import generator_at
+from ddpm_hf.runtime.randomness import draw_normal, generator_at
 from ddpm_hf.schedulers.ddpm import DDPMScheduler
 from ddpm_hf.schedulers.process import Gaussian, Images
 
@@ -139,8 +139,8 @@ def variational_bound(
 
     terms = []
     for t in timesteps.unbind(dim=1):
-        noise = [torch.randn(x_0.shape[1:], generator=generator) for generator in generators]
-        x_t = scheduler.process.q_sample(x_0, torch.stack(noise).to(x_0), t)
+        noise = draw_normal(x_0.shape, generators, x_0.device).to(x_0.dtype)
+        x_t = scheduler.process.q_sample(x_0, noise, t)
         terms.append(bound_terms(scheduler, network(x_t, t), x_0, x_t, t))
     stacked = torch.stack(terms, dim=1)
 

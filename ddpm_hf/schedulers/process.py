@@ -138,7 +138,8 @@ class DiffusionProcess:
         key = (name, images.device, dtype)
         if key not in self._placed:
             self._placed[key] = self.tables[name].to(dtype).to(images.device)
-        values = self._placed[key][timesteps.to(images.device)]
+        # to a GPU without waiting for it, as a blocking copy would
+        values = self._placed[key][timesteps.to(images.device, non_blocking=images.is_cuda)]
         return values.reshape(-1, *[1] * (images.ndim - 1))
 
     def q_marginal(self, x_0: Images, timesteps: Timesteps) -> Gaussian:

@@ -150,3 +150,17 @@ def test_ddims_inverse_step_undoes_its_step(prediction_type):
     for t in ddim.timesteps:
         x_s = ddim.step(output, t, x_t).prev_sample
         assert_close(ddim.inverse_step(output, t, x_s, guess=x_t), x_t)
+
+
+def test_the_sde_sampler_draws_the_noise_of_diffusers_own():
+    ours = sampler("sde-dpmsolver++", beta_schedule="cosine")
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(ours.config)
+    results = []
+    for scheduler in (ours, theirs):
+        set_num_steps(scheduler, 5)
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        x_t = torch.full((2, 1, 4, 4), 0.5)
+        for t in scheduler.timesteps:
+            x_t = scheduler.step(0.3 * x_t, t, x_t, generator=generators).prev_sample
+        results.append(x_t)
+    assert torch.equal(*results)

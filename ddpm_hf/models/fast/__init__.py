@@ -5,19 +5,23 @@ class of the module changes: parameters, state dict and hooks stay what they wer
 computes what the plain layer does, and runs the plain layer where it has nothing better: on another device, in another
 precision, under the transforms of torch.func, in an exported network.
 
-`prepacked` adds what pays only over many passes, without gradients, by weights that do not change.
+`prepared` adds what pays only over many passes, without gradients, by weights that do not change.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
 from ddpm_hf.models.fast.cpu import FastDropout, FastNormSiLU
 from ddpm_hf.models.fast.doubling import DoublingConv, FusedUpsample
+from ddpm_hf.models.fast.graphs import captured
 from ddpm_hf.models.fast.packed import prepacked
 from ddpm_hf.models.fast.winograd import WinogradConv
 from ddpm_hf.models.layers.resampling import Upsample
 from ddpm_hf.models.layers.residual import NormSiLU, ResidualBlock
 
-__all__ = ["accelerate", "prepacked", "restore"]
+__all__ = ["accelerate", "prepared", "restore"]
 
 FORMS = (DoublingConv, FastDropout, FastNormSiLU, FusedUpsample, WinogradConv)
 
@@ -51,3 +55,14 @@ def restore(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) in FORMS:
             module.__class__ = type(module).__bases__[0]
+
+
+@contextmanager
+def prepared(network: nn.Module) -> Iterator[None]:
+    """Speed up many forward passes without gradients: on a CPU by packed weights, on a GPU by CUDA graphs.
+
+    Args:
+        network: takes and returns what `UNet2DModel` does. Its weights must not change within.
+    """
+    with captured(network), prepacked(network):  # in this order: packed layers have forward passes of their own
+        yield
