@@ -92,13 +92,22 @@ def conditional(device):
     ],
     ids=str,
 )
-def test_images_are_those_of_eager_passes(arguments, device, recorder, eagerly):
+def test_every_step_is_that_of_eager_passes(arguments, device, recorder, eagerly):
     pipeline = conditional(device) if "class_labels" in arguments else tiny.pipeline(TIME_STEPS).to(device)
-    drawn = images(pipeline, seeds=[1, 2], **arguments)
+    recorded, eager = [], []
+
+    def keep(states):
+        # pixels of the images are black or white, whatever a network of random weights predicts last
+        return lambda pipe, index, t, state: states.append(state["sample"])
+
+    images(pipeline, seeds=[1, 2], callback_on_step_end=keep(recorded), **arguments)
     assert recorder.count == 1
     assert not recorder.kept
-    assert drawn.isfinite().all()
-    assert torch.equal(drawn, eagerly(pipeline, seeds=[1, 2], **arguments))
+    eagerly(pipeline, seeds=[1, 2], callback_on_step_end=keep(eager), **arguments)
+    assert len(recorded) >= NUM_STEPS
+    for ours, theirs in zip(recorded, eager, strict=True):
+        assert ours.isfinite().all()
+        assert torch.equal(ours, theirs)
 
 
 def test_batches_within_one_context_share_recordings(device, recorder, eagerly):
