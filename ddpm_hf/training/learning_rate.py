@@ -17,7 +17,8 @@ def learning_rate(step: int, num_steps: int, peak: float, schedule: LearningRate
         num_steps: updates of the whole run.
         peak: the rate at the end of the warm-up.
         schedule: the shape. The warm-up reaches the peak with update warmup_steps - 1; `cosine` (SGDR, eq. 5), `linear`
-            and `exponential` reach min_lr with the last update.
+            and `exponential` reach min_lr with the last update. A run of no more updates than warmup_steps ends on the
+            way up, at peak * num_steps / warmup_steps; with a single update after the warm-up, that one is at the peak.
     """
     warmup, floor = schedule.warmup_steps, schedule.min_lr
     if step < warmup:

@@ -33,6 +33,17 @@ def test_it_arrives_at_the_floor_with_the_last_update(kind):
     assert rates(kind, warmup=10)[-1] == pytest.approx(FLOOR)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("warmup", [20, 21, 80])
+def test_a_run_no_longer_than_its_warm_up_ends_on_the_way_up(kind, warmup):
+    assert rates(kind, num_steps=20, warmup=warmup)[-1] == pytest.approx(PEAK * 20 / warmup)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "exponential"])
+def test_a_single_update_after_the_warm_up_is_at_the_peak(kind):
+    assert rates(kind, num_steps=20, warmup=19)[-2:] == pytest.approx([PEAK, PEAK])
+
+
 def test_the_middle_of_each_shape():
     assert rates("cosine")[50] == pytest.approx((PEAK + FLOOR) / 2)
     assert rates("linear")[50] == pytest.approx((PEAK + FLOOR) / 2)
