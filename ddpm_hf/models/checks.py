@@ -9,7 +9,7 @@ from torch import Tensor
 # arguments of UNet2DModel with the values that DDPMUNet supports
 SUPPORTED: dict[str, Sequence[Any]] = {
     "time_embedding_type": ("positional",),
-    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_type": ("UNetMidBlock2D", None),
     "mid_block_scale_factor": (1,),
     "downsample_padding": (0, 1),
     "downsample_type": ("conv",),

@@ -49,7 +49,7 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         freq_shift: see `TransformerPositionalEmbedding`.
         flip_sin_to_cos: see `TransformerPositionalEmbedding`.
         down_block_types: one per level, finest first: "DownBlock2D", or "AttnDownBlock2D" with attention.
-        mid_block_type: only "UNetMidBlock2D".
+        mid_block_type: "UNetMidBlock2D", or None for no blocks between the two ways.
         up_block_types: one per level, coarsest first: "UpBlock2D", or "AttnUpBlock2D" with attention.
         block_out_channels: channels of each level, finest first.
         layers_per_block: residual blocks per level on the way down; one more on the way up.
@@ -149,8 +149,10 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
             skips += [out] * (layers_per_block + downsample)
             channels = out
 
-        self.mid_block = MiddleBlock(
-            channels, options, attention=add_attention, attention_norm_groups=attn_norm_num_groups
+        self.mid_block = (
+            None
+            if mid_block_type is None
+            else MiddleBlock(channels, options, attention=add_attention, attention_norm_groups=attn_norm_num_groups)
         )
 
         self.up_blocks = nn.ModuleList()
@@ -294,7 +296,8 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         for down_block in self.down_blocks:
             hidden, new_skips = down_block(hidden, time)
             skips += new_skips
-        hidden = self.mid_block(hidden, time)
+        if self.mid_block is not None:
+            hidden = self.mid_block(hidden, time)
         for up_block in self.up_blocks:
             hidden = up_block(hidden, [skips.pop() for _ in range(self.layers_per_block + 1)], time)
         prediction = self.conv_out(self.conv_norm_out(hidden))

@@ -62,14 +62,14 @@ def test_class_labels(unet: DDPMUNet, labels, message: str) -> None:
         ({"downsample_type": "resnet"}, "downsample_type must be 'conv'"),
         ({"upsample_type": "resnet"}, "upsample_type must be 'conv'"),
         ({"act_fn": "gelu"}, "act_fn must be 'silu' or 'swish'"),
-        ({"mid_block_type": None}, "mid_block_type must be 'UNetMidBlock2D'"),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type must be 'UNetMidBlock2D' or None"),
         ({"mid_block_scale_factor": 2}, "mid_block_scale_factor must be 1"),
         ({"downsample_padding": 2}, "downsample_padding must be 0 or 1"),
         ({"down_block_types": ("SkipDownBlock2D",) * 3}, "each of down_block_types must be 'DownBlock2D'"),
         ({"up_block_types": ("UpBlock2D",) * 2}, "up_block_types has 2 entries but block_out_channels has 3"),
         ({"norm_num_groups": 32}, r"block_out_channels \[16\] .* norm_num_groups=32"),
         ({"block_out_channels": (2, 4, 4), "norm_num_groups": 1, "freq_shift": 1}, "block_out_channels"),
-        ({"attention_head_dim": 24}, r"32 channels cannot be split into heads of attention_head_dim=24"),
+        ({"attention_head_dim": 33}, r"attention_head_dim must be from 1 to the 32 channels"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_name(change: dict, message: str) -> None:

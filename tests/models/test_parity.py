@@ -60,6 +60,8 @@ CONFIGURATIONS = {
     "sines first": levels("-a", (16, 32), flip_sin_to_cos=False, freq_shift=1),
     "one head": levels("-a", (16, 32), attention_head_dim=None),
     "heads of 16": levels("aa", (16, 32), attention_head_dim=16, sample_size=8),
+    "heads that leave a rest": levels("aa", (16, 32), attention_head_dim=12, sample_size=8),
+    "no middle": levels("-a", (16, 32), mid_block_type=None),
     "heads of 4": levels("-a", (16, 32), attention_head_dim=4),
     "small norm_eps": levels("-a", (16, 32), norm_eps=1e-6),
     "large norm_eps": levels("-a", (16, 32), norm_eps=1e-2),

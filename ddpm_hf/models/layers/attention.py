@@ -33,12 +33,13 @@ class SelfAttentionBlock(nn.Module):
 
     Args:
         channels: channels in and out.
-        head_dim: channels of one head, a divisor of channels; None is a single head, as in the paper.
+        head_dim: channels of one head, 1 to channels; None is a single head, as in the paper. There are
+            channels // head_dim heads; where that leaves a rest, the projections have fewer channels than the block.
         norm_groups: groups of the normalisation.
         norm_eps: added to its variance.
 
     Raises:
-        ValueError: if head_dim does not divide the channels.
+        ValueError: if head_dim is not from 1 to channels.
 
     Attributes:
         processor: the function that attends, by default `attend`; see `DDPMUNet.set_attn_processor`.
@@ -50,15 +51,19 @@ class SelfAttentionBlock(nn.Module):
         self, channels: int, head_dim: int | None = None, norm_groups: int = 32, norm_eps: float = 1e-6
     ) -> None:
         super().__init__()
-        if head_dim and channels % head_dim:
-            raise ValueError(f"{channels} channels cannot be split into heads of attention_head_dim={head_dim}")
+        if head_dim is not None and not 1 <= head_dim <= channels:
+            raise ValueError(
+                f"attention_head_dim must be from 1 to the {channels} channels of the attention, not {head_dim}; "
+                "None is a single head"
+            )
         self.processor: AttentionFunction = attend
         self.head_dim = channels if head_dim is None else head_dim
+        inner = channels // self.head_dim * self.head_dim
         self.group_norm = nn.GroupNorm(norm_groups, channels, norm_eps)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
 
     def forward(self, hidden: Map) -> Map:
         """Compute the block.
@@ -75,7 +80,7 @@ class SelfAttentionBlock(nn.Module):
             projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # batch, heads, positions, head_dim
             for projected in (self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         )
-        attended = self.processor(query, key, value).transpose(1, 2).flatten(2)  # batch, positions, channels
+        attended = self.processor(query, key, value).transpose(1, 2).flatten(2)  # batch, positions, inner channels
         return hidden + self.to_out[0](attended).transpose(1, 2).unflatten(2, (height, width))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
