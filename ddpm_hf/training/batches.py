@@ -127,8 +127,10 @@ class Batches:
 
     def _gather(self, indices: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels height width"]:
         """Images on the device; those that do not live there are copied while it works on the step before."""
-        if self._side is None or self.images.device == self.device:
-            return self.images[self._place(indices) if self._side is not None else indices].to(self.device)
+        if self.images.device.type == self.device.type:  # the type, since "cuda" and "cuda:0" differ
+            return self.images[self._place(indices)]
+        if self._side is None:
+            return self.images[indices].to(self.device)
         with torch.cuda.stream(self._side):
             images = self.images[indices].pin_memory().to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
