@@ -90,7 +90,7 @@ class DenoisingPipeline(StockDDPMPipeline):
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         arguments = {"generator": request.generator} if takes_generator else {}
         shown = set(np.linspace(0, len(timesteps) - 1, num_intermediates).round().astype(int).tolist())
-        process = process_of(scheduler)
+        process = process_of(scheduler) if shown or callback is not None else None  # which not every scheduler has
         intermediates = []
         with self.sampling():
             for index, t in enumerate(self.progress_bar(timesteps)):
@@ -98,7 +98,7 @@ class DenoisingPipeline(StockDDPMPipeline):
                 output = self._predict(x_in, t, scheduler, request)
                 step = scheduler.step(output, t, x_t, **arguments)
                 x_t = step.prev_sample
-                if callback is None and index not in shown:
+                if process is None or (callback is None and index not in shown):
                     continue
                 x_0 = _predicted_x_0(scheduler, process, step, x_in, output, t)
                 if index in shown:
