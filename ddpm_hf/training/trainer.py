@@ -282,10 +282,7 @@ class Trainer:
             raise Stopped(
                 f"trained, but not all pictures drawn; {self._resume_hint}", stopped.exit_code - 128
             ) from None
-        self.accelerator.end_training()
-        if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
-            self.uploader.submit_finished()
-            self.uploader.drain(stop=self.stop)
+        self._upload_finished()
 
     def _report_finished(self) -> None:
         """Say that there is nothing to train; upload what is to be uploaded."""
@@ -294,9 +291,13 @@ class Trainer:
                 f"\nThe run in {self.run_folder.path} is finished: all of its {self.num_steps:,} steps are done. More "
                 f"training.num_steps extend it.\n{commands(self.plan)}"
             )
-        self.accelerator.end_training()
-        if self.accelerator.is_main_process:
             self.uploader.start()
+        self._upload_finished()
+
+    def _upload_finished(self) -> None:
+        """End the run's other work and upload what it made."""
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:  # after every barrier: an upload may take longer than the others wait
             self.uploader.submit_finished()
             self.uploader.drain(stop=self.stop)
 
