@@ -32,6 +32,16 @@ pytest_plugins = ["hub_fixtures"]
 
 REPOSITORY = Path(__file__).parents[1]
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked cuda where there is no GPU."""
+    if item.get_closest_marker("cuda") is not None:
+        import torch  # the tests of the configuration need none of it
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 # a network of 8 and 16 channels on the digits, 20 time steps
 TINY = """
 model_config:

@@ -18,10 +18,6 @@ from ddpm_hf.pipelines.samplers import SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
-needs_cuda = (
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-)
 TIME_STEPS, NUM_STEPS = 40, 10
 
 
@@ -41,7 +37,7 @@ class Recorder:
         return replay
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
     return request.param
 
@@ -297,7 +293,7 @@ def test_no_step_reads_a_value_from_the_device(name):
 
 @pytest.mark.filterwarnings("ignore:sampler:UserWarning")
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "unipc"])  # diffusers' own UniPC waits
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_no_step_waits_for_the_device(name, device, recorder):
     pipeline = tiny.pipeline(TIME_STEPS).to(device)
 
@@ -315,7 +311,7 @@ def test_no_step_waits_for_the_device(name, device, recorder):
     assert recorder.count == 1
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_pass_that_waits_for_the_device_stays_eager(device, eagerly, caplog):
     pipeline = tiny.pipeline(TIME_STEPS).to(device)
 

@@ -178,7 +178,6 @@ def test_learned_variance(tiny_pipeline):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_and_offloaded_from_it(tiny_pipeline):
     on_cpu = tiny_pipeline()(seeds=[1, 2], output_type="pt", return_intermediates=1)
     moved, offloaded = tiny_pipeline().to("cuda"), tiny_pipeline()

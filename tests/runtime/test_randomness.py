@@ -41,13 +41,7 @@ def one_each():
     "device",
     [
         "cpu",
-        pytest.param(
-            "cuda",
-            marks=(
-                pytest.mark.cuda,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-            ),
-        ),
+        pytest.param("cuda", marks=pytest.mark.cuda),
     ],
 )
 def test_noise_is_diffusers_own(device, make, dtype, shape):

@@ -5,7 +5,6 @@ On a machine without graphs a stand-in runs the same work again in the same tens
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 from ddpm_hf.data import load_image_set
 from ddpm_hf.models.fast import graphs
 from ddpm_hf.training import captured
-from ddpm_hf.training.batches import Batches
 from ddpm_hf.training.captured import CapturedUpdate, choose_run
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.trainer import Trainer
@@ -178,14 +176,8 @@ def test_compiled_code_is_compared_with_dropout_masks_of_its_own(tiny, recorded)
         assert not isinstance(choose_run(step, 0), CapturedUpdate)
 
 
-def test_nothing_changes_any_more_until_the_host_reads_of_a_gradient_that_is_not_finite(tiny, monkeypatch, recorded):
-    at = Batches.at
-
-    def poisoned(self, step):
-        batch = at(self, step)
-        return replace(batch, x_0=batch.x_0 * float("nan")) if step == 2 else batch
-
-    monkeypatch.setattr(Batches, "at", poisoned)
+def test_nothing_changes_until_the_host_reads_of_a_gradient_that_is_not_finite(tiny, monkeypatch, poison, recorded):
+    poison(2)
     state, step = made(tiny())
     step.run = choose_run(step, 0)
     monkeypatch.setattr(type(state.finite), "read", lambda self: None)  # as on a GPU, where an update does not read
@@ -201,14 +193,8 @@ def test_nothing_changes_any_more_until_the_host_reads_of_a_gradient_that_is_not
         state.finite.read()
 
 
-def test_skipped_updates_leave_averages_and_optimizer_as_they_were(tiny, monkeypatch, recorded):
-    at = Batches.at
-
-    def poisoned(self, step):
-        batch = at(self, step)
-        return replace(batch, x_0=batch.x_0 * float("nan")) if step == 1 else batch
-
-    monkeypatch.setattr(Batches, "at", poisoned)
+def test_skipped_updates_leave_averages_and_optimizer_as_they_were(tiny, poison, recorded):
+    poison(1)
     state, step = made(tiny("training.max_skipped_updates=1", "training.ema_extra_decays=[0.5]"))
     step.run = choose_run(step, 0)
     step.update(0)
@@ -222,7 +208,6 @@ def test_skipped_updates_leave_averages_and_optimizer_as_they_were(tiny, monkeyp
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_recorded_updates_are_bit_equal_to_eager_ones_and_resume_exactly(kind, tiny, tmp_path, monkeypatch):
     options = (*QUIET, *KINDS[kind], "training.compile=false")
@@ -237,7 +222,6 @@ def test_on_a_gpu_recorded_updates_are_bit_equal_to_eager_ones_and_resume_exactl
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_a_compiled_update_is_recorded_and_waits_for_nothing(tiny, caplog):
     config = tiny("training.compile=true")
     state = TrainState(config, Accelerator())

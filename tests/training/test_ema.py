@@ -64,7 +64,6 @@ def test_an_average_that_an_update_does_not_apply_to_stays():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_average_is_the_same():
     networks = [nn.Linear(3, 2), nn.Linear(3, 2).cuda()]
     networks[1].load_state_dict(networks[0].state_dict())
