@@ -42,7 +42,10 @@ class ModelConfig(Section):
     attention_levels: tuple[NonNegativeInt, ...] = (3,)
     """Levels with self-attention after every residual block; 0 is the finest."""
     attention_head_dim: PositiveInt | None = None
-    """Channels of one attention head; null: a single head, as in the paper."""
+    """Channels of one attention head, of which there are channels // attention_head_dim; null: a single head, as in the
+    paper."""
+    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
+    """The blocks between the way down and the way up, two residual ones around attention; null: none."""
     num_res_blocks: PositiveInt = 3
     """Residual blocks per level on the way down; one more on the way up."""
     dropout: Fraction = 0.1
@@ -69,6 +72,10 @@ class ModelConfig(Section):
         levels, channels, head_dim = len(self.channel_multipliers), self.hidden_channels, self.attention_head_dim
         factor, is_linear = 2 ** (levels - 1), self.beta_schedule == "linear"
         rescaled_end = self.beta_end * 1000 / self.time_steps
+        with_attention = {level for level in self.attention_levels if level < levels}
+        if self.mid_block_type is not None:
+            with_attention.add(levels - 1)
+        narrowest = min((self.block_out_channels[level] for level in with_attention), default=head_dim)
         return self.refuse(
             (
                 self.image_size % factor,
@@ -82,7 +89,11 @@ class ModelConfig(Section):
                 "attention_levels",
                 f"0 to {levels - 1}, the levels of channel_multipliers",
             ),
-            (head_dim and channels % head_dim, "attention_head_dim", f"a divisor of hidden_channels ({channels})"),
+            (
+                head_dim and narrowest and head_dim > narrowest,
+                "attention_head_dim",
+                f"1 to {narrowest}, the fewest channels that a block of attention has",
+            ),
             (is_linear and self.beta_end <= self.beta_start, "beta_end", f"above beta_start ({self.beta_start})"),
             (
                 self.rescale_betas and is_linear and rescaled_end >= 1,

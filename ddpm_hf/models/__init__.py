@@ -21,6 +21,7 @@ def build_network(config: ModelConfig) -> DDPMUNet:
         block_out_channels=config.block_out_channels,
         down_block_types=tuple("AttnDownBlock2D" if has else "DownBlock2D" for has in attention),
         up_block_types=tuple("AttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),
+        mid_block_type=config.mid_block_type,
         layers_per_block=config.num_res_blocks,
         attention_head_dim=config.attention_head_dim,
         dropout=config.dropout,

@@ -188,6 +188,15 @@ class DDPMUNet(ModelMixin, StockOnDisk, ConfigMixin):  # type: ignore[misc]  # d
         network.load_state_dict(unet.state_dict(keep_vars=True), assign=True)
         return network.train(unet.training)
 
+    def to_stock(self) -> UNet2DModel:
+        """Wrap the parameters in a stock network, without a copy: the inverse of `from_stock`."""
+        with torch.device("meta"):
+            stock: UNet2DModel = super().to_stock()
+        for name, parameter in self.named_parameters():
+            stock.get_parameter(name).requires_grad_(parameter.requires_grad)
+        stock.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        return stock.train(self.training)
+
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Tensor] | None = None) -> None:
         """Keep only the inputs of every residual and attention block, and compute these again in the backward pass.
 

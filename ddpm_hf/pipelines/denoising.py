@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from traceback import walk_stack
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ddpm_hf.models import DDPMUNet
 from ddpm_hf.pipelines.images import Images, check_output_type, to_input
 from ddpm_hf.pipelines.samplers import process_of
 from ddpm_hf.runtime.randomness import draw_normal
+from ddpm_hf.runtime.stock import StockOnDisk
 from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -62,7 +64,8 @@ class DenoisingPipeline(StockDDPMPipeline):
     unet: Any
     scheduler: Any
 
-    def __init__(self, unet: ModelMixin, scheduler: Any) -> None:
+    # `from_pipe` takes only networks of exactly the classes that are named here
+    def __init__(self, unet: ModelMixin | UNet2DModel | DDPMUNet, scheduler: Any) -> None:
         network: Any = unet
         if type(unet) is UNet2DModel:
             with suppress(ValueError):  # a stock network with blocks that DDPM's has not stays as it is
@@ -70,6 +73,21 @@ class DenoisingPipeline(StockDDPMPipeline):
         if type(scheduler) is StockDDPMScheduler:
             scheduler = DDPMScheduler.from_config(scheduler.config)
         super().__init__(network, scheduler)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The network and the scheduler, as the arguments of a pipeline.
+
+        `from_pipe` gets stock ones around the same parameters: stock pipelines take no others, and what they save names
+        their classes. It has no other way to say so. All else (offloading, say) needs the network that runs here.
+        """
+        components = super().components
+        if not any(frame.f_code.co_name == "from_pipe" for frame, _ in walk_stack(None)):
+            return components
+        return {
+            name: component.to_stock() if isinstance(component, StockOnDisk) else component
+            for name, component in components.items()
+        }
 
     def _denoise(
         self,

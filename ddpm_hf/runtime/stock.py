@@ -23,6 +23,15 @@ class StockOnDisk(ConfigMixin):
     stock_class: ClassVar[str]
     extra_fields: ClassVar[tuple[str, ...]] = ()
 
+    def to_stock(self) -> Any:
+        """An object of the stock class with the same configuration."""
+        # takes seconds to import whole, which the class names on disk do not need
+        import diffusers
+
+        stock_class = getattr(diffusers, self.stock_class)
+        config = {name: value for name, value in self.config.items() if name not in self.extra_fields}
+        return stock_class.from_config(config)
+
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())
         config["_class_name"] = self.stock_class

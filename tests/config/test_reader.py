@@ -195,7 +195,9 @@ def test_an_empty_subsection_is_its_defaults(read):
     [
         "model_config: {norm_groups: 48}",
         "model_config: {attention_levels: [5]}",
-        "model_config: {attention_head_dim: 48}",
+        "model_config: {attention_head_dim: 257}",
+        "model_config: {attention_head_dim: 48, attention_levels: [5], mid_block_type: null}",
+        "model_config: {mid_block_type: UNetMidBlock2DCrossAttn}",
         "model_config: {beta_end: 0.00001}",
         "model_config: {channel_multipliers: []}",
         "training: {batch_size: 10, gradient_accumulation_steps: 3}",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import dispatch_model, init_empty_weights
 from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 
 from ddpm_hf.config.model import ModelConfig
 from ddpm_hf.models import DDPMUNet, build_network
@@ -48,6 +48,19 @@ def test_paper_network_has_the_paper_number_of_parameters() -> None:
     with torch.device("meta"):
         unet = build_network(ModelConfig(channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, attention_levels=(1,)))
     assert unet.num_parameters() == 35_746_307
+
+
+def test_a_configuration_expresses_the_heads_and_the_middle_of_stock() -> None:
+    config = ModelConfig(attention_head_dim=48, mid_block_type=None)
+    with torch.device("meta"):
+        unet = build_network(config)
+        stock = UNet2DModel.from_config({**unet.config, "_class_name": "UNet2DModel"})
+    assert unet.mid_block is None and unet.config.attention_head_dim == 48
+    assert {name: each.shape for name, each in unet.state_dict().items()} == {
+        name: each.shape for name, each in stock.state_dict().items()
+    }
+    # of a network without attention, any head
+    assert ModelConfig(attention_head_dim=9999, attention_levels=(), mid_block_type=None).attention_levels == ()
 
 
 @pytest.mark.parametrize("size", [8, 16])

@@ -129,3 +129,31 @@ def test_stock_diffusers_loads_it_without_us(saved):
     assert mode == "L"
     here = saved[0](generator=torch.Generator().manual_seed(3)).images[0].tobytes()
     assert max(abs(a - b) for a, b in zip(here, bytes.fromhex(pixels), strict=True)) <= 1
+
+
+@pytest.mark.parametrize("stock", [diffusers.DDPMPipeline, diffusers.DDIMPipeline])
+def test_from_pipe_to_stock_pipelines_and_back(tiny_pipeline, stock, tmp_path):
+    def image(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        return pipeline(generator=generator, num_inference_steps=10, output_type="np").images
+
+    ours = tiny_pipeline()
+    ours.unet.eval()  # which stock pipelines leave to their users
+    theirs = stock.from_pipe(ours)
+    assert type(theirs.unet) is diffusers.UNet2DModel
+    assert theirs.unet.conv_out.weight is ours.unet.conv_out.weight
+    back = DDPMPipeline.from_pipe(theirs)
+    again = DDPMPipeline.from_pipe(back)
+    assert type(back.unet) is type(again.unet) is DDPMUNet
+    assert again.unet.conv_out.weight is ours.unet.conv_out.weight
+    assert type(back.scheduler) is (DDPMScheduler if stock is diffusers.DDPMPipeline else diffusers.DDIMScheduler)
+    images = [image(each) for each in (theirs, back, again)]
+    assert_close(images[0], images[1], rtol=0, atol=1e-5)
+    assert_close(images[1], images[2], rtol=0, atol=0)
+    if stock is diffusers.DDPMPipeline:
+        assert_close(images[0], image(ours), rtol=0, atol=1e-5)
+    theirs.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert {library for library, _ in (index["unet"], index["scheduler"])} == {"diffusers"}
+    assert ours.components["unet"] is ours.unet  # which offloading, say, hooks
