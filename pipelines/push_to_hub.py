@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.config.reader import explain
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 
@@ -55,6 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not arguments.run_folder.is_dir():
         raise UserError(f"RUN_FOLDER: there is no folder {arguments.run_folder}")
     settings = _settings(arguments)
+    space = arguments.space and _checked({"repo_id": arguments.space}, {"hub.repo_id": "--space"}).repo_id
 
     with cli.waiting("loading the Hub's client"):
         from ddpm_hf.hub.share import Kind, push_run
@@ -73,8 +75,8 @@ def main(arguments: argparse.Namespace) -> None:
 
             pushed = push_run(arguments.run_folder, settings, client, show, kind)
         print(f"{kind}: {pushed}")
-    if arguments.space:
-        _publish_space(arguments.space, settings, client)
+    if space:
+        _publish_space(space, settings, client)
     if not settings.license:
         print("No --license is given: the model card keeps its license, or says unknown.")
 
@@ -98,15 +100,20 @@ def _settings(arguments: argparse.Namespace) -> HubConfig:
         section = {}
     names = ("repo_id", "private", "revision", "license")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    try:
-        settings = HubConfig.model_validate({**section, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"--{name}: given {first['input']!r}; {first['msg']}") from None
+    settings = _checked({**section, **given}, {f"hub.{name}": f"--{name}" for name in given})
     if settings.repo_id is None:
         raise UserError("--repo_id: not given, and the run's configuration has no hub.repo_id; give USER/NAME")
     return settings
+
+
+def _checked(values: dict[str, Any], options: dict[str, str]) -> HubConfig:
+    """A hub section of these values; a mistake is reported under the option that it was given by."""
+    try:
+        return HubConfig.model_validate(values)
+    except ValidationError as error:
+        path, text, _ = explain(error, "hub")[0]
+        name = ".".join(map(str, path))
+        raise UserError(f"{options.get(name, name)}: {text.removesuffix(', or null')}") from None
 
 
 if __name__ == "__main__":

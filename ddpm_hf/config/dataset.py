@@ -4,9 +4,10 @@ import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 from typing_extensions import Self
 
+from ddpm_hf.config.hub import repo_id_of
 from ddpm_hf.config.section import NUMBER, Fraction, Section
 
 Level = Annotated[int, Ge(0), Le(255), NUMBER]
@@ -16,7 +17,7 @@ Finite = Annotated[float, NUMBER]
 class DatasetConfig(Section):
     """Where the images come from, and how they become squares of the model's size."""
 
-    name: str = "digits"
+    name: Annotated[str, BeforeValidator(repo_id_of)] = "digits"
     """`digits` (scikit-learn's handwritten digits, no download); a folder of images, of parquet or arrow files or of
     webdataset shards (.tar), or one written by `save_to_disk`; one such file; or the id of a dataset on the Hub."""
     config: str | None = None

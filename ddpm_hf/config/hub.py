@@ -1,15 +1,57 @@
 """`hub`: where a run is shared, and what is uploaded."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from ddpm_hf.config.section import NUMBER, PositiveInt, Section
 
-RepoId = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=96)]
-Branch = Annotated[str, Field(pattern=r"^\w[\w-]*([./]\w[\w-]*)*$")]
+REPO_ID = r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$"
+ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:(?:models|datasets|spaces)/)?"
+    r"(?P<repo_id>[\w.-]+/[\w.-]+)(?:/tree/(?P<revision>[^?#]+?))?/?(?:[?#].*)?"
+)
+"""Of a repository on the Hub's website."""
+
+
+def repo_id_of(given: Any) -> Any:
+    """The id in the address of a repository, as user/name or user/name@REVISION; anything else as it is given."""
+    match = ADDRESS.fullmatch(given.strip()) if isinstance(given, str) else None
+    if match is None:
+        return given
+    return "@".join([match["repo_id"], *({match["revision"]} - {None, "main"})])
+
+
+RepoId = Annotated[
+    str,
+    Field(
+        pattern=REPO_ID,
+        max_length=96,
+        json_schema_extra={
+            "patternErrorMessage": "user/name, or a name alone, of letters, digits, '-', '_' and '.', at most 96 in all"
+        },
+    ),
+    BeforeValidator(repo_id_of),
+]
+Branch = Annotated[
+    str,
+    Field(
+        pattern=r"^\w[\w-]*([./]\w[\w-]*)*$",
+        json_schema_extra={"patternErrorMessage": "a branch of letters, digits, '-', '_', and '.' or '/' between them"},
+    ),
+]
+License = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        json_schema_extra={
+            "patternErrorMessage": "the Hub's spelling of a license, such as apache-2.0, cc-by-4.0 or other"
+        },
+    ),
+]
 Part = Literal["code", "config", "metrics", "samples"]
 
 
@@ -29,7 +71,7 @@ class HubConfig(Section):
     include: tuple[Part, ...] = ("config", "metrics", "samples")
     """What is uploaded besides weights, scheduler and model card: the configuration, metrics.json, and pictures of
     samples. `code` is accepted from earlier versions and adds nothing."""
-    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+    license: License | None = None
     """License of the model in the Hub's spelling, such as apache-2.0 or cc-by-4.0; null: the card says unknown."""
     checkpoint_branch: Branch | None = None
     """Branch for checkpoints with all training state, for --resume hub:USER/REPO@BRANCH; null: none are uploaded,

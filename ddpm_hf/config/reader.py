@@ -1,6 +1,7 @@
 """Read a YAML file and command-line overrides into a Config, or report every mistake at its line."""
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,8 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
-from ddpm_hf.config.root import Config
+from ddpm_hf.config.root import Config, allowed_values
 from ddpm_hf.config.section import CONFLICT
 from ddpm_hf.runtime.errors import UserError
 
@@ -19,14 +19,6 @@ KeyPath = tuple[str | int, ...]
 
 COMMAND_LINE = math.inf
 """Stands for the line number of an override, and sorts behind those of the file."""
-
-BOUNDS = {
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "greater than": "above",
-    "less than": "below",
-}
-"""Our words for pydantic's."""
 
 MAX_DEPTH = 8
 """Of nested keys, above that of any section: a recursive YAML alias has no end."""
@@ -71,6 +63,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def parse_value(text: str) -> Any:
+    """Read a value of the command line, as it would be read in the YAML file; what is not YAML is text."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
 class _Document:
     """The values of a YAML file and of overrides, the line at which each was given, and the mistakes found in them."""
 
@@ -81,7 +81,7 @@ class _Document:
         try:
             loader = _Loader(path.read_text(encoding="utf-8"))
             node = loader.get_single_node()
-            self.values: Any = loader.construct_document(node) if node is not None else {}
+            self.values: Any = None if node is None else loader.construct_document(node)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}; {_other_files(path)}") from error
         except UnicodeDecodeError as error:
@@ -91,6 +91,11 @@ class _Document:
             raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if self.values is None:
+            raise UserError(
+                f"{path} is empty, so every option would have its default; write {{}} into it if that is meant, "
+                "or begin with a file of configs/, such as configs/folder.yaml"
+            )
         if not isinstance(self.values, dict):
             given = _shown(self.values)
             raise UserError(f"{path}:1: given {given}; allowed: sections such as `training:` with keys below them")
@@ -128,10 +133,7 @@ class _Document:
                 if not isinstance(values.get(section), dict):
                     values[section] = {}
                 values = values[section]
-            try:
-                values[key] = yaml.load(text, _Loader)
-            except yaml.YAMLError:
-                values[key] = text
+            values[key] = parse_value(text)
             self.lines[tuple(name.split("."))] = COMMAND_LINE
 
     def validate(self) -> Config:
@@ -147,11 +149,10 @@ class _Document:
                 config = Config.model_validate(self.values)
                 break
             except ValidationError as error:
-                for details in error.errors():
-                    path, (given, text) = details["loc"], _explain(details)
-                    is_own = details["type"] != CONFLICT or removed.isdisjoint([path[-1], *re.findall(r"\w+", text)])
-                    if is_own:
-                        self._add_mistake(path, f"{given}; {text}")
+                for path, text, is_conflict in explain(error):
+                    rule = text.rpartition("; allowed: ")[2]
+                    if not is_conflict or removed.isdisjoint([path[-1], *re.findall(r"\w+", rule)]):
+                        self._add_mistake(path, text)
                     removed |= {str(path[-1]), self._remove(path)}
         if self.mistakes:
             count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
@@ -178,19 +179,36 @@ class _Document:
         self.mistakes.append((line, f"{place}: {'.'.join(map(str, path)) or 'the file'}: {text}"))
 
 
-def _explain(details: ErrorDetails) -> tuple[str, str]:
-    """What was given, and what is allowed, in our words instead of pydantic's."""
-    given = f"given {_shown(details['input'])}"
-    if details["type"] == "extra_forbidden":
-        return f"unknown key ({given})", _nearest_key(details["loc"])
-    if details["type"] == "model_type":
-        return given, "allowed: a section, with keys below it"
-    if details["type"] == "missing":
-        return given, "allowed: one more value"
-    allowed = details["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
-    for theirs, ours in BOUNDS.items():
-        allowed = allowed.replace(theirs, ours)
-    return given, f"allowed: {allowed}"
+def explain(error: ValidationError, *above: str) -> list[tuple[KeyPath, str, bool]]:
+    """Say what was given and what is allowed, in words of the schema instead of pydantic's.
+
+    Args:
+        error: of a configuration, or of one of its sections.
+        above: keys of that section.
+
+    Returns:
+        For each mistake, the path of its option, the text, and whether options contradict each other.
+    """
+    sections = _keys(Config)
+    found: dict[KeyPath, tuple[str, bool]] = {}
+    for details in error.errors():
+        path: KeyPath = (*above, *details["loc"])
+        depth = next(depth for depth in range(len(path), -1, -1) if path[:depth] in sections)
+        # below an option there are numbers of the values of a list, and pydantic's names of the kinds of a union
+        kinds = path[depth + 1 :]
+        path = (*path[: depth + 1], *(part for part in kinds if isinstance(part, int)))
+        given, kind = details["input"], details["type"]
+        if kind == "missing" or any(isinstance(part, str) for part in kinds):  # which say only a part of the truth
+            path = path[: depth + 1]
+        if any(path == other[: len(path)] for other in found):  # follows from that one
+            continue
+        if kind in ("extra_forbidden", "invalid_key"):
+            text = f"unknown key (given {_shown(given)}); {_nearest_key(path)}"
+        else:
+            allowed = details["msg"] if kind == CONFLICT else allowed_values(path)
+            text = f"given {_shown(given)}; allowed: {allowed}"
+        found[path] = (text, kind == CONFLICT)
+    return [(path, *rest) for path, rest in found.items()]
 
 
 def _nearest_key(path: KeyPath) -> str:
@@ -225,5 +243,6 @@ def _other_files(path: Path) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """A value as YAML has it, shortened."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

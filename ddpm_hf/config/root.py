@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import yaml
@@ -105,10 +106,47 @@ def _allowed(field: dict[str, Any]) -> list[str]:
     """The choices or the range of a value, in brackets; nothing if the schema has neither."""
     kinds = [field, *field.get("anyOf", [])]
     choices = [json.dumps(choice) for kind in kinds for choice in kind.get("enum", [])]
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    bounds = [f"{word} {kind[key]:g}" for kind in kinds for key, word in words.items() if key in kind]
-    found = [f"one of {', '.join(choices)}"] if choices else bounds
+    found = [f"one of {', '.join(choices)}"] if choices else [bound for kind in kinds for bound in _bounds(kind)]
     return [f"({', '.join(found)})"] if found else []
+
+
+def _bounds(kind: dict[str, Any]) -> list[str]:
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return [f"{word} {kind[key]:g}" for key, word in words.items() if key in kind]
+
+
+def allowed_values(path: Sequence[str | int]) -> str:
+    """What may be given for an option, in words that follow from the schema.
+
+    Args:
+        path: keys of the file, and numbers of the values of lists.
+    """
+    schema = Config.model_json_schema(by_alias=True)
+    kind = schema
+    for name in path:
+        kind = schema["$defs"][kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+        if isinstance(name, str):
+            kind = kind["properties"][name]
+        else:
+            kind = next(each for each in (kind, *kind.get("anyOf", [])) if each.get("type") == "array")
+            kind = kind["prefixItems"][name] if "prefixItems" in kind else kind["items"]
+    return _in_words(kind)
+
+
+def _in_words(kind: dict[str, Any]) -> str:
+    if "anyOf" in kind:
+        return ", or ".join(map(_in_words, kind["anyOf"]))
+    if "enum" in kind or "const" in kind:
+        *choices, last = map(repr, kind.get("enum", [kind.get("const")]))
+        return f"{', '.join(choices)} or {last}" if choices else last
+    if kind.get("type") == "array":
+        names = ", ".join("abcdefgh"[: kind.get("maxItems", 2)])
+        some = " of one or more" if kind.get("minItems", 0) and "maxItems" not in kind else ""
+        return f"a list{some}, such as [{names}], each {_in_words(kind.get('items') or kind['prefixItems'][0])}"
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+    if kind.get("type") == "string":
+        return kind.get("patternErrorMessage", "text, in quotes if it looks like a number")
+    return ", ".join([words.get(kind.get("type", ""), "a section, with keys below it"), *_bounds(kind)])
 
 
 def option_hint(mistake: str) -> str:

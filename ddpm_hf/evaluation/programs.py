@@ -10,12 +10,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from pydantic import ValidationError
 
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.config import BenchmarkConfig, Config
+from ddpm_hf.config.reader import explain, parse_value
 from ddpm_hf.evaluation.evaluate import run, samples_only
 from ddpm_hf.evaluation.extractors import load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
@@ -102,11 +102,11 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
             combined = config.model_copy(update={"benchmark": benchmark})
             plans.append(make_plan(model, combined, folder / name, pipeline, extractors[kind]))
         except ValidationError as error:
-            problems.append(f"{name}: {'; '.join(each['msg'] for each in error.errors())}")
+            problems += [f"{'.'.join(map(str, path[1:]))}: {text}" for path, text, _ in explain(error, "benchmark")]
         except UserError as error:
             problems.append(f"{name}: {error}")
     if problems:
-        raise UserError("--sweep: " + "\n".join(problems))
+        raise UserError("--sweep: " + "\n".join(dict.fromkeys(problems)))
     for plan in plans:
         run(plan, pictures=False)
     if PartialState().is_main_process:
@@ -122,7 +122,7 @@ def _axis(option: str) -> list[tuple[str, Any]]:
             f"--sweep: given {option!r}; allowed: NAME=VALUE,VALUE with a name of the benchmark section, such as "
             "sampler=ddim,dpmsolver++ or num_inference_steps=10,20,50"
         )
-    return [(name, yaml.safe_load(value)) for value in values.split(",")]
+    return [(name, parse_value(value)) for value in values.split(",")]
 
 
 def compare(folders: Sequence[Path], output: Path) -> str:

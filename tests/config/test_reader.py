@@ -1,5 +1,6 @@
 """Reading a configuration: the user's document verbatim, and every mistake at its place."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,13 +94,56 @@ def test_each_section_of_the_document_loads_alone(read, section):
     assert given_in(document, read(yaml.safe_dump({section: document})).to_dict()[section]) == document
 
 
-@pytest.mark.parametrize("text", ["", "training:", "training: {}", "# nothing"])
+@pytest.mark.parametrize("text", ["{}", "training:", "training: {}"])
 def test_what_is_left_out_is_the_default(read, text):
     assert read(text).model_copy(update={"output_dir": None}) == Config()
 
 
+@pytest.mark.parametrize("text", ["", "# nothing", "---\n...\n", "null"])
+def test_a_file_without_options_is_refused(read, text):
+    with pytest.raises(UserError, match=r"run\.yaml is empty"):
+        read(text, "training.num_steps=3")
+
+
+LIBRARIES = re.compile(r"[\^$\\]|Input should|valid integer|unable to|pars|literal|tuple|function|Tuple|String")
+"""What pydantic's messages and names contain, and none of ours."""
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("training.batch_size=abc", "a whole number, at least 1"),
+        ("training.num_steps=1.5", "a whole number, at least 1, or null"),
+        ("training.learning_rate=fast", "a number, above 0"),
+        ("training.compile=maybe", "'auto', or true or false"),
+        ("training=3", "a section, with keys below it"),
+        ("model_config.channel_multipliers=[]", "a list of one or more"),
+        ("model_config.channel_multipliers=[1, x]", "a whole number, at least 1"),
+        ("dataset.name=[a]", "text"),
+        ("dataset.background=[1, 2]", "a list, such as [a, b, c], each a whole number, at least 0, at most 255"),
+        ("dataset.value_range=[1]", "'auto', or a list, such as [a, b], each a number"),
+        ("hub.repo_id=a b", "name, or a name alone"),
+        ("hub.license=Apache 2", "apache-2.0"),
+        ("hub.revision=a..b", "between them"),
+    ],
+)
+def test_mistakes_are_told_in_words_of_the_configuration(read, override, allowed):
+    (line,) = mistakes(read, "{}", override)
+    assert allowed in line
+    assert not LIBRARIES.search(line)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://huggingface.co/me/digits", "hf.co/me/digits/", "https://huggingface.co/me/digits/tree/main?x=1"],
+)
+def test_the_address_of_a_repository_stands_for_its_id(read, address):
+    assert read("{}", f"hub.repo_id={address}").hub.repo_id == "me/digits"
+    assert read("{}", f"dataset.name={address.replace('me/', 'datasets/me/')}").dataset.name == "me/digits"
+
+
 def test_the_run_folder_is_named_after_the_file(read):
-    assert read("").output_dir == str(Path("runs") / "run")
+    assert read("{}").output_dir == str(Path("runs") / "run")
     assert read("output_dir: elsewhere").output_dir == "elsewhere"
 
 
@@ -134,17 +178,17 @@ learning_rate: 1
 """
     assert mistakes(read, text, "training.beta1=yes", "nonsense", "training.batch=3") == [
         "run.yaml:2: training.learning_rat: unknown key (given 0.0002); did you mean learning_rate?",
-        "run.yaml:3: training.batch_size: given -3; allowed: at least 1",
+        "run.yaml:3: training.batch_size: given -3; allowed: a whole number, at least 1",
         "run.yaml:5: training.scheduler.type: given 'cosin'; allowed: 'cosine', 'linear', 'step', 'exponential' or "
         "'constant'",
         "run.yaml:7: model_config.image_size: given 33; allowed: a multiple of 16, since 5 channel_multipliers "
         "halve it 4 times; or fewer channel_multipliers",
         "run.yaml:9: model_config.dropout: given twice, first in line 8; allowed: once",
-        "run.yaml:9: model_config.dropout: given 1.5; allowed: below 1",
+        "run.yaml:9: model_config.dropout: given 1.5; allowed: a number, at least 0, below 1",
         "run.yaml:10: model_config.hidden_channels: given 100; allowed: a multiple of norm_groups (32)",
         "run.yaml:11: learning_rate: unknown key (given 1); did you mean training.learning_rate?",
         "command line: given 'nonsense'; allowed: section.key=value, e.g. training.batch_size=64",
-        "command line: training.beta1: given 'yes'; allowed: a valid number",
+        "command line: training.beta1: given 'yes'; allowed: a number, at least 0, below 1",
         "command line: training.batch: unknown key (given 3); did you mean batch_size?",
     ]
 
@@ -280,10 +324,10 @@ def test_reading_a_configuration_loads_no_torch():
 
 def test_no_and_off_are_words_as_in_yaml_1_2(read):
     assert read("training:\n  mixed_precision: no\n").training.mixed_precision == "no"
-    assert read("", "training.mixed_precision=no").training.mixed_precision == "no"
-    assert read("", "training.compile=true").training.compile is True
-    assert mistakes(read, "", "training.beta1=true") == [
-        "command line: training.beta1: given True; allowed: a number, not true or false"
+    assert read("{}", "training.mixed_precision=no").training.mixed_precision == "no"
+    assert read("{}", "training.compile=true").training.compile is True
+    assert mistakes(read, "{}", "training.beta1=true") == [
+        "command line: training.beta1: given true; allowed: a number, at least 0, below 1"
     ]
 
 

@@ -54,7 +54,10 @@ def test_a_sweep_sets_quality_against_network_evaluations(model_folder, make_con
     [
         (["sampler"], "--sweep: given 'sampler'"),
         (["samplr=ddim"], "--sweep: given 'samplr=ddim'"),
-        (["num_inference_steps=5,0"], "num_inference_steps=0"),
+        (
+            ["num_inference_steps=5,abc"],
+            "num_inference_steps: given 'abc'; allowed: a whole number, at least 1, or null",
+        ),
         (["sampler=ddim,dimm", "num_inference_steps=5,11"], "num_inference_steps=11(.|\n)*sampler=dimm"),
     ],
 )

@@ -65,7 +65,9 @@ def test_the_program_pushes_once_and_then_finds_nothing_to_do(hub, push, run):
         (["nowhere", "--repo_id", "ada/x"], {}, "there is no folder nowhere"),
         (["{run}/unet"], {}, "--repo_id: not given"),
         (["{run}", "--repo_id", "bob/x"], {}, "may not write"),
-        (["{run}", "--repo_id", "a/b/c"], {}, "--repo_id: given 'a/b/c'"),
+        (["{run}", "--repo_id", "a/b/c"], {}, "--repo_id: given 'a/b/c'; allowed: user/name"),
+        (["{run}", "--repo_id", "https://huggingface.co/bob/x"], {}, "may not write to the repository bob/x"),
+        (["{run}", "--repo_id", "ada/x", "--space", "a/b/c"], {}, "--space: given 'a/b/c'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(hub, push, run, arguments, variables, words):

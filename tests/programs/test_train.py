@@ -43,7 +43,7 @@ def test_a_dry_run_shows_everything_and_leaves_pictures_only(program, tiny_yaml,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["training.batch_size=0"], "command line: training.batch_size: given 0; allowed: at least 1"),
+        (["training.batch_size=0"], "command line: training.batch_size: given 0; allowed: a whole number, at least 1"),
         (["model_config.image_size=9"], "model_config.image_size: given 9; allowed: a multiple of 2"),
         (
             ["model_config.hidden_channels=9"],
@@ -72,7 +72,7 @@ def test_a_wrong_file_is_told_in_a_moment_by_the_program_itself(tmp_path):
     assert [line.split("wrong.yaml")[-1] for line in done.stderr.splitlines()] == [
         " cannot be used: 2 mistakes",
         ":2: training.learning_rat: unknown key (given 1); did you mean learning_rate?",
-        ":3: seed: given -1; allowed: at least 0",
+        ":3: seed: given -1; allowed: a whole number, at least 0",
     ]
 
 
