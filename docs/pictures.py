@@ -41,7 +41,7 @@ PATIENCE = 120_000
 """Milliseconds."""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--model", default=RUN, metavar="FOLDER", help=f"run folder (default: {RUN})")

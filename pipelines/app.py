@@ -15,7 +15,7 @@ from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(__doc__)
     model = parser.add_argument_group("the model")

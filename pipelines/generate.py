@@ -34,7 +34,7 @@ SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc", "heun", "
 """Those of `ddpm_hf.pipelines.samplers`, which takes seconds to import."""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(__doc__)
     model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 METHODS = ("ddim", "ddpm")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(__doc__)
     model = parser.add_argument_group("the model, one of").add_mutually_exclusive_group(required=True)

@@ -20,7 +20,7 @@ from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line."""
     default = {name: field.default for name, field in HubConfig.model_fields.items()}
     parser = cli.Parser(__doc__)

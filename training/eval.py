@@ -23,7 +23,7 @@ from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.files import check_writable
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line of an evaluation."""
     parser = cli.Parser(__doc__, options_help("seed", "dataset", "benchmark"), option_hint)
     what = parser.add_argument_group("what is measured")
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_compare_parser() -> argparse.ArgumentParser:
+def make_compare_parser() -> cli.Parser:
     """The command line of a comparison."""
     parser = cli.Parser("Put evaluations side by side.", prog="eval.py compare")
     parser.add_argument("evaluations", nargs="+", metavar="FOLDER", help="of a model, a run or an evaluation")

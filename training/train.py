@@ -18,7 +18,7 @@ from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import check_writable
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(__doc__, options_help(), option_hint)
     run = parser.add_argument_group("the run")

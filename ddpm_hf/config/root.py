@@ -149,12 +149,12 @@ def _in_words(kind: dict[str, Any]) -> str:
     return ", ".join([words.get(kind.get("type", ""), "a section, with keys below it"), *_bounds(kind)])
 
 
-def option_hint(mistake: str) -> str:
-    """Say how to write an unknown command-line option, such as `--num_steps 5`, that the configuration has.
+def option_hint(name: str) -> str | None:
+    """Say how an option that was given as `--num_steps` is written in the configuration; None if it has none.
 
     Args:
-        mistake: argparse's message, which ends with the unknown arguments.
+        name: without dashes, with underscores.
     """
-    name = mistake.split("--", 1)[-1].partition(" ")[0].partition("=")[0].replace("-", "_")
-    paths = [path for path in flatten(Config().to_dict()) if name in (path, path.rpartition(".")[2])]
-    return f"; options of the configuration are written {(paths or ['section.key'])[0]}=VALUE"
+    return next(
+        (f"{path}=VALUE" for path in flatten(Config().to_dict()) if name in (path, path.rpartition(".")[2])), None
+    )

@@ -2,8 +2,11 @@
 
 import argparse
 import atexit
+import difflib
+import itertools
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,13 +21,24 @@ SECONDS_TO_MAIN_PROCESS = 1.0
 """Time that another process gives the main one to report an error first: all may have the same one."""
 
 
+SYNONYMS = (
+    ("output", "output_dir", "out_dir"),
+    ("model", "run_folder", "model_dir"),
+    ("num_samples", "n_samples", "num_images"),
+    ("num_inference_steps", "num_steps", "steps"),
+    ("seed", "seeds"),
+    ("no_private", "public"),
+)
+"""Names of options that one program has and a person may expect of another."""
+
+
 class Parser(argparse.ArgumentParser):
-    """A command-line parser that reports errors in one line.
+    """A command-line parser that reports each mistake in one line, with the right spelling.
 
     Args:
         description: printed verbatim.
         epilog: printed verbatim, below the options.
-        explain: called with the message about an unknown option; returns text to add.
+        explain: called with the name of an unknown option; returns how it is written, such as "seed=VALUE".
         prog: name of the program; None is that of its file.
     """
 
@@ -32,22 +46,91 @@ class Parser(argparse.ArgumentParser):
         self,
         description: str | None,
         epilog: str | None = None,
-        explain: Callable[[str], str] | None = None,
+        explain: Callable[[str], str | None] | None = None,
         prog: str | None = None,
     ) -> None:
         super().__init__(prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.explain = explain
+        self.words: list[str] = []
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse the command line; overrides may stand between options, and blanks around the = of one."""
+        self.words = []
+        for word in sys.argv[1:] if argv is None else argv:
+            is_value = self.words and self.words[-1].endswith("=") and "=" not in word and not word.startswith("--")
+            if self.words and (word.startswith("=") or is_value):
+                self.words[-1] += word
+            else:
+                self.words.append(word)
+        arguments, strays = self.parse_known_intermixed_args(self.words)
+        strays += [word for word in getattr(arguments, "overrides", ()) if "=" not in word]
+        if strays:
+            self._fail([self._stray(word) for word in strays])
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        hint = self.explain(message) if self.explain and message.startswith("unrecognized") else ""
-        print(f"{self.prog}: {message}{hint} (--help lists what there is)", file=sys.stderr)
+        leading = list(itertools.takewhile(lambda word: not word.startswith("-") and "=" not in word, self.words))
+        takes_words = any(not action.option_strings and action.dest != "overrides" for action in self._actions)
+        if match := re.fullmatch(r"argument (\S+): invalid (int|float) value: (.*)", message):
+            allowed = "a whole number" if match[2] == "int" else "a number"
+            message = f"{match[1]}: given {match[3]}; allowed: {allowed}"
+        elif "required" in message and leading and not takes_words:
+            message = self._stray(leading[0])
+        self._fail([message.removeprefix("argument ")])
+
+    def _fail(self, problems: list[str]) -> NoReturn:
+        """Report problems, or else only the options that do not exist, from which the problems may follow."""
+        options = [word.partition("=")[0] for word in self.words if re.match("--?[A-Za-z]", word)]
+        # argparse takes the beginning of a name for the whole
+        unknown = [each for each in options if not any(key.startswith(each) for key in self._option_string_actions)]
+        lines = [f"{option}: there is no such option{self._spelling(option)}" for option in unknown] or problems
+        text = "\n".join(f"{self.prog}: {line}" for line in dict.fromkeys(lines))
+        print(f"{text} (--help lists what there is)", file=sys.stderr)
         sys.exit(2)
 
+    def _stray(self, word: str) -> str:
+        """Say how a word is written that belongs to no option."""
+        name, equals, _ = word.partition("=")
+        if equals:
+            return f"{word}: there is no such option{self._spelling(name.rpartition('.')[2])}"
+        if name.endswith((".yaml", ".yml")) and self._is_free("--config"):
+            return f"{word}: a configuration is written --config {word}"
+        if self._is_free("--model"):
+            return f"{word}: a model is written --model {word}"
+        if self.explain:
+            return f"given {word!r}; allowed: section.key=value, or quotes around a name with blanks"
+        before = self.words[: self.words.index(word)]
+        start = max((index for index, each in enumerate(before) if each.startswith("--")), default=None)
+        if start is None or (action := self._option_string_actions.get(before[start])) is None:
+            return f"given {word!r} without an option"
+        values = itertools.takewhile(lambda each: not each.startswith("--"), self.words[start + 1 :])
+        counts: dict[int | str | None, str] = {None: "one value", 0: "no value"}
+        allowed = counts.get(action.nargs, f"{action.nargs} values")
+        return f"{before[start]}: given {' '.join(values)}; allowed: {allowed}"
 
-def run(
-    parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
-) -> None:
+    def _is_free(self, option: str) -> bool:
+        """Whether there is an option that was not given."""
+        return option in self._option_string_actions and option not in self.words
+
+    def _spelling(self, name: str) -> str:
+        """How an option is written that is called otherwise here."""
+        name = name.lstrip("-").replace("-", "_")
+        names = next((names for names in SYNONYMS if name in names), (name,))
+        for action in self._actions:
+            for each in (name, *names):
+                if each in [option.lstrip("-").replace("-", "_") for option in action.option_strings]:
+                    options = " or ".join(action.option_strings)
+                    return f"; it is written {options} {'' if action.nargs == 0 else action.metavar or ''}".rstrip()
+                if not action.option_strings and action.dest == each:
+                    return f"; it is written without a name, as {action.metavar}"
+        if near := difflib.get_close_matches(f"--{name}", self._option_string_actions, n=1, cutoff=0.75):
+            return f"; did you mean {near[0]}?"
+        hints = [hint for each in (name, *names) if self.explain and (hint := self.explain(each))]
+        return f"; it is written {hints[0]}" if hints else ""
+
+
+def run(parser: Parser, main: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run a program; any error becomes one line on stderr.
 
     Exit codes: 0 success; 1 failure; 2 unusable input; 128 + n stopped by signal n.
@@ -58,7 +141,7 @@ def run(
         argv: the command line; None is that of the process.
     """
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and the messages of libraries")
-    arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
+    arguments = parser.parse(argv)
     _configure_messages(arguments.verbose)
     code = 0
     try:

@@ -47,14 +47,15 @@ def test_programs_show_it(program, capsys):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("--num_steps", "training.num_steps=VALUE"),
-        ("--learning-rate=1e-4 --x", "training.learning_rate=VALUE"),
-        ("--seed 3", "seed=VALUE"),
-        ("--nothing", "section.key=VALUE"),
+        ("num_steps", "training.num_steps=VALUE"),
+        ("learning_rate", "training.learning_rate=VALUE"),
+        ("training.num_steps", "training.num_steps=VALUE"),
+        ("seed", "seed=VALUE"),
+        ("nothing", None),
     ],
 )
 def test_an_option_given_as_diffusers_script_has_it_is_told_as_it_is_here(given, told):
-    assert option_hint(f"unrecognized arguments: {given}").endswith(f" {told}")
+    assert option_hint(given) == told
 
 
 def test_words_are_not_broken_at_hyphens():

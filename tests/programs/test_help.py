@@ -51,3 +51,27 @@ def test_every_option_says_what_it_is_when_it_is_not_given(parser):
 def test_generate_names_every_sampler():
     program = runpy.run_path(str(REPOSITORY / "pipelines" / "generate.py"))
     assert program["SAMPLERS"] == tuple(SAMPLERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("pipelines/generate.py", ["runs/x"], "--model runs/x"),
+        ("pipelines/generate.py", ["--model", "runs/x", "--seeds", 1, 2, 3], "it is written --seed N"),
+        ("pipelines/generate.py", ["--model", "runs/x", "--seed", 1, 2, 3], "--seed: given 1 2 3; allowed: one value"),
+        ("pipelines/generate.py", ["--model", "runs/x", "output_dir=y"], "it is written --output DIR"),
+        ("pipelines/interpolate.py", ["--model", "runs/x", "--seeds", 1, 2, 3], "given 1 2 3; allowed: 2 values"),
+        ("pipelines/interpolate.py", ["--config", "c.yaml", "--output_dir", "y"], "it is written --output DIR"),
+        ("pipelines/app.py", ["runs/x"], "--model runs/x"),
+        ("pipelines/push_to_hub.py", ["--model", "runs/x", "--repo_id", "me/x"], "without a name, as RUN_FOLDER"),
+        ("pipelines/push_to_hub.py", ["runs/x", "--public"], "it is written --private or --no-private"),
+        ("training/eval.py", ["runs/x", "--config", "c.yaml"], "--model runs/x"),
+        ("training/eval.py", ["--config", "c.yaml", "--output_dir", "y"], "it is written --output DIR"),
+        ("training/train.py", ["c.yaml"], "--config c.yaml"),
+        ("training/train.py", ["--config", "c.yaml", "--output", "y"], "it is written output_dir=VALUE"),
+    ],
+)
+def test_an_option_of_another_program_is_answered_by_its_spelling_here(program, name, given, told):
+    code, _, complaint = program(name, *given)
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert told in complaint

@@ -17,19 +17,56 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_mistake_on_the_command_line_is_one_line_too(capsys):
-    parser = cli.Parser("Does things.", explain=lambda message: "; or so", prog="do.py")
-    parser.add_argument("--number", type=int)
-    for given, told in (
-        (["--numbers", "3"], "unrecognized arguments: --numbers 3; or so"),
-        (["--number", "x"], "argument --number: invalid int value: 'x'"),
-    ):
+@pytest.fixture
+def refusal(capsys):
+    """What a program with a few options says of a command line that it refuses."""
+
+    def refusal(*words: str) -> str:
+        parser = cli.Parser("Does things.", explain={"rate": "training.rate=VALUE"}.get, prog="do.py")
+        parser.add_argument("--model", metavar="FOLDER")
+        parser.add_argument("--output", metavar="DIR")
+        parser.add_argument("--num_samples", type=int, metavar="N")
+        parser.add_argument("overrides", nargs="*")
         with pytest.raises(SystemExit) as leaving:
-            cli.run(parser, lambda arguments: None, given)
+            cli.run(parser, lambda arguments: None, list(words))
         assert leaving.value.code == 2
-        assert capsys.readouterr().err == f"do.py: {told} (--help lists what there is)\n"
-        parser = cli.Parser("Does things.", prog="do.py")
-        parser.add_argument("--number", type=int)
+        return capsys.readouterr().err
+
+    return refusal
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--num_samples", "x"], "--num_samples: given 'x'; allowed: a whole number"),
+        (["--num-samples", "3"], "--num-samples: there is no such option; it is written --num_samples N"),
+        (["--num_sample_", "3"], "--num_sample_: there is no such option; did you mean --num_samples?"),
+        (["--n_samples=3"], "--n_samples: there is no such option; it is written --num_samples N"),
+        (["--output_dir", "x", "a.b=3"], "--output_dir: there is no such option; it is written --output DIR"),
+        (["--rate", "3"], "--rate: there is no such option; it is written training.rate=VALUE"),
+        (["--training.rate", "3"], "--training.rate: there is no such option"),
+        (["runs/x"], "runs/x: a model is written --model runs/x"),
+        (["--model", "a", "b"], "given 'b'; allowed: section.key=value"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_with_the_right_spelling(refusal, given, told):
+    text = refusal(*given)
+    assert text.startswith(f"do.py: {told}")
+    assert text.endswith(" (--help lists what there is)\n")
+    assert text.count("\n") == 1
+
+
+def test_each_unknown_option_is_told_and_no_known_one(refusal):
+    lines = refusal("--foo", "1", "--num_samples", "3", "--rate", "2", "c.d=1").splitlines()
+    assert [line.split(":")[1] for line in lines] == [" --foo", " --rate"]
+
+
+@pytest.mark.parametrize("words", [["a.b", "=", "x"], ["a.b=", "x"], ["a.b", "=x"], ["a.b=x"]])
+def test_blanks_around_an_equals_sign_mean_nothing(words):
+    parser, seen = cli.Parser("Does things."), []
+    parser.add_argument("overrides", nargs="*")
+    cli.run(parser, seen.append, ["empty=", "c=1", *words, "d.e=1"])
+    assert seen[0].overrides == ["empty=", "c=1", "a.b=x", "d.e=1"]
 
 
 @pytest.fixture
