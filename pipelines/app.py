@@ -28,17 +28,34 @@ def make_parser() -> cli.Parser:
     )
     page.add_argument("--port", type=int, metavar="N", help="1 to 65535 (default: the first free one from 7860)")
     page.add_argument("--open", action="store_true", help="open it in the browser")
+    page.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that the page answers to, such as that of a proxy, beside localhost, this machine's and addresses",
+    )
     limits = parser.add_argument_group("what a visitor may ask for")
     limits.add_argument("--max_images", type=int, default=64, metavar="N", help="most images at once (default: 64)")
     limits.add_argument(
         "--max_steps", type=int, default=1000, metavar="N", help="most denoising steps of an image (default: 1000)"
+    )
+    limits.add_argument(
+        "--max_evaluations",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="most network evaluations of a request, images times steps (default: 20,000)",
+    )
+    limits.add_argument(
+        "--max_seconds", type=int, default=120, metavar="N", help="most seconds of a request (default: 120)"
     )
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model and serve the page."""
-    for name in ("max_images", "max_steps"):
+    for name in ("max_images", "max_steps", "max_evaluations", "max_seconds"):
         if getattr(arguments, name) < 2:
             raise UserError(f"--{name}: given {getattr(arguments, name)}; allowed: at least 2")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
@@ -53,8 +70,14 @@ def main(arguments: argparse.Namespace) -> None:
         from ddpm_hf.demo.page import serve, wait
         from ddpm_hf.demo.visitor_input import Limits
 
-    model = load_model(arguments.model, Limits(images=arguments.max_images, steps=arguments.max_steps))
-    wait(serve(model, arguments.host, arguments.port, inbrowser=arguments.open))
+    limits = Limits(
+        images=arguments.max_images,
+        steps=arguments.max_steps,
+        evaluations=arguments.max_evaluations,
+        seconds=arguments.max_seconds,
+    )
+    model = load_model(arguments.model, limits)
+    wait(serve(model, arguments.host, arguments.port, arguments.open, arguments.allowed_hosts))
 
 
 def _check_address(host: str, port: int | None) -> None:

@@ -113,7 +113,7 @@ def page_of(process: subprocess.Popen, address: str) -> str:
                 return answer.read().decode()
         except OSError:
             time.sleep(0.1)
-    raise AssertionError(process.stdout.read())
+    raise AssertionError(process.stdout.read() if process.stdout else f"the program ended with {process.returncode}")
 
 
 def wait_for(file: Path) -> None:

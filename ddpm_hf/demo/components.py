@@ -1,24 +1,44 @@
-"""What the tabs of the page share: fields, status line, and a button that runs a job and shows its result."""
+"""What the tabs of the page share: fields, status line, a button that runs a job, its result as picture and file."""
 
 import html
+import json
 import logging
+import math
 import random
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.components.image_editor import EditorData, EditorValue
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from ddpm_hf._version import __version__
 from ddpm_hf.demo.demo_model import DemoModel
-from ddpm_hf.demo.display import grid, write_zip
 from ddpm_hf.demo.watching import Progress, watch
 from ddpm_hf.demo.work import Result
+from ddpm_hf.pipelines.pictures import image_grid
 
 logger = logging.getLogger(__name__)
+
+EDITOR_SIDE = 320
+"""Pixels of the longer side of the canvas to paint on."""
+
+PICTURE_SIDE = 900
+"""Approximate width of a grid, in pixels."""
+
+SETTINGS_KEY = "ddpm-hf"
+"""Text entry of the PNGs that holds the settings."""
+
+MAX_LAYERS, MAX_LAYER_PIXELS = 4, 2**22
+"""Layers of a painting, and pixels in all of them; the editor sends one layer of the size of its canvas."""
 
 NO_RESULT, REFUSED = "Nothing yet: press the button.", "Nothing was made; the message says why."
 NUM_RANDOM_SEEDS = 10**6
@@ -66,6 +86,25 @@ def progress_bar(progress: Progress) -> str:
         f'<div class="ddpm-status"><span>step {progress.done:,} of {progress.total:,}</span>'
         f'<progress value="{progress.done}" max="{progress.total}"></progress></div>'
     )
+
+
+def limit_layers(editor: gr.ImageEditor) -> None:
+    """Read only what was painted in an editor, and only if the layers are no more and no larger than it makes."""
+    read = editor.preprocess
+
+    def read_layers(payload: EditorData | None) -> EditorValue | None:
+        if payload is None:
+            return None
+        pixels = 0
+        if len(payload.layers) <= MAX_LAYERS:
+            for layer in payload.layers:
+                with Image.open(layer.path) as unread:
+                    pixels += unread.width * unread.height
+        if len(payload.layers) > MAX_LAYERS or pixels > MAX_LAYER_PIXELS:
+            raise gr.Error("Mask: the layers are more or larger than the editor makes", print_exception=False)
+        return read(payload.model_copy(update={"background": None, "composite": None}))
+
+    editor.preprocess = read_layers  # type: ignore[method-assign]  # gradio writes stub files beside a subclass
 
 
 def run_on_click(
@@ -180,3 +219,45 @@ def guidance_field(model: DemoModel) -> gr.Slider:
 def steps_field(most: int, value: int, info: str | None = None, elem_id: str | None = None) -> gr.Slider:
     """The number of denoising steps."""
     return gr.Slider(1, most, min(value, most), step=1, label="Steps", info=info, elem_id=elem_id)
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Lay images out, small ones enlarged smoothly so that the grid is about PICTURE_SIDE wide.
+
+    Args:
+        images: of one size; at least one.
+        columns: in a row; None makes the grid as square as possible.
+    """
+    across = columns or math.ceil(math.sqrt(len(images)))
+    return image_grid(images, columns, min_side=min(PICTURE_SIDE // max(across, 2), 256))
+
+
+def canvas(image: Image.Image) -> Image.Image:
+    """Enlarge an image smoothly to be painted on."""
+    factor = max(1, EDITOR_SIDE // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def write_zip(result: Result, picture: Image.Image, file: Path) -> Path:
+    """Write settings.json, every image as a PNG with the settings in it, and the picture of all of them.
+
+    Args:
+        result: the images and their settings.
+        picture: as the page shows it.
+        file: to write.
+    """
+    settings = {**result.settings, "ddpm_hf": __version__}
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("settings.json", json.dumps(settings, indent=2) + "\n")
+        archive.writestr("grid.png", _encode(picture, settings))
+        for index, image in enumerate(result.images):
+            archive.writestr(f"images/{index:06}.png", _encode(image, {**settings, "image": index}))
+    return file
+
+
+def _encode(image: Image.Image, settings: dict) -> bytes:
+    text = PngInfo()
+    text.add_text(SETTINGS_KEY, json.dumps(settings))
+    stream = BytesIO()
+    image.save(stream, format="PNG", pnginfo=text)
+    return stream.getvalue()

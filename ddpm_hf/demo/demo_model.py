@@ -38,7 +38,8 @@ class DemoModel:
     """A loaded model and everything that the page shows of it.
 
     Attributes:
-        name: folder or Hub id, as the user gave it.
+        name: folder or Hub id, as the user gave it; of an absolute folder only the part below the working directory, or
+            its last name: visitors are not told where it lies.
         pipeline: on its device.
         weights: a hash of the network's weights.
         limits: of a visitor's requests.
@@ -133,7 +134,7 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
             f"--model: {name} makes images of {channels} channels and size {pipeline.unet.config.sample_size}; the demo"
             " shows gray and RGB images of a known size"
         )
-    model = DemoModel(name, pipeline, weights_hash(pipeline.unet), Limits())
+    model = DemoModel(_public_name(name), pipeline, weights_hash(pipeline.unet), Limits())
     model.limits = (limits or Limits()).within(model.time_steps, *model.size)
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -141,7 +142,7 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
         _read_files(model, folder)
         _read_evaluations(model, folder)
         if not model.card:  # the one that a push would write
-            repo_id = str(folder) if folder.name else folder.resolve().name
+            repo_id = model.name if Path(model.name).name else model.title
             names = [name for name in (CARD, METRICS, PICTURE) if (folder / name).is_file()]
             info = gather_model_info(folder, newest_pipeline(folder), repo_id, names)
             model.card = plain_card(make_card(info))
@@ -152,6 +153,13 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
         except (UserError, HubUnreachableError) as error:
             model.card = f"*The model's card could not be read: {error}*"
     return model
+
+
+def _public_name(name: str) -> str:
+    folder = Path(name).expanduser()
+    if not folder.is_absolute() or not folder.is_dir():
+        return name
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else folder.name
 
 
 def _download_files(address: HubAddress, cache: Path) -> Path:

@@ -2,22 +2,27 @@
 
 import logging
 import os
-import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which would report its use
 
 import gradio as gr
 from PIL import Image
-from starlette.requests import ClientDisconnect
+from starlette.middleware import Middleware
 
 from ddpm_hf.data.pixels import open_image
 from ddpm_hf.demo.demo_model import DemoModel
+from ddpm_hf.demo.gate import Gate, known_hosts
 from ddpm_hf.demo.tabs import HOUR, generate_tab, inpaint_tab, interpolate_tab
+from ddpm_hf.demo.visitor_input import Limits
 from ddpm_hf.evaluation.rendering import markdown_table
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.pipelines.pictures import schedule_curves
+from ddpm_hf.runtime.signals import SECONDS_BETWEEN_CHECKS, Stopped, StopRequest
 
 LOOPBACK = "127.0.0.1"
 MAX_SESSIONS = 50
@@ -40,10 +45,36 @@ footer { opacity: 0.6; }
 """
 
 
-def build_page(model: DemoModel) -> gr.Blocks:
+logger = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """A page whose log holds one line, not a traceback, for a request that its components cannot read.
+
+    Attributes:
+        files: the folder of uploads and results.
+        limits: of a visitor's requests.
+    """
+
+    files: TemporaryDirectory
+    limits: Limits
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run the function of an event; see gr.Blocks."""
+        try:
+            return await super().process_api(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            name, details = type(error).__name__, logger.isEnabledFor(logging.DEBUG)
+            logger.warning("a request could not be read: %s", name, exc_info=details)
+            raise gr.Error("The request is not valid.", print_exception=False) from None
+
+
+def build_page(model: DemoModel) -> Page:
     """Build the page of a model."""
     height, width = model.size
-    with gr.Blocks(
+    with Page(
         title=f"{model.title} · ddpm-hf", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, HOUR)
     ) as page:
         gr.Markdown(
@@ -61,7 +92,8 @@ def build_page(model: DemoModel) -> gr.Blocks:
             for name, tab in tabs.items():
                 with gr.Tab(name):
                     tab(model)
-    return page.queue(max_size=model.limits.waiting, api_open=False)
+    page.queue(max_size=model.limits.waiting, api_open=False)
+    return page
 
 
 def _schedule_tab(model: DemoModel) -> None:
@@ -108,7 +140,13 @@ def _metrics_table(report: Report) -> str:
     return markdown_table(("Metric", "Value", "Images", "Steps"), rows)
 
 
-def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None, inbrowser: bool = False) -> gr.Blocks:
+def serve(
+    model: DemoModel,
+    host: str | None = LOOPBACK,
+    port: int | None = None,
+    inbrowser: bool = False,
+    allowed_hosts: Iterable[str] = (),
+) -> Page:
     """Serve the page from threads; `wait` keeps it open until the process is interrupted.
 
     Args:
@@ -117,15 +155,27 @@ def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None
             loopback.
         port: None is the first free one from 7860.
         inbrowser: open the page in a browser.
+        allowed_hosts: names that it answers to, beside localhost, this machine's and addresses.
     """
+    files = TemporaryDirectory(prefix="ddpm-hf-demo-")  # removed at the end, unless the process is killed
+    os.environ["GRADIO_TEMP_DIR"] = files.name
     Image.MAX_IMAGE_PIXELS = model.limits.upload_pixels  # gradio opens uploads, too
     page = build_page(model)
+    page.files, page.limits = files, model.limits
+    gate = Middleware(
+        Gate,
+        page=page,
+        limits=model.limits,
+        hosts=known_hosts(host or os.environ.get("GRADIO_SERVER_NAME"), allowed_hosts),
+        folder=Path(files.name),
+    )
     page.launch(
         server_name=host,
         server_port=port,
         share=False,
         quiet=True,
         prevent_thread_lock=True,
+        app_kwargs={"middleware": [gate]},
         max_file_size=model.limits.upload_bytes,
         state_session_capacity=MAX_SESSIONS,
         ssr_mode=False,
@@ -139,23 +189,25 @@ def serve(model: DemoModel, host: str | None = LOOPBACK, port: int | None = None
         css=CSS,
         inbrowser=inbrowser,
     )
-    logging.getLogger("uvicorn.error").addFilter(is_worth_logging)
     return page
 
 
-def is_worth_logging(record: logging.LogRecord) -> bool:
-    """Whether a record of the server's log is anything but a visitor who closed the page during a request."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], ClientDisconnect)
-
-
-def wait(page: gr.Blocks) -> None:
-    """Keep a page open until the process is interrupted, and then close it.
+def wait(page: Page) -> None:
+    """Keep a page open until the process gets SIGINT or SIGTERM, and then close it.
 
     Args:
         page: as `serve` returns it.
+
+    Raises:
+        Stopped: always, at the signal.
     """
+    stop = StopRequest()
     print(f"The page is at {page.local_url} (Ctrl-C ends it)", flush=True)
     try:
-        threading.Event().wait()
+        with stop.on_signals():
+            while not stop.requested():
+                time.sleep(SECONDS_BETWEEN_CHECKS)
+        raise Stopped("the page is closed", stop.signal_number)
     finally:
         page.close(verbose=False)
+        page.files.cleanup()

@@ -8,9 +8,8 @@ import gradio as gr
 from PIL import Image
 
 from ddpm_hf.demo import components as ui
-from ddpm_hf.demo.components import QUICK, WORK
+from ddpm_hf.demo.components import QUICK, WORK, canvas, grid
 from ddpm_hf.demo.demo_model import DemoModel
-from ddpm_hf.demo.display import canvas, grid
 from ddpm_hf.demo.visitor_input import read_mask, read_upload
 from ddpm_hf.demo.watching import OnProgress
 from ddpm_hf.demo.work import OWN_SAMPLER, Result, draw, inpaint, interpolate
@@ -193,6 +192,7 @@ def inpaint_tab(model: DemoModel) -> None:
                 buttons=[],
                 elem_id="editor",
             )
+            ui.limit_layers(editor)
             variants = gr.Slider(1, limits.variants, min(9, limits.variants), step=1, label="Variants")
             info = "each is done ten times, so that the new part fits the rest"
             steps = ui.steps_field(limits.inpainting_steps, 30, info, "repaint-steps")

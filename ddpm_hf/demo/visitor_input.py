@@ -31,7 +31,12 @@ class Limits:
         inpainting_steps: of denoising; RePaint takes each of them ten times.
         upload_bytes: of one uploaded file.
         upload_pixels: of one uploaded image, checked before it is decoded.
+        evaluations: of the network, counted for each image: images times steps, twice with guidance.
+        seconds: that one request may take, once it is begun.
         waiting: requests in the queue; one is worked on at a time.
+        jobs: of one visitor that wait or run.
+        uploads: of one visitor within a minute; each stroke of the brush is several.
+        stored_bytes: of all uploads and results together; beyond it the oldest are removed.
     """
 
     images: int = 64
@@ -41,7 +46,12 @@ class Limits:
     inpainting_steps: int = 250
     upload_bytes: int = 10 * 2**20
     upload_pixels: int = 2**24
+    evaluations: int = 20_000
+    seconds: float = 120
     waiting: int = 20
+    jobs: int = 3
+    uploads: int = 120
+    stored_bytes: int = 2**28
 
     def within(self, time_steps: int, height: int, width: int) -> "Limits":
         """The limits for a model with this number of time steps and images of this size."""
@@ -54,6 +64,22 @@ class Limits:
             variants=min(self.variants, at_once),
             inpainting_steps=min(self.inpainting_steps, time_steps),
         )
+
+    def check_cost(self, count: int, evaluations: int) -> None:
+        """Refuse a request whose parts are allowed, but not their product.
+
+        Args:
+            count: number of images.
+            evaluations: of the network for each of them.
+
+        Raises:
+            UserError: if it takes too many evaluations.
+        """
+        if count * evaluations > self.evaluations:
+            raise UserError(
+                f"{count} images of {evaluations:,} network evaluations each: {count * evaluations:,} in all; at most "
+                f"{self.evaluations:,} are done for one request; choose fewer images or fewer steps"
+            )
 
 
 def number(name: str, value: Any, low: float, high: float, whole: bool = True) -> Any:

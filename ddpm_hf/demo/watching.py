@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 
 T = TypeVar("T")
@@ -35,32 +37,47 @@ OnProgress = Callable[[Progress], None]
 
 
 class WatchedPipeline(DDPMPipeline):
-    """A pipeline that reports every step of whatever it does.
+    """A pipeline that reports every step of whatever it does, and ends it where it takes too long.
 
     It shares the network, but not the scheduler, with the pipeline that it is made from.
     """
 
     on_progress: OnProgress
+    seconds: float
+    ends_at: float
     num_passes = 1
     passes_done = 0
 
     @classmethod
-    def around(cls, pipeline: DDPMPipeline, on_progress: OnProgress, num_passes: int = 1) -> "WatchedPipeline":
+    def around(
+        cls, pipeline: DDPMPipeline, on_progress: OnProgress, seconds: float, num_passes: int = 1
+    ) -> "WatchedPipeline":
         """Watch a pipeline.
 
         Args:
             pipeline: whose network is used.
             on_progress: called after every step.
+            seconds: from now until it is ended.
             num_passes: passes through the timesteps that the request will take.
         """
         watched = cls(pipeline.unet, copy.deepcopy(pipeline.scheduler))
         watched.on_progress, watched.num_passes = on_progress, num_passes
+        watched.seconds, watched.ends_at = seconds, time.monotonic() + seconds
         return watched
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Iterator[Any]:
-        """Report the steps in place of diffusers' bar."""
+        """Report the steps in place of diffusers' bar.
+
+        Raises:
+            UserError: at the first step that begins after the time has passed.
+        """
         steps = [] if iterable is None else list(iterable)
         for index, step in enumerate(steps):
+            if time.monotonic() > self.ends_at:
+                raise UserError(
+                    f"this took longer than {self.seconds:g} s and was ended at step {index} of {len(steps)}; choose "
+                    "fewer images or fewer steps"
+                )
             yield step
             self.on_progress(Progress(self.passes_done * len(steps) + index + 1, self.num_passes * len(steps)))
         self.passes_done += 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.visitor_input import MAX_SEED, number
-from ddpm_hf.demo.watching import SECONDS_BETWEEN_UPDATES, OnProgress, WatchedPipeline
+from ddpm_hf.demo.watching import SECONDS_BETWEEN_UPDATES, OnProgress, Progress, WatchedPipeline
 from ddpm_hf.pipelines.editing import repaint_moves
 from ddpm_hf.pipelines.images import to_output
 from ddpm_hf.pipelines.samplers import make_sampler
@@ -96,6 +96,7 @@ def draw(
         class_labels=every_class(model.pipeline) if label is None else _class_labels(model, label),
         guidance_scale=number("Guidance", guidance, 0, 20, whole=False),
     )
+    model.limits.check_cost(count, steps if settings.guidance_scale == 1 else 2 * steps)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if sampler is not None:
@@ -107,7 +108,10 @@ def draw(
         if time.monotonic() - shown_at > SECONDS_BETWEEN_UPDATES:
             preview, shown_at = _to_pil(state["pred_original_sample"]), time.monotonic()
 
-    watched = WatchedPipeline.around(model.pipeline, lambda progress: on_progress(replace(progress, images=preview)))
+    def report(progress: Progress) -> None:
+        on_progress(replace(progress, images=preview))
+
+    watched = WatchedPipeline.around(model.pipeline, report, model.limits.seconds)
     bytes_per_stage = 2 * 4 * count * model.channels * model.size[0] * model.size[1]  # x_t and x_0 in float32
     num_stages = max(min(MAX_STAGES, steps, MAX_STAGES_BYTES // bytes_per_stage), 2)
     output = settings.draw(watched, range(count), "pil", keep_preview, num_stages)
@@ -164,7 +168,8 @@ def interpolate(
     steps = min(number("Steps", steps, 1, model.limits.steps), first + 1)  # it starts below T - 1
     labels = _class_labels(model, label)
     num_passes = 2 if between_images and method == "ddim" else 1  # one more to encode
-    images = WatchedPipeline.around(model.pipeline, on_progress, num_passes).interpolate(
+    model.limits.check_cost(frames, num_passes * steps)
+    images = WatchedPipeline.around(model.pipeline, on_progress, model.limits.seconds, num_passes).interpolate(
         a, b, frames, method=method, num_inference_steps=steps, class_labels=labels and labels[0]
     )
     settings = {"interpolation": method, **ends, "frames": frames, "num_inference_steps": steps, "class_labels": labels}
@@ -209,7 +214,9 @@ def inpaint(
     seed = number("Seed", seed, 0, MAX_SEED)
     guidance = number("Guidance", guidance, 0, 20, whole=False)
     labels = _class_labels(model, label)
-    images = WatchedPipeline.around(model.pipeline, on_progress).inpaint(
+    num_evaluations = sum(is_denoising for _, is_denoising in repaint_moves(steps))
+    model.limits.check_cost(variants, num_evaluations if guidance == 1 else 2 * num_evaluations)
+    images = WatchedPipeline.around(model.pipeline, on_progress, model.limits.seconds).inpaint(
         [image] * variants,
         mask,
         num_inference_steps=steps,
@@ -217,7 +224,6 @@ def inpaint(
         class_labels=labels and labels[0],
         guidance_scale=guidance,
     )
-    num_evaluations = sum(is_denoising for _, is_denoising in repaint_moves(steps))
     settings = {
         "inpainting": "repaint",
         "seed": seed,

@@ -1,7 +1,6 @@
 """The program's command line: mistakes are one line, and exit code 2."""
 
 import importlib.util
-import logging
 import socket
 import sys
 from pathlib import Path
@@ -58,14 +57,3 @@ def test_without_gradio_the_error_says_how_to_install_it(app, folder, monkeypatc
     code, said = app("--model", folder)
     assert code == 2
     assert said.strip().endswith('install it: pip install -e ".[demo]"')
-
-
-def test_a_visitor_who_disconnects_is_not_logged_as_an_error():
-    from starlette.requests import ClientDisconnect
-
-    from ddpm_hf.demo.page import is_worth_logging
-
-    def record(error):
-        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", (), error and (type(error), error, None))
-
-    assert [is_worth_logging(record(each)) for each in (ClientDisconnect(), ValueError(), None)] == [False, True, True]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ddpm_hf.config import DatasetConfig
-from ddpm_hf.demo.display import canvas
+from ddpm_hf.demo.components import canvas
 from ddpm_hf.demo.visitor_input import Limits, number, read_mask, read_upload
 from ddpm_hf.runtime.errors import UserError
 

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from ddpm_hf.demo.display import SETTINGS_KEY, grid, write_zip
+from ddpm_hf.demo.components import SETTINGS_KEY, grid, write_zip
 from ddpm_hf.demo.work import Result
 
 
