@@ -4,11 +4,13 @@ A checkpoint is staged in a temporary folder, hashed, synced to disk and renamed
 complete. A folder that was damaged later no longer matches its manifest, and is skipped.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
-import shutil
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import fsync
+from ddpm_hf.runtime.files import fsync, fsync_tree, remove
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
     """Write the checkpoint of a step, then remove old checkpoints.
 
     The newest ones and the one with the best score stay. Checkpoints of later steps are removed, too: they are
-    damaged, or belong to a run that was resumed from an earlier step.
+    damaged, or belong to a run that was resumed from an earlier step. What cannot be removed is named once and stays;
+    it never keeps the new checkpoint from being written.
 
     Args:
         root: folder of all checkpoints.
@@ -112,31 +115,52 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left of it then.
+        SafetensorError: likewise, by which safetensors reports a full disk.
     """
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".tmp-*"):
-        shutil.rmtree(leftover)
-    staged, final = root / f".tmp-step-{step}", root / f"step-{step}"
-    staged.mkdir()
-    write(staged)
-    for file in _files_in(staged):
-        file.chmod(0o644)  # safetensors leaves mode 0600, which other users of a shared folder cannot read
-        fsync(file)
-    manifest = staged / MANIFEST
-    manifest.write_text(make_manifest({file.relative_to(staged).as_posix(): file for file in _files_in(staged)}))
-    for path in (manifest, *(folder for folder in staged.rglob("*") if folder.is_dir()), staged):
-        fsync(path)
-    if final.exists():  # a damaged checkpoint of the same step, which was skipped when the run was resumed
-        _remove(final)
-    staged.rename(final)
-    fsync(root)
-    checkpoints = list_checkpoints(root)
-    own = [checkpoint for checkpoint in checkpoints if step_of(checkpoint) <= step]
-    kept = {*own[:keep], find_best(own)}
-    for old in checkpoints:
-        if old not in kept:
-            _remove(old)
+        remove(leftover)
+    staged, final = root / f".tmp-step-{step}-{secrets.token_hex(4)}", root / f"step-{step}"
+    try:
+        staged.mkdir()
+        write(staged)
+        for file in _files_in(staged):
+            with contextlib.suppress(OSError):  # not every file system has modes
+                file.chmod(0o644)  # safetensors leaves mode 0600, which other users of a shared folder cannot read
+        manifest = make_manifest({file.relative_to(staged).as_posix(): file for file in _files_in(staged)})
+        (staged / MANIFEST).write_text(manifest)
+        fsync_tree(staged)
+        # a damaged checkpoint of the same step, which was skipped when the run was resumed; step-06 is step 6, too
+        while os.path.lexists(final) and not _remove(final):
+            final = root / final.name.replace("-", "-0", 1)
+        staged.rename(final)
+    except BaseException:
+        remove(staged)
+        raise
+    with contextlib.suppress(OSError):  # the checkpoint is in place, whatever becomes of the others
+        fsync(root)
+        prune(root, keep, step)
     return final
+
+
+def prune(root: Path, keep: int, step: int | None = None) -> int:
+    """Remove checkpoints but the newest ones and the one with the best score.
+
+    Args:
+        root: folder of all checkpoints.
+        keep: number of newest checkpoints that stay.
+        step: those of later steps are removed, too; None: there are none.
+
+    Returns:
+        The number of checkpoints removed.
+    """
+    checkpoints = list_checkpoints(root)
+    own = [checkpoint for checkpoint in checkpoints if step is None or step_of(checkpoint) <= step]
+    kept = {*own[:keep], find_best(own)}
+    return sum(_remove(old) for old in checkpoints if old not in kept)
 
 
 def sha256(content: Content) -> str:
@@ -186,7 +210,7 @@ def read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
 def list_checkpoints(root: Path) -> list[Path]:
     """All checkpoint folders, newest first, damaged ones included."""
     found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(found, key=lambda path: (step_of(path), len(path.name)), reverse=True)  # step-06 is after step-6
 
 
 def step_of(checkpoint: Path) -> int:
@@ -252,8 +276,6 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; it is renamed first, so that a partly deleted one is never found."""
-    doomed = checkpoint.with_name(f".tmp-removed-{checkpoint.name}")
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+def _remove(checkpoint: Path) -> bool:
+    """Delete a checkpoint; returns whether its name is free."""
+    return remove(checkpoint, checkpoint.with_name(f".tmp-removed-{checkpoint.name}-{secrets.token_hex(4)}"))

@@ -2,15 +2,18 @@
 
 import contextlib
 import fcntl
+import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
-from ddpm_hf.checkpoints.format import INDEX
+from ddpm_hf.checkpoints.format import INDEX, list_checkpoints, prune
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import visible_files
+from ddpm_hf.runtime.files import fsync_tree, is_disk_full, remove, visible_files
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -103,15 +106,16 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = self.lock.open("a+")
+            lock = self._take()
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
-        with lock:
-            self._take(lock)
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        try:
+            with contextlib.suppress(OSError):  # the number only informs; a full disk, or a folder, does not take it
+                os.truncate(lock, 0)
+                os.write(lock, str(os.getpid()).encode())
             yield
+        finally:
+            os.close(lock)
 
     def check_unlocked(self) -> None:
         """Raise if another run holds the lock; lets a run fail before its set-up, which ends in `locked`.
@@ -119,18 +123,30 @@ class RunFolder:
         Raises:
             UserError: naming the process.
         """
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self.lock.open() as lock:
-            self._take(lock)
+        with contextlib.suppress(OSError):  # `locked` says what is wrong
+            if self.lock.exists():
+                os.close(self._take())
 
-    def _take(self, lock: IO[str]) -> None:
+    def _take(self) -> int:
+        """Lock the file, or whatever has its name; returns its descriptor.
+
+        Raises:
+            UserError: if another run holds the lock.
+        """
+        try:
+            lock = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except IsADirectoryError:
+            lock = os.open(self.lock, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
+            holder = "" if self.lock.is_dir() else f" (process {os.read(lock, 20).decode(errors='replace')})"
+            os.close(lock)
             raise UserError(
-                f"output_dir: {self.path} is in use by another run (process {lock.read()}); wait for it, stop it, "
+                f"output_dir: {self.path} is in use by another run{holder}; wait for it, stop it, "
                 "or choose another folder with output_dir=FOLDER"
             ) from None
+        return lock
 
     def free_bytes(self) -> int:
         """Free space on the disk of the folder."""
@@ -144,17 +160,36 @@ class RunFolder:
     def publish(self, save: Callable[[Path], object]) -> None:
         """Put a pipeline at the top of the run folder, replacing an earlier one once the new one is complete.
 
+        On a full disk it takes the place of old checkpoints; the newest and the best one stay.
+
         Args:
             save: writes the pipeline into the folder that it is given.
         """
-        staged = self.path / ".tmp-pipeline"
-        shutil.rmtree(staged, ignore_errors=True)
-        save(staged)
-        # remove the index first and write it last, so that it never names missing files
-        (self.path / INDEX).unlink(missing_ok=True)
-        for new in sorted(staged.iterdir(), key=lambda path: path.name == INDEX):
-            old = self.path / new.name
-            if old.is_dir():
-                shutil.rmtree(old)
-            new.replace(old)
-        staged.rmdir()
+        staged = self.path / f".tmp-pipeline-{secrets.token_hex(4)}"
+        for leftover in (*self.path.glob(".tmp-*"), *self.checkpoints.glob(".tmp-*")):
+            remove(leftover)
+        try:
+            self._save_in_place_of_checkpoints(save, staged)
+            # remove the index first and write it last, so that it never names missing files
+            remove(self.path / INDEX)
+            for new in sorted(staged.iterdir(), key=lambda path: path.name == INDEX):
+                old = self.path / new.name
+                if old.is_dir():
+                    remove(old, self.path / f".tmp-removed-{new.name}-{secrets.token_hex(4)}")
+                new.replace(old)
+        finally:
+            remove(staged)
+
+    def _save_in_place_of_checkpoints(self, save: Callable[[Path], object], staged: Path) -> None:
+        """Save a pipeline; as long as the disk is full, remove the oldest checkpoint and try again."""
+        while True:
+            try:
+                save(staged)
+                fsync_tree(staged)
+                return
+            except Exception as error:
+                remove(staged)
+                fewer = range(len(list_checkpoints(self.checkpoints)) - 1, 0, -1)
+                if not is_disk_full(error) or not any(prune(self.checkpoints, keep) for keep in fewer):
+                    raise
+                logger.warning("%s: an old checkpoint was removed, since the finished pipeline lacks room", self.path)

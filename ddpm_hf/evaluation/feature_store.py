@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from jaxtyping import Float64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,7 +91,8 @@ class FeatureStore:
         if features.logits is not None and self.num_classes:
             tensors["logits"] = features.logits
         with atomic_write(self.file(batch.start)) as file:
-            save_file({name: rows.detach().float().cpu().contiguous() for name, rows in tensors.items()}, file)
+            # save_file would write to a further temporary file beside it, which a kill would leave
+            file.write_bytes(save({name: rows.detach().float().cpu().contiguous() for name, rows in tensors.items()}))
         self.check()
 
     def table(self, num_images: int) -> "FeatureTable":
@@ -196,7 +197,7 @@ def cached_tensors(file: Path, compute: Callable[[], dict[str, Tensor]]) -> dict
     found = compute()
     try:
         with atomic_write(file) as temporary:
-            save_file(found, temporary)
+            temporary.write_bytes(save(found))
     except (OSError, SafetensorError) as error:
         logger.warning("%s cannot be written (%s); what it would hold is computed each time", file, error)
     return found

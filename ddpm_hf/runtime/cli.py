@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import RunError, UserError
 
 SECONDS_TO_MAIN_PROCESS = 1.0
 """Time that another process gives the main one to report an error first: all may have the same one."""
@@ -181,7 +181,7 @@ def _report(error: Exception, program: str) -> int:
     """Print an error, unless another process does; returns the exit code."""
     code = getattr(error, "exit_code", 2 if _is_user_error(error) else 1)
     text = str(error) or type(error).__name__
-    if code == 1 and not isinstance(error, FloatingPointError | MemoryError):
+    if code == 1 and not isinstance(error, FloatingPointError | MemoryError | RunError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if not is_main_process():
         # The launcher kills all processes as soon as one exits, which should be the one that reports the error.

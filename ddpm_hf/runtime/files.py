@@ -1,13 +1,27 @@
-"""Atomic file writes, and the folder of cached files."""
+"""Atomic file writes, removal of what is no longer needed, and the folder of cached files."""
 
+import errno
+import fcntl
+import logging
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from ddpm_hf.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EARLIER_TEMPORARY = r"(png|gif|npz|parquet|jsonl?|yaml|txt|md|html|safetensors|stop)\.[0-9a-f]{16}"
+TEMPORARY = re.compile(rf"\..+\.([0-9a-f]{{16}}\.tmp|{EARLIER_TEMPORARY})")
+"""Names of the temporary files of `atomic_write`; earlier versions gave them no ending of their own."""
+
+_swept: set[Path] = set()
+_unremovable: set[Path] = set()
 
 
 @contextmanager
@@ -15,18 +29,64 @@ def atomic_write(file: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it replaces the file when the block ends.
 
     The folder is made if need be. Any number of processes may write at a time: the last one wins. A block that fails
-    leaves the file as it was.
+    leaves the file as it was. What a killed process leaves is removed when another one first writes to the folder.
 
     Args:
         file: the file to write.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")  # no *.png, should a crash leave it
+    if file.parent not in _swept:
+        _swept.add(file.parent)
+        remove_leftovers(file.parent)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")  # no *.png, should a crash leave it
     try:
-        yield temporary
-        temporary.replace(file)
+        with temporary.open("xb") as held:
+            _lock(held.fileno())
+            yield temporary
+            temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder whose processes were killed; those of living processes stay.
+
+    A process holds a lock on what it writes, which the system releases when it ends. So this works between machines
+    that share the folder, too; where the file system has no locks, nothing is removed.
+    """
+    for file in folder.glob(".*"):
+        if TEMPORARY.fullmatch(file.name) and file.is_file():
+            with suppress(OSError), file.open("rb+") as left:
+                if _lock(left.fileno()):
+                    remove(file)
+
+
+def remove(path: Path, hidden: Path | None = None) -> bool:
+    """Delete a file, a link (but not what it leads to), or a folder with everything in it, as far as that is possible.
+
+    What cannot be deleted, such as another user's file, is named in one warning, and stays.
+
+    Args:
+        path: to delete; it need not exist.
+        hidden: a name that it is given first, so that nobody finds it partly deleted.
+
+    Returns:
+        Whether the path is free.
+    """
+    try:
+        doomed = path.rename(hidden) if hidden else path
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink(missing_ok=True)
+    except OSError as error:
+        left = hidden if hidden and os.path.lexists(hidden) else path
+        if left == (hidden or path):
+            shutil.rmtree(left, ignore_errors=True)  # whatever else is in it, for its room
+        if left not in _unremovable:
+            _unremovable.add(left)
+            logger.warning("%s cannot be removed and stays: %s", left, error)
+    return not os.path.lexists(path)
 
 
 def write_text_atomic(file: Path, text: str) -> None:
@@ -73,8 +133,23 @@ def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
     finally:
         os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """`fsync` a folder and everything in it."""
+    for path in (*folder.rglob("*"), folder):
+        fsync(path)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota has no room left; safetensors reports it by an error of its own."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(f"os error {code})" in str(error) for code in codes)
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -103,3 +178,12 @@ def cache_folder() -> Path:
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ddpm-hf"
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file that is open for writing, without waiting; returns whether that worked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -15,7 +15,7 @@ from ddpm_hf.hub import HubUploader
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.runtime.cli import launcher
 from ddpm_hf.runtime.distributed import max_over_processes
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import RunError
 from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.memory import is_out_of_memory
 from ddpm_hf.runtime.signals import Stopped, StopRequest
@@ -76,6 +76,7 @@ class Trainer:
 
         Raises:
             Stopped: after a checkpoint, when SIGTERM or SIGINT requests a stop.
+            RunError: at the end, when no checkpoint could be written for more than two intervals.
             FloatingPointError: when a gradient is not finite; the weights are as they were before it.
         """
         training, log_every = self.config.training, self.config.logging.log_every
@@ -102,6 +103,7 @@ class Trainer:
                     if not is_last:
                         self._stop_if_requested()
             self._finish()
+            self._check_kept("trained, and the pipeline is complete")
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -260,9 +262,24 @@ class Trainer:
         self._save_checkpoint()
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
         self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left
+        self._check_kept(f"stopped at step {self.step:,}")
         has_checkpoint = self.kept_step == self.step
         kept = " with a checkpoint" if has_checkpoint else f"; the last checkpoint is of step {self.kept_step:,}"
         raise Stopped(f"stopped at step {self.step:,}{kept}; {self._resume_hint}", self.stop.signal_number)
+
+    def _check_kept(self, end: str) -> None:
+        """Raise at the end of a run whose checkpoints have failed for more than two intervals.
+
+        Raises:
+            RunError: in every process.
+        """
+        every, latest = self.config.training.checkpoint_every, self.kept_step
+        if every is not None and self.step - latest > 2 * every:
+            kept = f"the last one is of step {latest:,}" if latest else "there is none"
+            raise RunError(
+                f"{end}, but no checkpoint could be written for {self.step - latest:,} steps: {kept}; the warnings "
+                f"above say why; {self._resume_hint}"
+            )
 
     def _finish(self) -> None:
         """Write the pipeline and its pictures into the run folder, and print how to use them."""
@@ -271,12 +288,14 @@ class Trainer:
                 if self.accelerator.is_main_process:
                     try:
                         self.run_folder.publish(self.state.save_pipeline)
-                        self.logger.plot()
                     except (OSError, SafetensorError) as error:
-                        raise UserError(
+                        raise RunError(
                             f"trained, but the pipeline cannot be written: {error}; {self._resume_hint}"
                         ) from error
-                    self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
+                    with self._continue_without("plot of the loss"):
+                        self.logger.plot()
+                    with self._continue_without("pictures of the finished run"):
+                        self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
                     print(self._summary())
         except Stopped as stopped:
             raise Stopped(
@@ -307,12 +326,7 @@ class Trainer:
         try:
             yield
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
-            logger.warning(
-                "Cannot write the %s at step %d: %s. Keeping the previous one; training continues.",
-                name,
-                self.step,
-                error,
-            )
+            logger.warning("Cannot write the %s at step %d: %s. The run goes on without it.", name, self.step, error)
 
     @property
     def _resume_hint(self) -> str:

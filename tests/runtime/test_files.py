@@ -1,6 +1,8 @@
 """A file is whole or as it was."""
 
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,44 @@ def test_a_reader_finds_one_version_or_the_other(tmp_path):
 def write_many(file, letter):
     for _ in range(100):
         write_text_atomic(file, letter * 100_000)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ddpm_hf.runtime.files import atomic_write
+
+with atomic_write(Path("samples.npz")) as aside:
+    aside.write_bytes(bytes(1000))
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_and_what_a_living_one_writes_stays(tmp_path):
+    for earlier in (".loss.png.0123456789abcdef", ".samples.npz.0123456789abcdef"):  # of earlier versions
+        (tmp_path / earlier).touch()
+    for others in (".bashrc", ".notes.txt", ".key.0123456789abcdef", "file.0123456789abcdef.tmp"):
+        (tmp_path / others).touch()
+    kept = set(tmp_path.iterdir())
+    command, pipes = [sys.executable, "-c", WRITER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as living:
+        assert living.stdout.readline()
+        (written,) = set(tmp_path.iterdir()) - kept
+        for _ in range(3):
+            with subprocess.Popen(command, cwd=tmp_path, **pipes) as killed:
+                assert killed.stdout.readline()
+                killed.kill()
+        assert len(set(tmp_path.iterdir()) - kept) == 2  # the second and third removed those before
+        write_text_atomic(tmp_path / "file.txt", "")
+        assert written.stat().st_size == 1000
+        living.stdin.close()
+        assert living.wait() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".bashrc",
+        ".notes.txt",
+        ".key.0123456789abcdef",
+        "file.0123456789abcdef.tmp",
+        "file.txt",
+        "samples.npz",
+    }
