@@ -14,6 +14,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, sha256, tensor_shapes
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import stays_inside
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline, remember_commit
 
 logger = logging.getLogger(__name__)
@@ -130,8 +131,7 @@ def read_head(client: HubClient, repo_id: str, revision: str | None = None, repo
     ask = partial(client.api.repo_info, repo_id, revision=revision, repo_type=repo_type, files_metadata=True)
     info: Any = client.call(f"listing {repo_id}", ask, repo_id)
     for name in (file.rfilename for file in info.siblings):
-        parts = name.replace("\\", "/").split("/")
-        if "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts) or name[1:2] == ":":
+        if not stays_inside(name):
             raise UserError(
                 f"{repo_id} lists a file named {name!r}, which would not stay inside its folder; nothing of it is "
                 "downloaded, since no honest upload makes such a name"

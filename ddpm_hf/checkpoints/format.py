@@ -13,13 +13,17 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import fsync, fsync_tree, remove
+from ddpm_hf.runtime.files import check_regular, fsync, fsync_tree, remove, stays_inside
+from ddpm_hf.runtime.values import as_type, read_json, read_json_mapping, shown
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,14 @@ PROGRESS = "progress.json"
 STATE_FILES = (NETWORK, OPTIMIZER, TIMESTEP_SAMPLER, DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER, PROGRESS)
 """The files in STATE."""
 
+REQUIRED = (
+    INDEX,
+    UNET_CONFIG,
+    SCHEDULER_CONFIG,
+    *(f"{STATE}/{name}" for name in (NETWORK, OPTIMIZER, TIMESTEP_SAMPLER, PROGRESS)),
+)
+"""The files that every checkpoint has, beside weights in UNET."""
+
 MANIFEST = "manifest.json"
 """The size and SHA-256 of every other file of a checkpoint."""
 
@@ -46,6 +58,17 @@ Content = Path | bytes
 
 RENAMED = {"owed": "pending", "num_parts": "num_accumulation_steps"}
 """Keys of progress.json that the first version wrote, and the fields that they are now."""
+
+
+@dataclass(frozen=True)
+class _ManifestEntry:
+    size: Annotated[int, Ge(0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    files: dict[str, _ManifestEntry]
 
 
 @dataclass(frozen=True)
@@ -66,14 +89,14 @@ class Progress:
         config: the run's configuration as plain values.
     """
 
-    step: int = 0
-    seconds: float = 0.0
+    step: Annotated[int, Ge(0)] = 0
+    seconds: Annotated[float, Ge(0)] = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
-    num_images: int | None = None
-    num_accumulation_steps: int = 1
-    num_processes: int = 1
-    num_skipped: int = 0
+    num_images: Annotated[int, Ge(1)] | None = None
+    num_accumulation_steps: Annotated[int, Ge(1)] = 1
+    num_processes: Annotated[int, Ge(1)] = 1
+    num_skipped: Annotated[int, Ge(0)] = 0
     pending: list[str] = field(default_factory=list)
     score: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -91,12 +114,15 @@ class Progress:
         """Read progress.json of a checkpoint folder.
 
         Raises:
-            UserError: if the file is missing, or has keys that this version does not know.
+            UserError: if the file is missing, has keys that this version does not know, or values of other types.
         """
         try:
-            values = json.loads((checkpoint / STATE / PROGRESS).read_text(encoding="utf-8"))
-            return cls(**{RENAMED.get(key, key): value for key, value in values.items()})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            file = checkpoint / STATE / PROGRESS
+            values = {RENAMED.get(key, key): value for key, value in read_json_mapping(file).items()}
+            if unknown := values.keys() - cls.__dataclass_fields__:
+                raise UserError(f"{file} has keys of another version: {', '.join(map(shown, sorted(unknown)))}")
+            return as_type(cls, values, str(file))
+        except (OSError, UserError) as error:
             raise UserError(f"{checkpoint} is not a checkpoint that this version can resume from: {error}") from error
 
 
@@ -198,13 +224,13 @@ def read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
 
     Raises:
         FileNotFoundError: if there is no manifest.
-        ValueError: if it cannot be read.
+        UserError: if it cannot be read, or names a file outside of its folder.
     """
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        return {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
+    file = checkpoint / MANIFEST
+    manifest = as_type(_Manifest, read_json(file), str(file))
+    if leaving := [name for name in manifest.files if not stays_inside(name)]:
+        raise UserError(f"{file} names {shown(leaving[0])}, which is no plain path in its folder")
+    return {name: (entry.size, entry.sha256) for name, entry in manifest.files.items()}
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -219,17 +245,35 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Compare a checkpoint with its manifest; returns what is wrong, or None if every byte is as it was written."""
+    """Compare a checkpoint with its manifest.
+
+    Returns:
+        What is missing or has changed; None if it is complete, and every byte as it was written.
+    """
     try:
-        for name, (size, digest) in read_manifest(checkpoint).items():
-            file = checkpoint / name
+        files = read_manifest(checkpoint)
+    except (OSError, UserError) as error:
+        return f"{MANIFEST} is missing" if isinstance(error, FileNotFoundError) else str(error)
+    if missing := [name for name in REQUIRED if name not in files]:
+        return f"{MANIFEST} names no {', no '.join(missing)}"
+    if not any(fnmatchcase(name, f"{UNET}/{WEIGHTS}*.safetensors") for name in files):
+        return f"{MANIFEST} names no weights in {UNET}"
+    return _find_changed(checkpoint, files)
+
+
+def _find_changed(folder: Path, files: Mapping[str, tuple[int, str]]) -> str | None:
+    """Compare files with their sizes and SHA-256; returns what is wrong with the first that differs."""
+    try:
+        for name, (size, digest) in files.items():
+            file = folder / name
+            check_regular(file)
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes instead of {size}"
             if sha256(file) != digest:
                 return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         return str(error)
     return None
 
@@ -256,8 +300,9 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
     Opening the file validates its header: the tensors have to cover the file exactly once.
 
     Raises:
-        UserError: if the file is not valid safetensors.
+        UserError: if the file is not regular, or not valid safetensors.
     """
+    check_regular(file)
     try:
         with safe_open(file, "pt") as tensors:
             return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118

@@ -1,7 +1,6 @@
 """Read a YAML file and command-line overrides into a Config, or report every mistake at its line."""
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -14,31 +13,19 @@ from pydantic import BaseModel, ValidationError
 from ddpm_hf.config.root import Config, allowed_values
 from ddpm_hf.config.section import CONFLICT
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import read_bounded
+from ddpm_hf.runtime.values import YamlLoader, load_yaml, shown
 
 KeyPath = tuple[str | int, ...]
 
 COMMAND_LINE = math.inf
 """Stands for the line number of an override, and sorts behind those of the file."""
 
+MAX_YAML_BYTES = 2**20
+"""Longest YAML file that is read; a configuration has a few kB."""
+
 MAX_DEPTH = 8
-"""Of nested keys, above that of any section: a recursive YAML alias has no end."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where PyYAML reads YAML 1.1: `2e-4` is a number, not a string; `no` is a string, not a boolean."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  (as PyYAML declares it)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+"""Of nested keys, above that of any section."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -66,7 +53,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse_value(text: str) -> Any:
     """Read a value of the command line, as it would be read in the YAML file; what is not YAML is text."""
     try:
-        return yaml.load(text, _Loader)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -79,7 +66,7 @@ class _Document:
         self.lines: dict[KeyPath, float] = {(): 0}
         self.mistakes: list[tuple[float, str]] = []
         try:
-            loader = _Loader(path.read_text(encoding="utf-8"))
+            loader = YamlLoader(read_bounded(path, MAX_YAML_BYTES, regular=False).decode("utf-8"))
             node = loader.get_single_node()
             self.values: Any = None if node is None else loader.construct_document(node)
         except OSError as error:
@@ -89,7 +76,7 @@ class _Document:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except yaml.YAMLError as error:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
         if self.values is None:
             raise UserError(
@@ -97,7 +84,7 @@ class _Document:
                 "or begin with a file of configs/, such as configs/folder.yaml"
             )
         if not isinstance(self.values, dict):
-            given = _shown(self.values)
+            given = shown(self.values)
             raise UserError(f"{path}:1: given {given}; allowed: sections such as `training:` with keys below them")
         if node is not None:
             self._note_lines(node, ())
@@ -203,10 +190,10 @@ def explain(error: ValidationError, *above: str) -> list[tuple[KeyPath, str, boo
         if any(path == other[: len(path)] for other in found):  # follows from that one
             continue
         if kind in ("extra_forbidden", "invalid_key"):
-            text = f"unknown key (given {_shown(given)}); {_nearest_key(path)}"
+            text = f"unknown key (given {shown(given)}); {_nearest_key(path)}"
         else:
             allowed = details["msg"] if kind == CONFLICT else allowed_values(path)
-            text = f"given {_shown(given)}; allowed: {allowed}"
+            text = f"given {shown(given)}; allowed: {allowed}"
         found[path] = (text, kind == CONFLICT)
     return [(path, *rest) for path, rest in found.items()]
 
@@ -240,9 +227,3 @@ def _other_files(path: Path) -> str:
             near = difflib.get_close_matches(str(path), names, n=1)
             return f"did you mean {near[0]}?" if near else f"YAML files there: {', '.join(names)}"
     return "there are no YAML files in that folder"
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML has it, shortened."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
@@ -16,7 +15,7 @@ from ddpm_hf.config.loss import LossConfig
 from ddpm_hf.config.model import ModelConfig
 from ddpm_hf.config.section import NonNegativeInt, Section
 from ddpm_hf.config.training import LoggingConfig, TrainingConfig
-from ddpm_hf.runtime.nested import flatten
+from ddpm_hf.runtime.values import dump_yaml, flatten
 
 WRAP = textwrap.TextWrapper(80, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
 
@@ -69,7 +68,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The configuration as a YAML file that loads to the same configuration."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.to_dict())
 
 
 def schema_text() -> str:

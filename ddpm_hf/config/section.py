@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import Self
 
-from ddpm_hf.runtime.nested import flatten
+from ddpm_hf.runtime.values import flatten
 
 CONFLICT = "conflict"
 """Type of the validation errors that `Section.refuse` raises."""

@@ -24,10 +24,14 @@ from ddpm_hf.data.pixels import ValueRange
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import fsync
 from ddpm_hf.runtime.randomness import generator_at
+from ddpm_hf.runtime.values import read_json
 
 logger = logging.getLogger(__name__)
 
 IMAGES, LABELS, MANIFEST = "images.u8", "labels.i64", "manifest.json"
+
+MAX_MANIFEST_BYTES = 2**30
+"""Longest manifest that is read; it names every image that was skipped."""
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """Of writing; errors of reading a source carry no number."""
@@ -221,7 +225,7 @@ def _write_all(stream: io.FileIO, data: bytes) -> None:
 def read_stored(folder: Path) -> ImageSet | None:
     """Map the images of an entry of `ImageStore`; None if it is incomplete or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST, MAX_MANIFEST_BYTES)
         body = manifest["body"]
         shape, labels = body["shape"], None
         if manifest["sha256"] != _hash(body) or (folder / IMAGES).stat().st_size != math.prod(shape):

@@ -3,7 +3,6 @@
 import csv
 import glob
 import hashlib
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from ddpm_hf.data.decoding import Example, Source
 from ddpm_hf.data.pixels import image_suffixes
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import walk_visible
+from ddpm_hf.runtime.values import parse_json
 
 BUILT_IN = ("digits",)
 """Datasets that an installed package contains."""
@@ -301,9 +301,9 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
             return read_table(file).to_pylist()
         text = file.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
         if kind == ".json" and text.lstrip().startswith("["):
-            rows = json.loads(text)
+            rows = parse_json(text, str(file))
         elif kind in (".json", ".jsonl"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line, str(file)) for line in text.splitlines() if line.strip()]
         else:
             head = text.partition("\n")[0]
             delimiter = max("\t,;", key=head.count)

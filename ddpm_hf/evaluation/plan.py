@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from accelerate import PartialState
 
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
@@ -34,6 +33,7 @@ from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import visible_files
+from ddpm_hf.runtime.values import find_mapping, read_json_mapping
 
 SETTINGS = "settings.json"
 
@@ -197,7 +197,7 @@ def other_contents(folder: Path, settings: dict[str, Any]) -> str | None:
     if not file.exists():
         return None
     try:
-        before = json.loads(file.read_text())
+        before = read_json_mapping(file)
     except ValueError:
         return f"{file} is damaged; choose another folder, or delete this one"
     if changed := [name for name, value in settings.items() if before.get(name) != value]:
@@ -296,11 +296,7 @@ def run_config(model: str | Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     for file in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
-        try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        if isinstance(found, dict):
+        if found := find_mapping(file):
             return found
     return None
 

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.values import read_json
 
 FORMAT = 3
 """Of metrics.json. Format 2, of ddpm_hf 0.1, has other names for a few keys, and is still read."""
@@ -287,9 +288,9 @@ class Report:
             UserError: if there is no such file, or it holds no report of a readable format.
         """
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             given = content["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, LookupError, TypeError) as error:
             raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
         if given not in READABLE_FORMATS:
             readable = " and ".join(map(str, READABLE_FORMATS))

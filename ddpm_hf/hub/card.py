@@ -19,6 +19,7 @@ from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.model_info import CONFIG, ModelInfo
 from ddpm_hf.hub.sanitize import sanitize
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.values import load_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -81,7 +82,7 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
     if match is None:
         return {}, card
     try:
-        metadata = yaml.safe_load(match[1]) or {}
+        metadata = load_yaml(match[1]) or {}
     except yaml.YAMLError as error:
         raise UserError(
             f"README.md in the repository has metadata that is not YAML: {error}; correct it on the Hub"

@@ -5,8 +5,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import yaml
-
 from ddpm_hf.checkpoints.format import (
     INDEX,
     MANIFEST,
@@ -29,6 +27,8 @@ from ddpm_hf.hub.model_info import CONFIG, gather_model_info, read_config
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
 from ddpm_hf.hub.upload import CARD, Package
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import read_bounded
+from ddpm_hf.runtime.values import MAX_BYTES, dump_yaml, parse_json
 
 NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)
 SHARDS = f"{UNET}/{WEIGHTS}.safetensors.index.json"
@@ -52,7 +52,7 @@ def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Pat
     if "samples" in settings.include:
         files |= _pictures(folder, is_finished)
     if "config" in settings.include and (config := read_config(run)):
-        files[CONFIG] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+        files[CONFIG] = dump_yaml(config).encode()
     if "metrics" in settings.include and is_finished and folder.report.is_file():
         files[folder.report.name] = _sanitized_json(folder.report)
     info = gather_model_info(run, pipeline, repo_id, files, settings.revision, settings.license)
@@ -102,11 +102,8 @@ def _known_hashes(checkpoint: Path, files: dict[str, Content]) -> dict[str, str]
 
 def _sanitized_json(file: Path) -> bytes:
     """A JSON file without paths of this machine; unchanged if it has none."""
-    raw = file.read_bytes()
-    try:
-        found = json.loads(raw)
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); it is damaged, or not of this run") from None
+    raw = read_bounded(file, MAX_BYTES)
+    found = parse_json(raw, str(file))
     clean = sanitize(found)
     return raw if clean == found else (json.dumps(clean, indent=2) + "\n").encode()
 

@@ -1,25 +1,27 @@
 """What a model card says of a model, read from its run folder; the same folder always gives the same."""
 
-import json
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, WEIGHTS, Progress, tensor_shapes
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.values import as_type, find_mapping, parse_json
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "training_config.yaml"
 """The name of a run's configuration in a repository."""
+
+MAX_LINE = 2**16
+"""Longest line of metrics.jsonl, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,7 @@ def gather_model_info(
         UserError: if the checkpoint, or the weights, cannot be read.
     """
     folder, is_finished = RunFolder(run), pipeline == run
-    if is_finished:
-        position = _read(folder.metrics, lambda lines: json.loads(lines.rstrip().rpartition("\n")[2]))
-    else:
-        position = asdict(Progress.read(pipeline))
+    position = _last_line(folder.metrics) if is_finished else asdict(Progress.read(pipeline))
     return ModelInfo(
         repo_id=repo_id,
         revision=revision,
@@ -135,17 +134,22 @@ def gather_model_info(
 
 def read_config(run: Path) -> dict[str, Any]:
     """The sanitized configuration of a run; empty if there is none."""
-    config = _read(RunFolder(run).config, yaml.safe_load)
+    config = find_mapping(RunFolder(run).config)
     return sanitize_config(config) if config else {}
 
 
-def _read(file: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
-    """The mapping in a file; empty if it cannot be read."""
+def _read(file: Path) -> dict[str, Any]:
+    return find_mapping(file, partial(parse_json, name=file.name))
+
+
+def _last_line(file: Path) -> dict[str, Any]:
+    """The last line of a log of JSON, however long the log is; empty if it cannot be read."""
     try:
-        found = parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        with file.open("rb") as log:
+            log.seek(max(file.stat().st_size - MAX_LINE, 0))
+            return as_type(dict[str, Any], parse_json(log.read().rstrip().rpartition(b"\n")[2], file.name), file.name)
+    except (OSError, UserError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _count_parameters(unet: Path) -> int:

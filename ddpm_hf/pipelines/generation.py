@@ -22,6 +22,7 @@ from ddpm_hf.pipelines.sampling import SamplingSettings
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import atomic_write, visible_files, write_text_atomic
+from ddpm_hf.runtime.values import read_json_mapping
 
 Archive = Literal["npz", "parquet"]
 
@@ -225,8 +226,8 @@ def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
             raise UserError(f"--output: {folder} exists and holds no images of this program; choose another folder")
         return
     try:
-        before = dict(json.loads(manifest.read_text()))
-    except (OSError, ValueError, TypeError):
+        before = read_json_mapping(manifest)
+    except (OSError, ValueError):
         raise UserError(f"--output: {manifest} is not of this program; choose another folder") from None
     names = [*settings, *(name for name in before if name not in settings)]
     changed = [f"{name} was {before.get(name)!r}" for name in names if before.get(name) != settings.get(name)]

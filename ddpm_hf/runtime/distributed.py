@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.nested import flatten
+from ddpm_hf.runtime.values import flatten
 
 Loaded = TypeVar("Loaded")
 

@@ -1,4 +1,4 @@
-"""Atomic file writes, removal of what is no longer needed, and the folder of cached files."""
+"""Atomic file writes, bounded reads, removal of what is no longer needed, and the folder of cached files."""
 
 import errno
 import fcntl
@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,6 +94,47 @@ def write_text_atomic(file: Path, text: str) -> None:
     """Write a text in UTF-8, so that a reader finds all of it or the file as it was before."""
     with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_bounded(file: Path, max_bytes: int, regular: bool = True) -> bytes:
+    """Read a file that may come from outside: it has an end, and fits in memory.
+
+    Args:
+        file: the file, or a link to it.
+        max_bytes: its longest length.
+        regular: whether it has to be a regular file; a person may well name a pipe.
+
+    Raises:
+        OSError: if it cannot be opened.
+        UserError: naming the file, if it is not a regular one, or longer.
+    """
+    if regular:
+        check_regular(file)
+    with file.open("rb") as stream:
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{file} has more than {max_bytes:,} bytes; it is not read")
+    return content
+
+
+def check_regular(file: Path) -> None:
+    """Raise if a path leads to something that may never end when it is read, such as a device or a pipe.
+
+    Raises:
+        OSError: if there is nothing.
+        UserError: naming the file.
+    """
+    mode = file.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{file} is not a regular file; it is not read")
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name from outside is a plain relative path, which leads to a file in its folder on every system."""
+    parts = name.split("/")
+    return not ("\0" in name or "\\" in name or name[1:2] == ":" or any(part in ("", ".", "..") for part in parts))
 
 
 def visible_files(folder: Path) -> list[Path]:

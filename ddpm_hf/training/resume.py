@@ -5,15 +5,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ddpm_hf.checkpoints.fetch import fetch_checkpoint
-from ddpm_hf.checkpoints.format import Progress, find_damage, find_latest, list_checkpoints, step_of
+from ddpm_hf.checkpoints.format import (
+    PROGRESS,
+    STATE,
+    Progress,
+    find_damage,
+    find_latest,
+    list_checkpoints,
+    step_of,
+    tensor_shapes,
+)
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
+from ddpm_hf.config.reader import explain
 from ddpm_hf.data.sources import is_commit
 from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.nested import diff, merge
+from ddpm_hf.runtime.values import diff, merge
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +98,12 @@ def _find_start(run: RunFolder, resume: str | None) -> Start:
         if latest is None:
             logger.warning("%s has no complete checkpoint yet: starting from the beginning", run.path)
             return Start()
-        return Start(latest, Progress.read(latest))
+        return _read_start(latest)
     checkpoint = Path(resume)
     damage = find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if damage is not None:
         raise UserError(f"--resume {resume}: {damage}; allowed: latest, auto, or the folder of a complete checkpoint")
-    start = Start(checkpoint, Progress.read(checkpoint))
+    start = _read_start(checkpoint)
     if checkpoint.resolve().parent != run.checkpoints.resolve():
         run.check_free()
         return start
@@ -106,6 +118,12 @@ def _find_start(run: RunFolder, resume: str | None) -> Start:
     return start
 
 
+def _read_start(checkpoint: Path) -> Start:
+    for file in sorted(checkpoint.glob("*/*.safetensors")):
+        tensor_shapes(file)  # raises if the file is not valid
+    return Start(checkpoint, Progress.read(checkpoint))
+
+
 def resume_config(config: Config, start: Start, num_processes: int) -> Config:
     """The configuration of a resumed run: the given one, with the commit and value range of the checkpoint's dataset.
 
@@ -117,8 +135,9 @@ def resume_config(config: Config, start: Start, num_processes: int) -> Config:
         num_processes: of the resumed run.
 
     Raises:
-        UserError: if an option has changed that must not.
+        UserError: if an option has changed that must not, or has another type in the checkpoint.
     """
+    _check_types(start)
     before = merge(Config().to_dict(), start.progress.config)
     commit, same_name = before["dataset"]["revision"], before["dataset"]["name"] == config.dataset.name
     if same_name and is_commit(commit) and not is_commit(config.dataset.revision):
@@ -137,6 +156,17 @@ def resume_config(config: Config, start: Start, num_processes: int) -> Config:
             " and by the dropout masks" if config.model.dropout else "",
         )
     return config
+
+
+def _check_types(start: Start) -> None:
+    """Raise if an option of the checkpoint cannot be one; another version may have other keys and rules, though."""
+    try:
+        Config.model_validate(start.progress.config)
+    except ValidationError as error:
+        for path, text, is_conflict in explain(error):
+            if not is_conflict and not text.startswith("unknown key"):
+                file = start.checkpoint / STATE / PROGRESS if start.checkpoint else PROGRESS
+                raise UserError(f"{file}: config.{'.'.join(map(str, path))}: {text}") from None
 
 
 def _check_options(start: Start, before: dict[str, Any], config: Config) -> None:

@@ -30,7 +30,7 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.pipelines.pictures import loss_curve
 from ddpm_hf.runtime.files import write_text_atomic
-from ddpm_hf.runtime.nested import flatten
+from ddpm_hf.runtime.values import flatten
 from ddpm_hf.training.update import StepOutput
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,8 @@
 It is stored as safetensors and JSON, so nothing in a checkpoint can run code.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from ddpm_hf.config import Config
 from ddpm_hf.losses import make_timestep_sampler
 from ddpm_hf.models import DDPMUNet, build_network
 from ddpm_hf.pipelines import DDPMPipeline
+from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.randomness import derive_seed
 from ddpm_hf.schedulers import build_scheduler
 from ddpm_hf.training.accelerator import gather_shards, shard_like
@@ -74,7 +77,8 @@ class TrainState:
         ]
         self.pipeline = DDPMPipeline(unet=self.averages[0].network, scheduler=self.scheduler)
         if start.checkpoint is not None:
-            self._load_weights(start.checkpoint, network)
+            with _loading(start.checkpoint):
+                self._load_weights(start.checkpoint, network)
         if training.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if self.channels_last:
@@ -90,7 +94,8 @@ class TrainState:
         for average in self.averages:
             average.track(self.parameters)
         if start.checkpoint is not None:
-            load_optimizer_state(self.optimizer.optimizer, start.checkpoint / STATE / OPTIMIZER)
+            with _loading(start.checkpoint):
+                load_optimizer_state(self.optimizer.optimizer, start.checkpoint / STATE / OPTIMIZER)
         self.finite = FiniteCheck(training.max_skipped_updates, start.progress.num_skipped, accelerator.device)
         self.num_accumulation_steps = self._accumulation_steps(start)
         if accelerator.scaler is not None and start.progress.scaler:
@@ -181,6 +186,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, file: Path) -> None:
         has_its_shape = value.shape == parameter.shape  # unlike the number of updates
         state.setdefault(int(index), {})[name] = _placed_like(value, parameter) if has_its_shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _loading(checkpoint: Path) -> Iterator[None]:
+    """Name the checkpoint whose tensors are not those of this network, which only somebody else's may be."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint} cannot be resumed from: its tensors do not fit the network: {reason}") from error
 
 
 def _variant(decay: float) -> str:

@@ -2,13 +2,18 @@
 
 import json
 import logging
+import os
+import tracemalloc
 
 import pytest
 
 from ddpm_hf.checkpoints.format import (
     MANIFEST,
     PROGRESS,
+    REQUIRED,
     STATE,
+    UNET,
+    WEIGHTS,
     Progress,
     find_best,
     find_damage,
@@ -19,11 +24,14 @@ from ddpm_hf.checkpoints.format import (
 )
 from ddpm_hf.runtime.errors import UserError
 
+OTHERS = (*REQUIRED, f"{UNET}/{WEIGHTS}.safetensors")
+
 
 def fill(folder):
-    (folder / "sub").mkdir()
+    for name in ("sub/state.json", *OTHERS):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text('{"step": 1}')
     (folder / "weights").write_bytes(bytes(range(256)) * 4)
-    (folder / "sub" / "state.json").write_text('{"step": 1}')
 
 
 @pytest.fixture
@@ -71,10 +79,68 @@ def test_damaged_checkpoints_are_named_and_skipped(root, caplog):
     assert "step-2: state.json is missing" in caplog.text
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"files": 3}', '{"files": {"weights": 3}}', "\x00"])
+@pytest.mark.parametrize("manifest", ["", "[]", "null", "3", "{}", '{"files": 3}', '{"files": {"weights": 3}}', "\x00"])
 def test_a_strange_manifest_is_damage(root, manifest):
     (root / "step-10" / MANIFEST).write_text(manifest)
     assert find_damage(root / "step-10") is not None
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"files": {}},
+        {"files": {"/dev/zero": {"size": 0, "sha256": "0" * 64}}},
+        {"files": {"../../../etc/passwd": {"size": 0, "sha256": "0" * 64}}},
+        {"files": {"unet/../../up": {"size": 0, "sha256": "0" * 64}}},
+        {"files": {"C:up": {"size": 0, "sha256": "0" * 64}}},
+        {"files": {"a\\..\\up": {"size": 0, "sha256": "0" * 64}}},
+        {"files": {"weights": {"size": "1024", "sha256": "0" * 64}}},
+        {"files": {"weights": {"size": -1, "sha256": "0" * 64}}},
+        {"files": {"weights": {"size": 1024, "sha256": 7}}},
+        {"files": {"weights": {"size": 1024, "sha256": "Z" * 64}}},
+        {"files": {"weights": {"size": 1024}}},
+        {"files": [1]},
+        "[" * 100_000,
+        '{"files":' * 100_000,
+        "1" * 100_000,
+        b"\xff\xfe" + b"{\0}\0",
+    ],
+    ids=lambda manifest: str(manifest)[:40],
+)
+def test_a_hostile_manifest_is_damage(root, manifest):
+    """Nothing outside of the folder is opened, nothing is read without end, and an empty list is not complete."""
+    content = json.dumps(manifest).encode() if isinstance(manifest, dict) else manifest
+    (root / "step-10" / MANIFEST).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert MANIFEST in find_damage(root / "step-10")
+    assert find_latest(root) == root / "step-2"
+
+
+def test_a_file_that_is_not_regular_is_damage(root):
+    """A pipe without a writer, a device without an end: opening them would hang."""
+    for name in (MANIFEST, "weights", "training_state/progress.json"):
+        file = root / "step-10" / name
+        whole = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        assert "not a regular file" in find_damage(root / "step-10")
+        file.unlink()
+        file.symlink_to("/dev/zero")
+        assert "not a regular file" in find_damage(root / "step-10")
+        file.unlink()
+        file.mkdir()
+        assert find_damage(root / "step-10") is not None
+        file.rmdir()
+        file.write_bytes(whole)
+    assert find_damage(root / "step-10") is None
+
+
+def test_a_manifest_without_end_is_not_read(root):
+    with (root / "step-10" / MANIFEST).open("wb") as file:
+        file.truncate(300 * 2**20)  # a hole, which takes no room on the disk
+    tracemalloc.start()
+    assert "bytes" in find_damage(root / "step-10")
+    assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
+    tracemalloc.stop()
 
 
 def test_strange_neighbours_are_left_alone(root):
@@ -107,7 +173,7 @@ def test_a_damaged_one_is_written_anew(root):
 
 def test_the_manifest_names_every_file(root):
     files = json.loads((root / "step-10" / MANIFEST).read_text())["files"]
-    assert set(files) == {"weights", "sub/state.json"}
+    assert set(files) == {"weights", "sub/state.json", *OTHERS}
 
 
 def test_progress_survives_the_disk(tmp_path):

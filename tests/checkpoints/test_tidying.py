@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_hf.checkpoints.format import find_damage, find_latest, list_checkpoints, write_checkpoint
+from ddpm_hf.checkpoints.format import (
+    REQUIRED,
+    UNET,
+    WEIGHTS,
+    find_damage,
+    find_latest,
+    list_checkpoints,
+    write_checkpoint,
+)
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.runtime.errors import UserError
 
@@ -15,7 +23,9 @@ NUM_STEPS = 12
 
 
 def fill(folder):
-    (folder / "sub").mkdir()
+    for name in (*REQUIRED, f"{UNET}/{WEIGHTS}.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
     (folder / "weights").write_bytes(bytes(1000))
 
 

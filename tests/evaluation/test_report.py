@@ -45,7 +45,8 @@ def test_headings_are_those_of_the_field():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "JSONDecodeError"),
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
         ("[]", "cannot be read"),
         ("{}", "format"),
         ('{"format": 1}', "is of format 1; readable are 2 and 3"),

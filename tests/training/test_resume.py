@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors.torch import save
 
 from ddpm_hf.checkpoints.format import MANIFEST, Progress, find_damage, find_latest
 from ddpm_hf.checkpoints.run_folder import RunFolder
@@ -89,7 +90,7 @@ def test_no_code_in_a_hostile_checkpoint_runs(tiny, run, tmp_path):
     for file in sorted(checkpoint.rglob("*.safetensors")):
         name, whole = file.relative_to(checkpoint).as_posix(), file.read_bytes()
         forge(checkpoint, name, trap)
-        with pytest.raises(SafetensorError):
+        with pytest.raises(UserError, match=Path(name).name):
             Trainer(tiny("training.num_steps=8"), "latest").train()
         forge(checkpoint, name, whole)
     assert not (tmp_path / "ran").exists()
@@ -101,13 +102,46 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tiny, run, tmp_path):
     with pytest.raises(UserError, match=r"manifest.json is missing; allowed: latest, auto, or the folder of a"):
         Trainer(tiny(elsewhere), str(foreign))
     (foreign / MANIFEST).write_text('{"files": {}}')
-    with pytest.raises(
-        UserError, match=r"foreign is not a checkpoint that this version can resume from: .*progress.json"
-    ):
+    with pytest.raises(UserError, match=r"foreign: manifest.json names no model_index.json.*progress.json"):
         Trainer(tiny(elsewhere), str(foreign))
     change_progress(run / "checkpoints" / "step-6", warp=9)
     with pytest.raises(UserError, match=r"step-6 is not a checkpoint that this version can resume from: .*warp"):
         Trainer(tiny(), "latest")
+
+
+WRONG_PROGRESS = {
+    "step": ["6", -1, 6.5, None, True],
+    "seconds": ["1", -1.0, None, []],
+    "sums": [[], {"loss": "1"}, None],
+    "scaler": [[], 3],
+    "num_images": ["8", 0, -3],
+    "num_accumulation_steps": [0, "2"],
+    "num_processes": [0, None],
+    "num_skipped": [-1, {}],
+    "pending": ["preview", [1], None],
+    "score": ["0.5", []],
+    "config": [[], None, 3, {"dataset": 3}, {"training": []}, {"dataset": {"value_range": 7}}, {"seed": "x"}],
+}
+
+
+@pytest.mark.parametrize("field", WRONG_PROGRESS)
+def test_a_wrong_type_in_the_progress_names_file_field_and_value(tiny, run, field):
+    for value in WRONG_PROGRESS[field]:
+        change_progress(run / "checkpoints" / "step-6", **{field: value})
+        with pytest.raises(UserError, match=rf"progress\.json: {field}.*given .*; allowed: "):
+            make_plan(tiny("training.num_steps=7"), "latest", Accelerator(cpu=True))
+
+
+def test_tensors_of_another_network_are_a_users_error(tiny, run):
+    """Valid files with the wrong tensors, as a stranger's checkpoint may hold."""
+    checkpoint = run / "checkpoints" / "step-6"
+    for name in ("network", "optimizer"):
+        file = f"training_state/{name}.safetensors"
+        whole = (checkpoint / file).read_bytes()
+        forge(checkpoint, file, save({"99999.unheard_of": torch.zeros(1)}))
+        with pytest.raises(UserError, match="step-6 cannot be resumed from"):
+            Trainer(tiny("training.num_steps=7"), "latest").train()
+        forge(checkpoint, file, whole)
 
 
 def test_a_run_that_is_taken_back_leaves_what_came_later(tiny, run, caplog):

@@ -29,6 +29,7 @@ from ddpm_hf.evaluation.report import Better, Metric, MetricValue, Report
 from ddpm_hf.runtime.files import write_text_atomic
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.signals import run_in_thread
+from ddpm_hf.runtime.values import read_json
 
 NAMES: dict[str, tuple[str, Better]] = {
     "frechet_distance": ("FD", "lower"),
@@ -244,7 +245,7 @@ def cached_values(
         compute: the metrics.
     """
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         if stored["settings"] == settings:
             return TypeAdapter(dict[str, MetricValue]).validate_python(stored["values"])
     except (OSError, ValueError, KeyError, TypeError):
