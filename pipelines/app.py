@@ -6,6 +6,11 @@ The page is served to this machine alone, unless --host says otherwise. It
 needs gradio: pip install -e ".[demo]"
 """
 
+from ddpm_hf.runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take a second
+
 import argparse
 import importlib.util
 import socket

@@ -6,6 +6,11 @@ Under `accelerate launch` the processes share the batches; the images are the
 same. A command that was stopped goes on when it is given again.
 """
 
+from ddpm_hf.runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take a second
+
 import argparse
 import hashlib
 import json

@@ -6,6 +6,11 @@ Writes the images of the way, a strip of them and a GIF that runs forth and
 back.
 """
 
+from ddpm_hf.runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take a second
+
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING

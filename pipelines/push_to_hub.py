@@ -5,6 +5,11 @@
 Only files that differ are uploaded; without a difference there is no commit.
 """
 
+from ddpm_hf.runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take a second
+
 import argparse
 from pathlib import Path
 from typing import Any

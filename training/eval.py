@@ -11,6 +11,11 @@ figures are the same. Every option of the configuration that matters is listed
 below, after the program's own.
 """
 
+from ddpm_hf.runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take a second
+
 import argparse
 import os
 import sys

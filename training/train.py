@@ -6,6 +6,11 @@ Several GPUs or machines: `accelerate launch training/train.py …`. Every
 option of the configuration is listed below, after the program's own.
 """
 
+from ddpm_hf.runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # before the imports below, which take a second
+
 import argparse
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import difflib
+import errno
 import itertools
 import logging
 import os
@@ -13,9 +14,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from ddpm_hf.runtime.errors import RunError, UserError
+from ddpm_hf.runtime.signals import end_as_usual, ending_at_once
 
 SECONDS_TO_MAIN_PROCESS = 1.0
 """Time that another process gives the main one to report an error first: all may have the same one."""
@@ -130,6 +132,56 @@ class Parser(argparse.ArgumentParser):
         return f"; it is written {hints[0]}" if hints else ""
 
 
+class Output:
+    """A standard stream whose reader may leave: what cannot be written is dropped, and the program goes on.
+
+    Args:
+        stream: to write to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, if that is possible."""
+        with self._tolerating():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if that is possible."""
+        with self._tolerating():
+            self._stream.flush()
+
+    @contextmanager
+    def _tolerating(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in (
+                errno.EPIPE,
+                errno.EIO,
+            ):  # a pipe without a reader, a terminal that was closed: for good
+                with suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _protect_output() -> None:
+    """Let output fail without consequence: to readers that have left, full disks, closed streams, narrow encodings."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the next file to be opened would take its place
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115, PTH123  (until the process ends)
+        if not isinstance(stream, Output):
+            if getattr(stream, "errors", None) == "strict":
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, Output(stream))
+
+
 def run(parser: Parser, main: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run a program; any error becomes one line on stderr.
 
@@ -140,11 +192,13 @@ def run(parser: Parser, main: Callable[[argparse.Namespace], None], argv: Sequen
         main: the program.
         argv: the command line; None is that of the process.
     """
+    _protect_output()
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and the messages of libraries")
     arguments = parser.parse(argv)
     _configure_messages(arguments.verbose)
     code = 0
     try:
+        end_as_usual()
         main(arguments)
     except Exception as error:
         if arguments.verbose:
@@ -215,7 +269,7 @@ def launcher() -> str:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show a notice on a terminal during a block that takes seconds.
+    """Show a notice on a terminal during a block that imports libraries; a signal ends the program at once in it.
 
     Args:
         what: happens in the block, such as "loading PyTorch".
@@ -224,7 +278,8 @@ def waiting(what: str) -> Iterator[None]:
     if shown:
         print(f"{what} …", end="", file=sys.stderr, flush=True)
     try:
-        yield
+        with ending_at_once():
+            yield
     finally:
         if shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Graceful stop on SIGTERM and SIGINT: one request, which every process of a run sees and honours."""
+"""Graceful stop on SIGTERM, SIGINT and SIGHUP: one request, which every process of a run sees and honours."""
 
 import contextlib
 import os
@@ -12,12 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.files import remove, write_text_atomic
 
 SECONDS_TO_END = 1.0
 """Time that a second signal has to end the process through its usual handler."""
 
 SECONDS_BETWEEN_CHECKS = 0.1
+
+STOP = 128
+"""A stop by signal n outweighs a request for a checkpoint, and is n more than this where processes agree."""
 
 Result = TypeVar("Result")
 
@@ -47,16 +50,19 @@ class StopRequest:
 
     Attributes:
         signal_number: the signal that requested the stop; 0 if none did.
+        wants_checkpoint: whether this process has been asked by SIGUSR1 to write a checkpoint and go on.
+        agreed_on_checkpoint: whether any process had been, when they last agreed; the program resets both.
     """
 
     def __init__(self, notice: Path | None = None) -> None:
         self.signal_number = 0
+        self.wants_checkpoint = self.agreed_on_checkpoint = False
         self._notice = notice
 
     def clear(self) -> None:
         """Remove the notice of an earlier run; called by the main process before any process works."""
         if self._notice is not None:
-            self._notice.unlink(missing_ok=True)
+            remove(self._notice)
 
     def request(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask every process of the run to stop."""
@@ -83,10 +89,12 @@ class StopRequest:
         """Whether any process has been asked to stop; every process calls this together and gets the same answer."""
         from ddpm_hf.runtime.distributed import max_over_processes  # accelerate loads only where it is needed
 
-        number = max_over_processes(self.signal_number)
+        own = STOP + self.signal_number if self.signal_number else int(self.wants_checkpoint)
+        number = max_over_processes(own)
+        self.agreed_on_checkpoint |= number == 1
         # A signal that arrives during the exchange is kept for the next call, so that all processes answer alike.
-        self.signal_number = self.signal_number or number
-        return bool(number)
+        self.signal_number = self.signal_number or max(0, number - STOP)
+        return number > STOP
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -109,7 +117,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within the block the first SIGTERM or SIGINT requests a stop, and a second one ends the process at once.
+        """Within the block the first SIGTERM, SIGINT or SIGHUP requests a stop; a second one ends the process at once.
+
+        A closed terminal sends SIGHUP more than once, so a further one means nothing. Where it is ignored, as by
+        nohup, it stays ignored. SIGUSR1 requests a checkpoint and no stop.
 
         A process blocked in a collective operation cannot run Python's signal handlers. So a thread listens too: it
         writes the notice for the other processes, and ends this one if the second signal's handler does not run.
@@ -127,7 +138,11 @@ class StopRequest:
             self.signal_number = number
             for each, handler in previous_handlers.items():
                 # A shell lets its background processes ignore SIGINT; the second one must end them all the same.
-                signal.signal(each, signal.SIG_DFL if handler is signal.SIG_IGN else handler)
+                second = signal.SIG_DFL if handler is signal.SIG_IGN else handler
+                signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else second)
+
+        def on_wish(number: int, frame: FrameType | None) -> None:
+            self.wants_checkpoint = True
 
         def listen(receiver: socket.socket) -> None:
             is_first = True
@@ -138,14 +153,16 @@ class StopRequest:
                     if is_first:
                         self._write_notice(number)
                         is_first = False
-                    elif not left.wait(SECONDS_TO_END):
+                    elif number != signal.SIGHUP and not left.wait(SECONDS_TO_END):
                         os._exit(128 + number)
 
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         previous_wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        for caught in (signal.SIGTERM, signal.SIGINT):
-            previous_handlers[caught] = signal.signal(caught, on_first)
+        for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if caught != signal.SIGHUP or signal.getsignal(caught) is not signal.SIG_IGN:
+                previous_handlers[caught] = signal.signal(caught, on_first)
+        previous_wish = signal.signal(signal.SIGUSR1, on_wish)
         threading.Thread(target=listen, args=(receiver,), daemon=True).start()
         try:
             yield
@@ -153,6 +170,7 @@ class StopRequest:
             left.set()
             for each, handler in previous_handlers.items():
                 signal.signal(each, handler)
+            signal.signal(signal.SIGUSR1, previous_wish)
             signal.set_wakeup_fd(previous_wakeup)
             sender.close()
 
@@ -160,6 +178,47 @@ class StopRequest:
         if self._notice is not None:
             with contextlib.suppress(OSError):
                 write_text_atomic(self._notice, f"{number}\n")
+
+
+def end_at_once() -> None:
+    """Let SIGTERM and SIGINT end the process without a traceback, and SIGUSR1 do nothing, while libraries load.
+
+    Programs call this before their imports, within which Python's own handlers raise errors anywhere.
+    """
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(caught) is not signal.SIG_IGN:
+            signal.signal(caught, _end)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def end_as_usual() -> None:
+    """Undo `end_at_once`: SIGINT raises KeyboardInterrupt, for what the program does from here on."""
+    for caught, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(caught) is _end:
+            signal.signal(caught, usual)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """`end_at_once` within the block, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    end_at_once()
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nstopped by {name}\n".encode())
+    os._exit(128 + number)
 
 
 def run_in_thread(work: Callable[[], Result], check: Callable[[], object]) -> Result:

@@ -75,7 +75,7 @@ class Trainer:
         """Train to the last step and leave the finished pipeline, pictures and metrics in the run folder.
 
         Raises:
-            Stopped: after a checkpoint, when SIGTERM or SIGINT requests a stop.
+            Stopped: after a checkpoint, when SIGTERM, SIGINT or SIGHUP requests a stop.
             RunError: at the end, when no checkpoint could be written for more than two intervals.
             FloatingPointError: when a gradient is not finite; the weights are as they were before it.
         """
@@ -251,13 +251,16 @@ class Trainer:
         self.kept_step = max_over_processes(self.kept_step)
 
     def _stop_if_requested(self) -> None:
-        """End the run with a checkpoint if any process has been asked to stop.
+        """End the run with a checkpoint if any process has been asked to stop; or write one if it was asked to.
 
         Raises:
             Stopped: in every process.
         """
         waits = self.accelerator.device.type == "cuda" and self.accelerator.num_processes > 1
         if (waits and not _is_due(self.step, self.config.logging.log_every)) or not self.stop.agreed():
+            if self.stop.agreed_on_checkpoint:
+                self.stop.wants_checkpoint = self.stop.agreed_on_checkpoint = False
+                self._save_checkpoint()
             return  # GPUs ask each other only where they wait anyway
         self._save_checkpoint()
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)

@@ -179,3 +179,13 @@ def test_libraries_keep_quiet(tmp_path):
     assert run(sys.executable, script, env=environment, check=True).stderr == ""
     verbose = run(sys.executable, script, "--verbose", env=environment, check=True).stderr
     assert verbose.count("Retrying") == len(LIBRARIES)
+
+
+def test_output_whose_reader_has_left_is_dropped():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:  # noqa: PTH123  (an open descriptor)
+        output = cli.Output(stream)
+        for _ in range(3):
+            assert output.write("said to nobody\n") == 15
+            output.flush()

@@ -178,3 +178,31 @@ def test_in_a_thread_a_stop_is_requested_by_the_program_alone():
     stop, handler = StopRequest(), signal.getsignal(signal.SIGTERM)
     assert run_in_thread(work, lambda: None) == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_hangup_is_a_wish_however_often_it_comes_and_stays_ignored_where_it_was():
+    outside = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, expected in ((signal.SIG_IGN, 0), (signal.SIG_DFL, signal.SIGHUP)):
+            signal.signal(signal.SIGHUP, handler)
+            stop = StopRequest()
+            with stop.on_signals():
+                for _ in range(3):
+                    os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.signal_number == expected
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, outside)
+
+
+def test_a_wish_for_a_checkpoint_is_no_stop_and_a_stop_outweighs_it():
+    outside, stop = signal.getsignal(signal.SIGUSR1), StopRequest()
+    with stop.on_signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop.requested()
+        assert not stop.agreed()
+        assert stop.agreed_on_checkpoint
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed()
+        assert stop.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGUSR1) == outside
