@@ -231,13 +231,24 @@ def _within(
     radii: Float64[Tensor, " references"],
     device: torch.device | str,
 ) -> Bool[Tensor, " queries"]:
-    """Whether each query lies in the ball of any reference."""
+    """Whether each query lies in the ball of any reference, its surface included."""
     found = torch.empty(len(queries), dtype=torch.bool)
     for rows, block in _with_positions(_with_bar(queries, "neighbourhoods", QUERY_ROWS)):
-        inside = torch.zeros(len(block), dtype=torch.bool, device=device)
+        there, inside = block.to(device), torch.zeros(len(block), dtype=torch.bool, device=device)
         for columns, others in _with_positions(references.blocks(REFERENCE_ROWS)):
-            distances = _squared_distances(block.to(device), others.to(device)).sqrt_()
-            inside |= (distances <= radii[columns].to(device)).any(1)
+            others_there, radius = others.to(device), radii[columns]
+            beyond = _squared_distances(there, others_there) - radius.to(device).square()
+            # the most that `_squared_distances` can be wrong by: a copy in a ball of radius 0 need not be at distance 0
+            wrong_by = 4 * block.shape[1] * torch.finfo(block.dtype).eps * _sums_of_squares(there, others_there)
+            inside |= (beyond < -wrong_by).any(1)
+            unsure = beyond.abs() <= wrong_by
+            # a reference for each query at a time, so that many copies need no more memory
+            while (which := (unsure.any(1) & ~inside).nonzero().flatten()).numel():
+                other = unsure[which].int().argmax(1)
+                unsure[which, other] = False
+                one, two = which.cpu(), other.cpu()
+                exact = (block[one] - others[two]).square().sum(1).sqrt()  # as `nearest` computes the radii
+                inside[which[(exact <= radius[two]).to(device)]] = True
         found[rows] = inside.cpu()
     return found
 
@@ -287,5 +298,10 @@ def memorized(neighbors: Neighbors) -> Bool[Tensor, " queries"]:
 def _squared_distances(
     one: Float64[Tensor, "rows features"], other: Float64[Tensor, "columns features"]
 ) -> Float64[Tensor, "rows columns"]:
-    squares = one.square().sum(1)[:, None] + other.square().sum(1)
-    return torch.addmm(squares, one, other.T, alpha=-2).clamp_(min=0)
+    return torch.addmm(_sums_of_squares(one, other), one, other.T, alpha=-2).clamp_(min=0)
+
+
+def _sums_of_squares(
+    one: Float64[Tensor, "rows features"], other: Float64[Tensor, "columns features"]
+) -> Float64[Tensor, "rows columns"]:
+    return one.square().sum(1)[:, None] + other.square().sum(1)

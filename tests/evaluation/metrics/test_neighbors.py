@@ -39,6 +39,33 @@ def test_equal_sets_have_full_precision_and_recall(make_table):
     assert precision_recall(table, table) == (1, 1)
 
 
+def features(count: int) -> torch.Tensor:
+    """Features of many magnitudes, whose squares do not add up exactly."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 300, generator=generator) * torch.randn(300, generator=generator).mul(4).exp()
+
+
+def test_copies_lie_in_neighbourhoods_of_radius_zero(make_table):
+    real = features(40)
+    real[:20] = real[0]  # so that the third neighbour of each of these is at distance 0
+    assert precision_recall(make_table(real), make_table(real[:20])) == (1, 0.5)
+    assert precision_recall(make_table(real[:20]), make_table(real)) == (0.5, 1)
+    near = real[0] * (1 + 1e-6 * torch.arange(1, 21)[:, None])
+    assert precision_recall(make_table(real[:20]), make_table(near)) == (0, 1)
+
+
+def test_the_neighbour_that_defines_a_radius_is_within_it(make_table):
+    real = features(40)
+    table = make_table(real)
+    neighbors = nearest(table, table, 3, same=True)
+    for row in range(len(real)):
+        third = make_table(real[neighbors.indices[row, 2:]])
+        radius = neighbors.distances[row, 2:]
+        assert distances._within(third, make_table(real[row : row + 1]), radius, "cpu").all()
+        smaller = torch.nextafter(radius, torch.zeros(1))
+        assert not distances._within(third, make_table(real[row : row + 1]), smaller, "cpu").any()
+
+
 def test_sets_apart_have_none(make_table):
     rows = torch.randn(40, 5)
     assert precision_recall(make_table(rows), make_table(rows + 100)) == (0, 0)
