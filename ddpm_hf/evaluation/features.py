@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from ddpm_hf.evaluation.report import ReferenceSection
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import to_uint8
 from ddpm_hf.pipelines.pictures import save_png
-from ddpm_hf.pipelines.sampling import SamplingSettings
+from ddpm_hf.pipelines.sampling import SamplingSettings, show_steps
+from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.files import cache_folder, write_text_atomic
 from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.signals import StopRequest
@@ -73,7 +75,7 @@ def draw_samples(
     own = own_share(
         [batch for batch in store.batches(num_samples) if batch in missing or not without_image.isdisjoint(batch)]
     )
-    pipeline.set_progress_bar_config(disable=True)
+    show_steps(pipeline, quiet=not own or not cli.is_main_process())
     chunks, extraction_chunks = Chunks("sampling"), Chunks("extracting the features of")
 
     def poll(*_: object) -> None:
@@ -86,7 +88,8 @@ def draw_samples(
         return to_uint8(pixels.nan_to_num(0.0), (0, 1)).cpu(), is_finite.cpu()
 
     num_drawn = sum(map(len, own))
-    with stop.together(), progress_bar(num_drawn, "samples", quiet=not own, delay=0) as progress:
+    prepared = pipeline.sampling() if own else nullcontext()  # once for all batches
+    with stop.together(), prepared, progress_bar(num_drawn, "samples", quiet=not own, delay=0) as progress:
         for batch in own:
             images, is_finite = (torch.cat(each) for each in zip(*chunks(batch, draw), strict=True))
             for index, image in zip(batch, images, strict=True):

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from ddpm_hf.checkpoints.find import weights_hash
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_gif, save_png
-from ddpm_hf.pipelines.sampling import SamplingSettings
+from ddpm_hf.pipelines.sampling import SamplingSettings, show_steps
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import atomic_write, visible_files, write_text_atomic
@@ -88,11 +87,7 @@ def generate(
     num_own = sum(index in missing for batch in own for index in batch)
     state.wait_for_everyone()  # until then, nobody adds to the files that others count
     quiet = not state.is_main_process or not own
-    # of the steps of a batch, below that of the images; a file would get a line for each move of both
-    hidden = quiet or not sys.stderr.isatty()
-    pipeline.set_progress_bar_config(
-        desc="denoising", unit="step", leave=False, dynamic_ncols=True, delay=1, disable=hidden
-    )
+    show_steps(pipeline, quiet)
     bar = tqdm(total=num_own, desc="sampling", unit="img", disable=quiet, dynamic_ncols=True, delay=0.5)
     with bar, pipeline.sampling():  # once for all batches
         for batch in own:

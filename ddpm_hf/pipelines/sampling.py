@@ -1,5 +1,6 @@
 """Sampling runs: how image i is drawn."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,3 +71,18 @@ def every_class(pipeline: DDPMPipeline) -> list[int] | None:
     """The classes of a class-conditional model, without its last, which stands for no class; None for another model."""
     num_classes = pipeline.unet.config.num_class_embeds
     return None if num_classes is None else list(range(max(num_classes - 1, 1)))
+
+
+def show_steps(pipeline: DDPMPipeline, quiet: bool = False) -> None:
+    """Show the steps of a batch, which may take minutes, below the bar of the whole.
+
+    In a file, where nothing can be drawn over, it is a line every ten seconds.
+
+    Args:
+        pipeline: draws the images.
+        quiet: show nothing.
+    """
+    where = {} if sys.stderr.isatty() else {"position": 0, "mininterval": 10}
+    pipeline.set_progress_bar_config(
+        desc="denoising", unit="step", leave=False, dynamic_ncols=True, delay=1, disable=quiet, **where
+    )

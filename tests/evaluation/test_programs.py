@@ -178,6 +178,7 @@ def test_two_processes_score_the_same_samples_as_one(model_folder, make_config, 
 
 MEMORY = """
 import resource, sys, torch
+from contextlib import nullcontext
 from pathlib import Path
 from ddpm_hf.config import BenchmarkConfig
 from ddpm_hf.config.benchmark import BenchmarkMetrics
@@ -189,8 +190,10 @@ from ddpm_hf.pipelines.sampling import SamplingSettings
 
 class Noise:
     device = torch.device("cpu")
-    def set_progress_bar_config(self, disable):
+    def set_progress_bar_config(self, **options):
         pass
+    def sampling(self):
+        return nullcontext()
     def __call__(self, seeds, **options):
         return DDPMPipelineOutput(torch.rand(len(seeds), 1, 8, 8))
 

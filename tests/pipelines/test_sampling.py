@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from ddpm_hf.checkpoints.find import weights_hash
 from ddpm_hf.pipelines.generation import check_folder, generate, write_manifest
-from ddpm_hf.pipelines.sampling import SamplingSettings, every_class
+from ddpm_hf.pipelines.sampling import SamplingSettings, every_class, show_steps
 from ddpm_hf.runtime.errors import UserError
 
 
@@ -55,3 +55,21 @@ def test_other_settings_are_refused_by_name(tmp_path):
     for settings in ({"seed": 2, "sampler": None}, {"seed": 2}, {"seed": 2, "sampler": None, "more": 1}):
         with pytest.raises(UserError, match="seed was 1"):
             check_folder(tmp_path, settings)
+
+
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_a_batch_shows_its_steps(tiny_pipeline, tmp_path, monkeypatch, capsys, in_terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: in_terminal)
+    pipeline, settings = tiny_pipeline(), SamplingSettings(seed=0, num_inference_steps=4)
+    show_steps(pipeline)
+    shown = pipeline._progress_bar_config
+    show_steps(pipeline, quiet=True)
+    assert pipeline._progress_bar_config["disable"]
+    generate(pipeline, "model", settings, 2, tmp_path, batch_size=2)
+    assert pipeline._progress_bar_config == shown
+    # what is shown at once where it would be after a second, or ten
+    pipeline.set_progress_bar_config(**{**shown, "delay": 0, "mininterval": 0, "miniters": 1})
+    settings.draw(pipeline, range(2))
+    said = capsys.readouterr().err
+    assert all(f"denoising: {percent:3}%" in said for percent in (25, 50, 75, 100))
+    assert in_terminal or "\n" not in said  # of a bar below another

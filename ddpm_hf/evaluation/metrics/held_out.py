@@ -15,6 +15,8 @@ from ddpm_hf.evaluation.feature_store import progress_bar
 from ddpm_hf.evaluation.report import Baseline, MetricValue, Reconstruction
 from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.images import from_uint8, to_uint8
+from ddpm_hf.pipelines.sampling import show_steps
+from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.memory import Chunks
 from ddpm_hf.runtime.randomness import derive_seed, generator_at
 from ddpm_hf.schedulers import DDPMScheduler
@@ -124,7 +126,7 @@ def reconstruct(
         The images by the number of the method, as text.
     """
     originals, chunks = held_out.images, Chunks("reconstructing")
-    pipeline.set_progress_bar_config(disable=True)
+    show_steps(pipeline, quiet=not cli.is_main_process())
     batches = [range(at, min(at + batch_size, len(originals))) for at in range(0, len(originals), batch_size)]
     seeds = _noise_seeds(seed, len(originals))
 
@@ -236,17 +238,19 @@ def bits_per_dim(
         arguments = {} if labels is None else {"class_labels": labels[chunk.start : chunk.stop]}
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
-            return network(x_t.to(network.dtype), t, **arguments).sample.float()
+            output = network(x_t.to(network.dtype), t, **arguments).sample.float()
+            progress.update(len(x_t))
+            return output
 
         seeds = [derive_seed(seed, "bits per dim", index) for index in chunk]
         return variational_bound(predict, scheduler, x_0, seeds, num_timesteps).total.float().cpu()
 
     chunks, bits = Chunks("measuring the likelihood of"), list[Tensor]()
-    with pipeline.sampling(), progress_bar(len(images), "likelihood", delay=0) as progress:
+    num_passes = len(images) * num_timesteps
+    with pipeline.sampling(), progress_bar(num_passes, "likelihood", "pass", delay=0) as progress:
         for start in range(0, len(images), batch_size):
             batch = range(start, min(start + batch_size, len(images)))
             bits += chunks(batch, bound)
-            progress.update(len(batch))
     return _mean(torch.cat(bits), "bits", "the network's output is not finite")
 
 
