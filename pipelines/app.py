@@ -15,7 +15,7 @@ import argparse
 import importlib.util
 import socket
 
-from ddpm_hf.checkpoints.find import find_folder
+from ddpm_hf.checkpoints.find import pipeline_folder
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 
@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the demo needs gradio, which is not installed; install it: pip install -e ".[demo]"')
     _check_address(arguments.host, arguments.port)
-    find_folder(arguments.model)
+    pipeline_folder(arguments.model)
 
     with cli.waiting("loading PyTorch, diffusers and gradio"):
         from ddpm_hf.demo.demo_model import load_model

@@ -21,8 +21,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of, weights_hash
+from ddpm_hf.checkpoints.find import check_options, load_pipeline, pipeline_folder, run_of, weights_hash
 from ddpm_hf.config import load_config
+from ddpm_hf.config.hub import repo_id_of
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import check_writable
@@ -53,7 +54,7 @@ def make_parser() -> cli.Parser:
         type=int,
         nargs="+",
         metavar="N",
-        help="classes that they take in turn; a model of classes needs them, another has none (default: none)",
+        help="classes that they take in turn, from 0; of a class-conditional model only (default: images of no class)",
     )
     images.add_argument(
         "--guidance_scale", type=float, default=1.0, metavar="W", help="towards the class; 1 is none (default: 1)"
@@ -100,8 +101,14 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.sampler not in (None, *SAMPLERS):
         raise UserError(f"--sampler: given {arguments.sampler!r}; allowed: {', '.join(SAMPLERS)}")
     grid = _grid(arguments.grid, arguments.num_samples)
-    model = arguments.model or run_of(load_config(arguments.config).output_dir, arguments.config)
-    model_folder = find_folder(model)
+    model = repo_id_of(arguments.model) or run_of(load_config(arguments.config).output_dir, arguments.config)
+    model_folder = pipeline_folder(model)
+    T = check_options(model_folder, arguments.class_labels, arguments.guidance_scale)
+    steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps
+    if not 1 <= steps <= T:
+        raise UserError(f"--num_inference_steps: given {steps}; allowed: 1 to {T}, the model's time steps")
+    if not 0 <= arguments.intermediates <= steps:
+        raise UserError(f"--intermediates: given {arguments.intermediates}; allowed: 0 to {steps}, the denoising steps")
     if arguments.output and cli.is_main_process():
         check_writable(Path(arguments.output), "--output")
 
@@ -111,13 +118,7 @@ def main(arguments: argparse.Namespace) -> None:
         from ddpm_hf.runtime.distributed import init_distributed
 
     init_distributed(timedelta(days=1))  # for the others, which may have other batches to draw
-    pipeline = load_pipeline(model_folder or model)
-    T = pipeline.scheduler.config.num_train_timesteps
-    steps = T if arguments.num_inference_steps is None else arguments.num_inference_steps
-    if not 1 <= steps <= T:
-        raise UserError(f"--num_inference_steps: given {steps}; allowed: 1 to {T}, the model's time steps")
-    if not 0 <= arguments.intermediates <= steps:
-        raise UserError(f"--intermediates: given {arguments.intermediates}; allowed: 0 to {steps}, the denoising steps")
+    pipeline = load_pipeline(model_folder)
     settings = SamplingSettings(
         seed=arguments.seed,
         num_inference_steps=steps,
@@ -132,7 +133,8 @@ def main(arguments: argparse.Namespace) -> None:
     if cli.is_main_process():
         there = "" if drawn else " (they were there already)"
         images = "1 image" if arguments.num_samples == 1 else f"{arguments.num_samples:,} images"
-        print(f"{images} in {folder}/, the first of them in grid.png{there}")
+        classes = " of no class" if pipeline.unet.config.num_class_embeds and not arguments.class_labels else ""
+        print(f"{images}{classes} in {folder}/, the first of them in grid.png{there}")
         if arguments.intermediates:
             print("from noise to image: denoising.png and predicted.png")
         if archive:

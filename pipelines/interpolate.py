@@ -15,8 +15,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_hf.checkpoints.find import find_folder, load_pipeline, run_of, weights_hash
+from ddpm_hf.checkpoints.find import check_options, load_pipeline, pipeline_folder, run_of, weights_hash
 from ddpm_hf.config import load_config
+from ddpm_hf.config.hub import repo_id_of
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import check_writable
@@ -58,7 +59,7 @@ def make_parser() -> cli.Parser:
         type=int,
         nargs="+",
         metavar="N",
-        help="class of both ends, or of each; a model of classes needs them (default: none)",
+        help="class of both ends, or of each; of a class-conditional model only (default: images of no class)",
     )
     way.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise of ddpm (default: 0)")
     files = parser.add_argument_group("what is written")
@@ -79,8 +80,9 @@ def main(arguments: argparse.Namespace) -> None:
     for file in arguments.images or ():
         if not Path(file).is_file():
             raise UserError(f"--images: there is no file {file}")
-    model = arguments.model or run_of(load_config(arguments.config).output_dir, arguments.config)
-    model_folder = find_folder(model)
+    model = repo_id_of(arguments.model) or run_of(load_config(arguments.config).output_dir, arguments.config)
+    model_folder = pipeline_folder(model)
+    check_options(model_folder, arguments.class_labels)
     if not cli.is_main_process():
         return
     if arguments.output:
@@ -92,9 +94,9 @@ def main(arguments: argparse.Namespace) -> None:
         from ddpm_hf.pipelines.images import as_trained
 
     opened = [_open(file) for file in arguments.images or ()]
-    pipeline = load_pipeline(model_folder or model)
+    pipeline = load_pipeline(model_folder)
     channels, height, width = pipeline.image_shape
-    images = [as_trained(image, (height, width), channels, dataset_of(model_folder or model)) for image in opened]
+    images = [as_trained(image, (height, width), channels, dataset_of(model_folder)) for image in opened]
     pipeline.set_progress_bar_config(desc="interpolating", leave=False, dynamic_ncols=True, delay=0.5)
     settings = {
         "model": str(model),

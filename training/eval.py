@@ -21,9 +21,11 @@ import os
 import sys
 from pathlib import Path
 
-from ddpm_hf.checkpoints.find import run_of
+from ddpm_hf.checkpoints.find import find_folder, run_of
 from ddpm_hf.config import load_config
+from ddpm_hf.config.hub import repo_id_of
 from ddpm_hf.config.root import option_hint, options_help
+from ddpm_hf.data.local_files import find_path
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.files import check_writable
 
@@ -66,7 +68,9 @@ def make_compare_parser() -> cli.Parser:
 def main(arguments: argparse.Namespace) -> None:
     """Evaluate a model, once or at many settings."""
     config = load_config(arguments.config, arguments.overrides)
-    model = arguments.model or run_of(config.output_dir, arguments.config)
+    model = repo_id_of(arguments.model) or run_of(config.output_dir, arguments.config)
+    find_folder(model)
+    find_path(config.dataset.name)
     output = Path(arguments.output) if arguments.output else None
     if output and cli.is_main_process():
         check_writable(output, "--output")

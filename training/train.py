@@ -18,6 +18,7 @@ from ddpm_hf.checkpoints.find import run_of
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import load_config
 from ddpm_hf.config.root import option_hint, options_help
+from ddpm_hf.data.local_files import find_path
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import check_writable
@@ -56,6 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Train as the configuration says."""
     overrides = [*([f"model_type={arguments.model_type}"] if arguments.model_type else []), *arguments.overrides]
     config = load_config(arguments.config, overrides)
+    find_path(config.dataset.name)
     if arguments.push_to_hub and config.hub.repo_id is None:
         name = Path(config.output_dir or "run").name  # of the run folder, in the user's own account
         config = load_config(arguments.config, [*overrides, f"hub.repo_id={name}"])

@@ -1,6 +1,7 @@
 """Fetch from the Hub with huggingface_hub, plus checks: names stay in their folder, hashes match, nothing can run."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash
 
 from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, sha256, tensor_shapes
+from ddpm_hf.config.hub import REPO_ID, repo_id_of
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import stays_inside
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline, remember_commit
@@ -46,13 +48,13 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> "HubAddress":
-        """Read USER/REPO or USER/REPO@REV, with or without "hub:" before it.
+        """Read USER/REPO or USER/REPO@REV, with or without "hub:" before it, or the address of a repository.
 
         Raises:
             UserError: if it is neither.
         """
-        repo_id, _, revision = text.removeprefix("hub:").partition("@")
-        if repo_id.count("/") != 1 or not all(repo_id.split("/")) or ("@" in text and not revision):
+        repo_id, at, revision = repo_id_of(text.removeprefix("hub:")).partition("@")
+        if repo_id.count("/") != 1 or not re.fullmatch(REPO_ID, repo_id) or (at and not revision):
             raise UserError(
                 f"given {text!r}; a repository on the Hub is written hub:USER/REPO or hub:USER/REPO@REVISION"
             )

@@ -46,10 +46,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        adversarial, size = self.loss.adversarial, self.model.image_size
+        adversarial, size, training = self.loss.adversarial, self.model.image_size, self.training
         most = size.bit_length() - 1
         learns_variance = self.model.variance_type == "learned_range"
         return self.refuse(
+            (
+                (training.preview_inference_steps or 0) > self.model.time_steps,
+                "training.preview_inference_steps",
+                f"at most time_steps ({self.model.time_steps})",
+            ),
+            (
+                training.validate_every and not (self.dataset.validation_split or self.dataset.validation_fraction),
+                "training.validate_every",
+                "null, or with held-out images: set dataset.validation_split or dataset.validation_fraction",
+            ),
             (
                 adversarial.weight and adversarial.num_levels > most,
                 "loss_config.adversarial.num_levels",

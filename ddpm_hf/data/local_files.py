@@ -1,6 +1,7 @@
 """Datasets on this machine: their files, their splits, their classes, and whether they have changed."""
 
 import csv
+import difflib
 import glob
 import hashlib
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ddpm_hf.config.dataset import DatasetConfig
+from ddpm_hf.config.hub import REPO_ID
 from ddpm_hf.data.decoding import Example, Source
 from ddpm_hf.data.pixels import image_suffixes
 from ddpm_hf.runtime.errors import UserError
@@ -316,8 +318,27 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a dataset's name can only be a path, even if nothing exists there."""
-    return name.startswith((".", "~", "/")) or name.count("/") > 1
+    """Whether a dataset's name can only be a path, even if nothing is there; in a folder that exists it is one."""
+    in_folder = "/" in name and Path(name).parent.is_dir()
+    return name.startswith((".", "~", "/")) or in_folder or re.fullmatch(REPO_ID, name) is None
+
+
+def find_path(name: str) -> Path | None:
+    """The path of a dataset on this machine; None if it is built in or can only be one of the Hub. Nothing is read.
+
+    Raises:
+        UserError: if there is no such file or folder, or a file of another kind.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        allowed = f"a folder, a file ending in {', '.join(SUFFIXES)}, or a Hub id"
+        raise UserError(f"dataset.name: given the file {name!r}; allowed: {allowed}")
+    if name in BUILT_IN or not path.exists():
+        if looks_local(name):
+            near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*/")), n=1)
+            raise UserError("; did you mean ".join([f"dataset.name: the folder {name!r} does not exist", *near]))
+        return None
+    return path
 
 
 def find_local(name: str) -> LocalData | None:
@@ -329,16 +350,11 @@ def find_local(name: str) -> LocalData | None:
     Raises:
         UserError: if the file or folder does not exist or holds no images.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            allowed = f"a folder, a file ending in {', '.join(SUFFIXES)}, or a Hub id"
-            raise UserError(f"dataset.name: given the file {name!r}; allowed: {allowed}")
-        return LocalData(path, SUFFIXES[path.suffix.lower()], (path,))
-    if not path.is_dir():
-        if looks_local(name):
-            raise UserError(f"dataset.name: the folder {name!r} does not exist")
+    path = find_path(name)
+    if path is None:
         return None
+    if path.is_file():
+        return LocalData(path, SUFFIXES[path.suffix.lower()], (path,))
     found = dict(walk_visible(path))
     files = [file for file, problem in found.items() if problem is None]
     if any((path / file).is_file() for file in SAVED):

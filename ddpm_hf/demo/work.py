@@ -94,7 +94,7 @@ def draw(
         num_inference_steps=steps,
         sampler=sampler,
         class_labels=every_class(model.pipeline) if label is None else _class_labels(model, label),
-        guidance_scale=number("Guidance", guidance, 0, 20, whole=False),
+        guidance_scale=_guidance(model, label, guidance),
     )
     model.limits.check_cost(count, steps if settings.guidance_scale == 1 else 2 * steps)
     with warnings.catch_warnings(record=True) as caught:
@@ -212,7 +212,7 @@ def inpaint(
     variants = number("Variants", variants, 1, model.limits.variants)
     steps = number("Steps", steps, 1, model.limits.inpainting_steps)
     seed = number("Seed", seed, 0, MAX_SEED)
-    guidance = number("Guidance", guidance, 0, 20, whole=False)
+    guidance = _guidance(model, label, guidance)
     labels = _class_labels(model, label)
     num_evaluations = sum(is_denoising for _, is_denoising in repaint_moves(steps))
     model.limits.check_cost(variants, num_evaluations if guidance == 1 else 2 * num_evaluations)
@@ -239,8 +239,14 @@ def inpaint(
 
 
 def _class_labels(model: DemoModel, label: int | None) -> list[int] | None:
-    """One class for all images of a class-conditional model, by default 0."""
-    return None if model.num_labels is None else [label or 0]
+    """One class for all images of a class-conditional model, by default 0; None for no class."""
+    return None if model.num_labels is None or label == model.num_labels - 1 else [label or 0]
+
+
+def _guidance(model: DemoModel, label: int | None, guidance: Any) -> float:
+    """The scale that a visitor gives; without a class there is nothing to guide to."""
+    scale = number("Guidance", guidance, 0, 20, whole=False)
+    return 1.0 if model.num_labels is not None and label == model.num_labels - 1 else scale
 
 
 def _class_summary(labels: Sequence[int] | None, guidance: float | None = None) -> list[str]:

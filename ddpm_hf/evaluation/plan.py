@@ -339,7 +339,7 @@ def check_shapes(pipeline: DDPMPipeline, config: Config) -> list[str]:
         for name, own in shape.items()
         if getattr(model, name) != own
     ]
-    classes = network.num_class_embeds
+    classes = network.num_class_embeds and network.num_class_embeds - 1  # the last label stands for no class
     if classes is not None and model.num_classes is None:
         problems.append("model_config.num_classes: the model is class-conditional; give the number of its classes")
     if model.num_classes is not None and (classes or 0) < model.num_classes:

@@ -67,9 +67,10 @@ class DDPMPipeline(Editing):
             output_type: "pil", or in [0, 1] "np" with channels last or "pt" with channels first.
             return_dict: False for a plain tuple.
             seeds: one for each image, instead of generators; the noise is then the same on every device.
-            class_labels: one for all images or one for each; for a class-conditional network.
+            class_labels: one for all images or one for each; for a class-conditional network, whose images are of no
+                class without.
             guidance_scale: w of classifier-free guidance, eps_none + w (eps_label - eps_none); 1 is no guidance. The
-                network's last class is the one that stands for no label.
+                network's last label is the one that stands for no class.
             sampler: one of `samplers.SAMPLERS` instead of the pipeline's own scheduler.
             callback_on_step_end: called with the pipeline, the step's index, its timestep, and `sample` (what the step
                 made) and `pred_original_sample` in a dictionary; a `sample` in what it returns takes its place.

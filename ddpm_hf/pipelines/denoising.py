@@ -48,7 +48,7 @@ class Request:
     Attributes:
         num_images: size of the batch.
         generator: one for all images, or a list of one for each.
-        labels: (num_images,), or None for an unconditional model.
+        labels: (num_images,), the last that the network has for no class; None for an unconditional model.
         guidance_scale: w of classifier-free guidance; 1 is none.
     """
 
@@ -215,19 +215,22 @@ class DenoisingPipeline(StockDDPMPipeline):
 
     def _check_labels(self, class_labels: Labels, batch_size: int, guidance_scale: float) -> torch.Tensor | None:
         """Labels as a tensor of one for each image."""
-        num_classes = self.unet.config.num_class_embeds
+        num_labels = self.unet.config.num_class_embeds
         if class_labels is None:
-            if num_classes is not None:
-                raise ValueError(f"the model is class-conditional: give class_labels, each from 0 to {num_classes - 1}")
             if guidance_scale != 1:
                 raise ValueError(f"guidance_scale is {guidance_scale}, but there are no class_labels; leave it at 1")
-            return None
-        if num_classes is None:
+            if num_labels is None:
+                return None
+            return torch.full((batch_size,), num_labels - 1, device=self._execution_device)  # which stands for no class
+        if num_labels is None:
             raise ValueError("class_labels were given, but the model is unconditional; leave them out")
+        num_classes = num_labels - 1
         labels = torch.as_tensor(class_labels, device=self._execution_device)
         are_integers = not (labels.is_floating_point() or labels.dtype == torch.bool)
         if not are_integers or labels.ndim > 1 or not bool(((labels >= 0) & (labels < num_classes)).all()):
-            raise ValueError(f"class_labels are {labels.tolist()}; possible are 0 to {num_classes - 1}")
+            raise ValueError(
+                f"class_labels are {labels.tolist()}; possible are 0 to {num_classes - 1}, or none of them for no class"
+            )
         if labels.ndim == 1 and len(labels) != batch_size:
             raise ValueError(f"{len(labels)} class_labels for {batch_size} images; give one for all or one for each")
         if not np.isfinite(guidance_scale):

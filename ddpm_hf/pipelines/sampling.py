@@ -16,7 +16,7 @@ class SamplingSettings:
         seed: of the run; image i has a seed of its own, derived from this one and i.
         num_inference_steps: denoising steps, in [1, T].
         sampler: a key of `samplers.SAMPLERS`; None is the pipeline's own scheduler.
-        class_labels: taken in turn by the images of a class-conditional model; None for an unconditional one.
+        class_labels: taken in turn by the images of a class-conditional model; None for images of no class.
         guidance_scale: of classifier-free guidance; 1 is none.
     """
 
@@ -68,9 +68,9 @@ class SamplingSettings:
 
 
 def every_class(pipeline: DDPMPipeline) -> list[int] | None:
-    """The classes of a class-conditional model, without its last, which stands for no class; None for another model."""
-    num_classes = pipeline.unet.config.num_class_embeds
-    return None if num_classes is None else list(range(max(num_classes - 1, 1)))
+    """The classes of a class-conditional model; None for another model."""
+    num_labels = pipeline.unet.config.num_class_embeds
+    return None if num_labels is None else list(range(num_labels - 1)) or None
 
 
 def show_steps(pipeline: DDPMPipeline, quiet: bool = False) -> None:

@@ -203,7 +203,7 @@ def run(parser: Parser, main: Callable[[argparse.Namespace], None], argv: Sequen
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
-        code = _report(error, parser.prog)
+        code = _report(error, parser)
     except KeyboardInterrupt:
         if is_main_process():
             print(f"\n{parser.prog}: stopped by Ctrl-C", file=sys.stderr)
@@ -231,10 +231,13 @@ def leave(code: int) -> None:
         sys.exit(code)
 
 
-def _report(error: Exception, program: str) -> int:
+def _report(error: Exception, parser: Parser) -> int:
     """Print an error, unless another process does; returns the exit code."""
-    code = getattr(error, "exit_code", 2 if _is_user_error(error) else 1)
+    code, program = getattr(error, "exit_code", 2 if _is_user_error(error) else 1), parser.prog
     text = str(error) or type(error).__name__
+    if code == 2 and not isinstance(error, UserError):  # in words of Python, whose arguments the options are
+        names = {action.dest for action in parser._actions}
+        text = re.sub(r"^\w+|\b\w+_\w+", lambda word: f"--{word[0]}" if word[0] in names else word[0], text)
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError | RunError):
         text = f"{type(error).__name__}: {text} (--verbose shows where)"
     if not is_main_process():

@@ -89,7 +89,7 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     _check_previews(config)
     images, held_out = load_image_sets(config.dataset, config.model, config.seed, accelerator.is_main_process)
     config = record_value_range(config, images, start)
-    _check_images(config, start, images, held_out)
+    _check_images(config, start, images)
     if accelerator.is_main_process:
         _check_disk(config, run)
     assert_same_across_ranks(_identity(config, images, accelerator))
@@ -216,18 +216,13 @@ def record_value_range(config: Config, images: ImageSet, start: Start) -> Config
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"value_range": images.value_range})})
 
 
-def _check_images(config: Config, start: Start, images: ImageSet, held_out: ImageSet | None) -> None:
+def _check_images(config: Config, start: Start, images: ImageSet) -> None:
     """Raise for numbers of images that do not fit the configuration or the checkpoint."""
     training, before = config.training, start.progress.num_images
     if training.batch_size > len(images):
         raise UserError(
             f"training.batch_size: given {training.batch_size}; allowed: at most {len(images)}, the number of images "
             f"in {config.dataset.name!r}"
-        )
-    if training.validate_every and held_out is None:
-        raise UserError(
-            f"training.validate_every: given {training.validate_every}; allowed: null, or with held-out images: set "
-            "dataset.validation_split or dataset.validation_fraction"
         )
     if before not in (None, len(images)):
         raise UserError(

@@ -361,7 +361,8 @@ loss_config:
 
 
 def test_the_best_checkpoint_needs_its_figure_at_every_checkpoint(read):
-    found = mistakes(read, "training: {keep_best_by: validation_loss, validate_every: 300, checkpoint_every: 1000}")
+    text = "training: {keep_best_by: validation_loss, validate_every: 300, checkpoint_every: 1000}"
+    found = mistakes(read, text, "dataset.validation_fraction=0.1")
     assert len(found) == 1
     assert "validate_every a divisor of checkpoint_every (1000)" in found[0]
-    read("training: {keep_best_by: validation_loss, validate_every: 500, checkpoint_every: 1000}")
+    read(text.replace("300", "500"), "dataset.validation_fraction=0.1")

@@ -79,6 +79,8 @@ def test_classes_are_taken_in_turn_or_chosen(conditional):
     assert turns.images[0].tobytes() != chosen.images[0].tobytes()
     with pytest.raises(ValueError, match="class_labels"):
         draw(conditional, silent, count=1, steps=2, seed=0, label=9)
+    none = draw(conditional, silent, count=1, steps=2, seed=0, label=3, guidance=3)  # the demo's choice of no class
+    assert (none.settings["class_labels"], none.settings["guidance_scale"]) == (None, 1)
 
 
 def test_interpolation_between_seeds_and_images(model):

@@ -255,7 +255,7 @@ def test_bad_arguments(tiny_pipeline, arguments, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "class_labels"),
+        (3, "class_labels are 3; possible are 0 to 2, or none of them for no class"),  # it stands for no class
         (4, "class_labels are 4"),
         ([0, -1], r"class_labels are \[0, -1\]"),
         (torch.tensor([0.5]), "class_labels are"),
@@ -266,6 +266,16 @@ def test_bad_arguments(tiny_pipeline, arguments, message):
 def test_bad_labels(tiny_pipeline, labels, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(num_class_embeds=4)(class_labels=labels)
+
+
+def test_images_of_no_class_are_those_of_guidance_to_none(tiny_pipeline):
+    pipeline = tiny_pipeline(num_class_embeds=4)
+    common = {"seeds": [1, 2], "num_inference_steps": 5, "output_type": "pt"}
+    without = pipeline(**common).images
+    assert_close(without, pipeline(**common, class_labels=0, guidance_scale=0).images, rtol=0, atol=1e-4)
+    assert not torch.equal(without, pipeline(**common, class_labels=0).images)
+    with pytest.raises(ValueError, match="guidance_scale is 2"):
+        pipeline(seeds=[1, 2], guidance_scale=2.0)
 
 
 def test_bad_guidance(tiny_pipeline):

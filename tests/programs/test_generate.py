@@ -103,8 +103,8 @@ def test_samplers_classes_and_guidance(program, tiny, tmp_path):
     model = tmp_path / "classes"
     DDPMPipeline(unet=build_network(config), scheduler=build_scheduler(config)).save_pretrained(model)
     arguments = ["--model", model, "--num_samples", 4, "--num_inference_steps", 4, "--output", tmp_path / "out"]
-    code, _, complaint = program(GENERATE, *arguments)
-    assert (code, "class-conditional: give class_labels" in complaint) == (2, True)
+    code, _, complaint = program(GENERATE, *arguments, "--class_labels", 1, 3)
+    assert (code, "--class_labels: given 3; allowed: 0 to 2, or leave it out" in complaint) == (2, True)
     assert not (tmp_path / "out").exists()
     options = ["--class_labels", 0, 2, "--guidance_scale", 2, "--sampler", "ddim"]
     assert program(GENERATE, *arguments, *options)[0] == 0

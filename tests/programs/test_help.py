@@ -2,11 +2,16 @@
 
 import argparse
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
+from ddpm_hf.models import build_network
+from ddpm_hf.pipelines import DDPMPipeline
 from ddpm_hf.pipelines.samplers import SAMPLERS
+from ddpm_hf.schedulers import build_scheduler
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAMS = sorted(
@@ -75,3 +80,47 @@ def test_an_option_of_another_program_is_answered_by_its_spelling_here(program, 
     code, _, complaint = program(name, *given)
     assert (code, complaint.count("\n")) == (2, 1)
     assert told in complaint
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("training/train.py", ["--config", "{yaml}", "dataset.name=photos/cat"], "'photos/cat' does not exist"),
+        ("training/train.py", ["--config", "{yaml}", "model_config.image_size=9"], "allowed: a multiple of 2"),
+        ("training/train.py", ["--config", "{yaml}", "training.preview_inference_steps=21"], "at most time_steps"),
+        ("training/train.py", ["--config", "{yaml}", "training.validate_every=2"], "dataset.validation_split"),
+        ("training/eval.py", ["--config", "{yaml}", "--model", "runs/x"], "there is no folder runs/x"),
+        ("training/eval.py", ["--config", "{yaml}", "--model", "{model}", "dataset.name=/no"], "'/no' does not exist"),
+        ("pipelines/generate.py", ["--model", "runs/x"], "there is no folder runs/x"),
+        ("pipelines/generate.py", ["--model", "{model}", "--class_labels", "3"], "the model is unconditional"),
+        ("pipelines/generate.py", ["--model", "{model}", "--guidance_scale", "3"], "or with --class_labels"),
+        ("pipelines/generate.py", ["--model", "{model}", "--num_inference_steps", "21"], "allowed: 1 to 20"),
+        ("pipelines/interpolate.py", ["--model", "runs/x", "--seeds", "1", "2"], "there is no folder runs/x"),
+        (
+            "pipelines/interpolate.py",
+            ["--model", "{model}", "--seeds", "1", "2", "--class_labels", "0"],
+            "unconditional",
+        ),
+        ("pipelines/app.py", ["--model", "runs/x"], "there is no folder runs/x"),
+        ("pipelines/push_to_hub.py", ["runs/x", "--repo_id", "me/x"], "there is no folder runs/x"),
+    ],
+)
+def test_what_can_be_told_at_once_is_told_before_torch_is_imported(name, given, told, tmp_path, tiny, tiny_yaml):
+    """Without a network, too: a name such as runs/x is no id on the Hub, even where no folder runs is."""
+    config, model = tiny().model, tmp_path / "model"
+    DDPMPipeline(unet=build_network(config), scheduler=build_scheduler(config)).save_pretrained(model)
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    words = [word.format(yaml=tiny_yaml, model=model) for word in given]
+    done = run(sys.executable, "-c", WITHOUT_TORCH, REPOSITORY / name, *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("Traceback")) == (2, "False\n", 0), done.stderr
+    assert told in done.stderr

@@ -93,8 +93,8 @@ def test_classes_change_half_way(program, tiny, tmp_path):
     pipeline = DDPMPipeline(unet=build_network(config), scheduler=build_scheduler(config))
     pipeline.save_pretrained(model)
     arguments = ["--model", model, "--seeds", 1, 2, "--num_steps", 3, "--output", tmp_path / "out"]
-    code, _, complaint = program(INTERPOLATE, *arguments)
-    assert (code, "class-conditional: give class_labels" in complaint) == (2, True)
+    code, _, complaint = program(INTERPOLATE, *arguments, "--class_labels", 3)
+    assert (code, "--class_labels: given 3; allowed: 0 to 2" in complaint) == (2, True)
     assert not (tmp_path / "out").exists()
     assert program(INTERPOLATE, *arguments, "--class_labels", 0, 1)[0] == 0
     expected = pipeline.interpolate(1, 2, 3, class_labels=[0, 0, 1])
@@ -110,13 +110,16 @@ def test_classes_change_half_way(program, tiny, tmp_path):
         (["--seeds", 1, 2, "--method", "linear"], "--method: given 'linear'; allowed: ddim, ddpm"),
         (["--seeds", 1, 2, "--method", "ddpm"], "--seeds: goes with --method ddim and without --timestep"),
         (["--seeds", 1, 2, "--timestep", 3], "--seeds: goes with --method ddim and without --timestep"),
-        (["--seeds", 1, 2, "--class_labels", 0], "the model is unconditional"),
+        (
+            ["--seeds", 1, 2, "--class_labels", 0],
+            "--class_labels: given 0; allowed: none, since",
+        ),
         (["--seeds", 1, 2, "--class_labels", 0, 1, 2], "--class_labels: given 3; allowed: one for both ends"),
-        (["--seeds", 1, 2, "--num_inference_steps", 0], "num_inference_steps is 0; possible are 1 to"),
+        (["--seeds", 1, 2, "--num_inference_steps", 0], "--num_inference_steps is 0; possible are 1 to"),
         (["--seeds", 1, 2, "--output", "."], "exists and holds no images of this program"),
         (["--images", "a.png", "no.png"], "--images: there is no file no.png"),
         (["--images", "a.png", "text.png"], "--images: text.png cannot be read: no image that Pillow can read"),
-        (["--images", "a.png", "b.png", "--timestep", 20], "timestep is 20; possible are 0 to 19"),
+        (["--images", "a.png", "b.png", "--timestep", 20], "--timestep is 20; possible are 0 to 19"),
     ],
 )
 def test_a_mistake_gets_one_clear_line_and_exit_code_2(program, model, ends, tmp_path, monkeypatch, arguments, message):

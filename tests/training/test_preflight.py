@@ -60,11 +60,7 @@ def test_a_run_takes_what_was_told_of_the_disk(tiny, tmp_path):
         ((), "latest", "there is no run in"),
         ((), "/nowhere/step-3", "there is no such folder"),
         (("model_config.num_classes=5",), None, "at least 10 classes"),
-        (
-            ("training.preview_inference_steps=21",),
-            None,
-            "preview_inference_steps: .* is 21; possible are 1 to 20",
-        ),
+        (("training.preview_inference_steps=21",), None, r"preview_inference_steps: .*at most time_steps \(20\)"),
         (("training.preview_sampler=magic",), None, "training.preview_sampler, .*'magic'; possible are ddpm, ddim"),
     ],
 )
