@@ -9,7 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ddpm_hf.training.run_logger import PROJECT, MetricsFile, RunningMeans, bin_names
+from ddpm_hf.checkpoints.format import Progress
+from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.training.run_logger import PROJECT, MetricsFile, RunLogger, RunningMeans, bin_names
 from ddpm_hf.training.trainer import Trainer
 from ddpm_hf.training.update import StepOutput
 
@@ -141,3 +143,26 @@ def test_tenths_are_named_by_the_timesteps_that_fall_into_them(num_timesteps):
     for timestep in range(num_timesteps):
         start, stop = bin_names(num_timesteps)[timestep * 10 // num_timesteps].removeprefix("loss/t").split("-")
         assert int(start) <= timestep <= int(stop)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "time_left"), [(0.001, None), (1.0, "2 h 47 min"), (60.0, "about 7 days")], ids=["short", "hours", "days"]
+)
+def test_the_time_that_the_run_takes_is_told_once_and_warned_of_if_it_is_days(
+    tiny, tmp_path, monkeypatch, caplog, capsys, seconds, time_left
+):
+    now = 0.0
+    monkeypatch.setattr("ddpm_hf.training.run_logger.time.perf_counter", lambda: now)
+    num_steps = 10_020
+    run_logger = RunLogger(RunFolder(tmp_path), tiny(), Accelerator(cpu=True), num_steps, Progress())
+    for step in range(1, 41):
+        now += seconds * (100 if step <= 10 else 1)  # the first updates also set things up
+        run_logger.add(step_output([0], [1.0], loss=1.0))
+        if step % 10 == 0:
+            run_logger.log_means(step)
+    run_logger.bar.close()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    said = [line for line in [*warnings, *capsys.readouterr().out.splitlines()] if "10,000 steps" in line]
+    assert len(said) == (time_left is not None)
+    assert all(time_left in line for line in said)
+    assert bool(warnings) == (time_left == "about 7 days")
