@@ -146,7 +146,9 @@ def test_tenths_are_named_by_the_timesteps_that_fall_into_them(num_timesteps):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "time_left"), [(0.001, None), (1.0, "2 h 47 min"), (60.0, "about 7 days")], ids=["short", "hours", "days"]
+    ("seconds", "time_left"),
+    [(0.001, None), (1.0, "2 h 47 min"), (60.0, "about 7 days")],
+    ids=["short", "hours", "days"],
 )
 def test_the_time_that_the_run_takes_is_told_once_and_warned_of_if_it_is_days(
     tiny, tmp_path, monkeypatch, caplog, capsys, seconds, time_left
