@@ -4,16 +4,18 @@ accelerate's trackers take flat numbers and only append. metrics.jsonl keeps nes
 resumed, and survives a full disk, so it is written here.
 """
 
+import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import platform
 import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from ddpm_hf.checkpoints.format import Progress
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.pipelines.pictures import loss_curve
-from ddpm_hf.runtime.files import write_text_atomic
-from ddpm_hf.runtime.values import flatten
+from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.files import atomic_write, write_text_atomic
+from ddpm_hf.runtime.values import flatten, parse_json
 from ddpm_hf.training.update import StepOutput
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,12 @@ SECONDS_TO_WARN = 2 * SECONDS_PER_DAY
 
 SECONDS_TO_TELL = 60
 """Of a run that takes less, the bar says enough."""
+
+MAX_LINE = 2**20
+"""Longest line of metrics.jsonl that is read."""
+
+LARGEST = 1e300
+"""Numbers beyond it are not plotted."""
 
 NUM_BINS = 10
 """Equal parts of the timesteps, whose losses differ by orders of magnitude."""
@@ -73,6 +82,7 @@ class RunLogger:
         self._started = time.perf_counter() - progress.seconds
         self._logged_step, self._logged_seconds = progress.step, progress.seconds
         self._num_steps, self._num_lines = num_steps, 0
+        self._unwritten: dict[str, int | None] = {}  # the error of each thing that could not be written last
         self.bar = tqdm(
             desc="training",
             total=num_steps,
@@ -98,8 +108,10 @@ class RunLogger:
         wandb = {"dir": str(logs), "name": self.run.path.name}
         self.accelerator.init_trackers(PROJECT, options, {"wandb": wandb})
         if self.accelerator.is_main_process:
-            self.file.cut_after(step, pending)
-            write_text_atomic(self.run.environment, json.dumps(_environment(self.accelerator), indent=2) + "\n")
+            with self.going_on_without(self.run.metrics.name, step):
+                self.file.cut_after(step, pending)
+            with self.going_on_without(self.run.environment.name, step):
+                write_text_atomic(self.run.environment, json.dumps(_environment(self.accelerator), indent=2) + "\n")
 
     def add(self, output: StepOutput) -> None:
         """Count the metrics of one update."""
@@ -144,19 +156,32 @@ class RunLogger:
         """Append metrics to metrics.jsonl, and send the numbers to the tracker; a full disk does not end the run."""
         flat = flatten(metrics, "/", lists=True)
         numbers = {name: value for name, value in flat.items() if isinstance(value, (int, float))}
-        try:
+        with self.going_on_without(self.run.metrics.name, step):
             if self.accelerator.is_main_process:
                 self.file.append({"step": step, **metrics})
             self.accelerator.log(numbers, step=step)
-        except OSError as error:
-            logger.warning("Cannot write metrics.jsonl at step %d: %s. Training continues.", step, error)
 
     def plot(self) -> None:
         """Plot the loss and the learning rate."""
-        if self.accelerator.is_main_process:
-            records = [record for record in self.file.read() if "loss" in record]
-            if records:
-                loss_curve(records, self.run.loss)
+        if self.accelerator.is_main_process and (points := self.file.curve.points()):
+            loss_curve(points, self.run.loss)
+
+    @contextlib.contextmanager
+    def going_on_without(self, name: str, step: int) -> Iterator[None]:
+        """Continue where something that only informs cannot be written; warn of it once, until it can be.
+
+        Args:
+            name: of what is written in the block.
+            step: updates done.
+        """
+        try:
+            yield
+        except OSError as error:
+            if self._unwritten.get(name) != error.errno:
+                self._unwritten[name] = error.errno
+                logger.warning("Cannot write %s at step %d: %s. The run goes on without it.", name, step, error)
+        else:
+            self._unwritten.pop(name, None)
 
 
 class RunningMeans:
@@ -213,15 +238,59 @@ class RunningMeans:
         return {name: sums[name] / count for name, count in counts.items() if count}
 
 
+class LossCurve:
+    """The loss and the learning rate of a run for its plot, in a bounded number of points however long it is.
+
+    Every point is the mean of equally many lines of the log: of one until there are too many points, then of two …
+
+    Args:
+        max_points: even.
+    """
+
+    def __init__(self, max_points: int = 4096) -> None:
+        self.max_points, self._lines_per_point = max_points, 1
+        self._points: list[dict[str, float]] = []
+        self._unfinished: list[dict[str, float]] = []
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a line; one without a finite loss is not shown."""
+        values = {name: _finite_or_nan(record.get(name)) for name in ("step", "loss", "learning_rate")}
+        if math.isnan(values["step"]) or math.isnan(values["loss"]):
+            return
+        self._unfinished.append(values)
+        if len(self._unfinished) == self._lines_per_point:
+            self._points.append(_mean(self._unfinished))
+            self._unfinished = []
+        if len(self._points) == self.max_points:
+            self._points = [_mean(pair) for pair in zip(self._points[::2], self._points[1::2], strict=True)]
+            self._lines_per_point *= 2
+
+    def points(self) -> list[dict[str, float]]:
+        """The points in order, with step, loss and learning_rate, which is NaN where it is unknown."""
+        return [*self._points, _mean(self._unfinished)] if self._unfinished else self._points
+
+
+def _finite_or_nan(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < LARGEST else math.nan
+
+
+def _mean(points: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(point[name] for point in points) / len(points) for name in points[0]}
+
+
 class MetricsFile:
     """A file with one JSON object per line, in the order of the steps.
 
     Args:
         path: the file.
+
+    Attributes:
+        curve: of the lines that are kept or appended.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.curve = path, LossCurve()
 
     def append(self, record: dict[str, Any]) -> None:
         """Append a line; it is in the file when this returns.
@@ -229,6 +298,7 @@ class MetricsFile:
         Raises:
             OSError: if the disk is full; the file is then as it was.
         """
+        self.curve.add(record)
         line = (json.dumps(record) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
             before = file.tell()
@@ -237,21 +307,40 @@ class MetricsFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines; a line that a crash cut short is skipped."""
-        if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-        return records
+        """All complete lines; what is no object with a step, such as a line that a crash cut short, is skipped."""
+        return [record for _, record in self._lines() if record is not None]
 
     def cut_after(self, step: int, pending: Collection[str] = ()) -> None:
-        """Remove the lines that a resumed run writes again: those of later steps, and pending ones of this step."""
-        kept = [record for record in self.read() if (record["step"], bool(record.keys() & pending)) <= (step, False)]
-        write_text_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        """Remove the lines that a resumed run writes again: those of later steps, and pending ones of this step.
+
+        Lines that cannot be read are removed, too, with one warning. One line is in memory at a time.
+
+        Raises:
+            OSError: if the file cannot be read or written; it is then as it was.
+        """
+        num_unreadable = 0
+        with atomic_write(self.path) as temporary, temporary.open("wb") as kept:
+            for line, record in self._lines():
+                if record is None:
+                    num_unreadable += 1
+                elif (record["step"], bool(record.keys() & pending)) <= (step, False):
+                    self.curve.add(record)
+                    kept.write(line.rstrip(b"\n") + b"\n")
+        if num_unreadable:
+            logger.warning("Lines of %s that cannot be read, and are left out: %d.", self.path, num_unreadable)
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        """Each line, and the object in it if it is one with a step."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            while line := file.readline(MAX_LINE):
+                try:
+                    record = parse_json(line, self.path.name)
+                except UserError:
+                    record = None
+                has_step = isinstance(record, dict) and type(record.get("step")) is int
+                yield line, record if has_step else None
 
 
 def bin_names(num_timesteps: int) -> list[str]:

@@ -138,7 +138,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.uploader.start()
             if plan.images.skipped:
-                write_text_atomic(self.run_folder.skipped, "\n".join(plan.images.skipped) + "\n")
+                with self.logger.going_on_without(self.run_folder.skipped.name, self.step):
+                    write_text_atomic(self.run_folder.skipped, "\n".join(plan.images.skipped) + "\n")
 
     def _update(self) -> StepOutput:
         """One update, with advice if the device runs out of memory."""
@@ -179,7 +180,7 @@ class Trainer:
         """Draw samples of the averaged weights."""
         with self.stop.together():
             if self.accelerator.is_main_process:
-                with self._continue_without("preview"):
+                with self.logger.going_on_without("the preview", self.step):
                     colours = self.previews.draw(self.run_folder.previews / f"step-{self.step}.png")
                     self.logger.log(self.step, {"preview": colours.logged()})
                     warning = self.previews.drift_warning(colours)
@@ -245,7 +246,7 @@ class Trainer:
                 self.kept_step = self.step
                 is_last = self.step == self.num_steps or bool(self.stop.signal_number)
                 self.uploader.submit(checkpoint, self.step, is_last)
-            with self._continue_without("plot of the loss"):
+            with self.logger.going_on_without(self.run_folder.loss.name, self.step):
                 self.logger.plot()
         self.attempted_step = self.step
         self.kept_step = max_over_processes(self.kept_step)
@@ -295,9 +296,9 @@ class Trainer:
                         raise RunError(
                             f"trained, but the pipeline cannot be written: {error}; {self._resume_hint}"
                         ) from error
-                    with self._continue_without("plot of the loss"):
+                    with self.logger.going_on_without(self.run_folder.loss.name, self.step):
                         self.logger.plot()
-                    with self._continue_without("pictures of the finished run"):
+                    with self.logger.going_on_without("the pictures of the finished run", self.step):
                         self.previews.draw(self.run_folder.samples, self.run_folder.denoising)
                     print(self._summary())
         except Stopped as stopped:

@@ -8,10 +8,13 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from ddpm_hf.checkpoints.format import Progress
+from ddpm_hf.checkpoints.format import Progress, list_checkpoints
 from ddpm_hf.checkpoints.run_folder import RunFolder
-from ddpm_hf.training.run_logger import PROJECT, MetricsFile, RunLogger, RunningMeans, bin_names
+from ddpm_hf.pipelines.pictures import loss_curve
+from ddpm_hf.runtime.files import remove
+from ddpm_hf.training.run_logger import PROJECT, LossCurve, MetricsFile, RunLogger, RunningMeans, bin_names
 from ddpm_hf.training.trainer import Trainer
 from ddpm_hf.training.update import StepOutput
 
@@ -85,6 +88,86 @@ def test_a_line_that_a_crash_cut_short_is_skipped_and_a_resumed_run_writes_its_l
     assert file.read() == lines
     file.cut_after(2, ["preview"])
     assert file.read() == lines[:2]
+
+
+UNREADABLE = [
+    b"null",
+    b"3",
+    b"{}",
+    b"[]",
+    b'"text"',
+    b"\xff\xfe\x00",
+    b"\x00" * 5000,
+    b"[" * 100_000,
+    b"{" * 3_000_000,
+    b'{"step": null, "loss": 1}',
+    b'{"step": "4", "loss": 1}',
+    b'{"step": true, "loss": 1}',
+    b'{"loss": 1}',
+    b'{"step": 4, "loss": 1',
+]
+
+ODD = [
+    b'{"step": 4}',
+    b'{"step": 4, "loss": "low", "learning_rate": 0.1}',
+    b'{"step": 4, "loss": NaN, "learning_rate": 0.1}',
+    b'{"step": 4, "loss": 1e999, "learning_rate": 0.1}',
+    b'{"step": 4, "loss": null, "learning_rate": 0.1}',
+    b'{"step": 4, "loss": 1.0}',
+    b'{"step": 4, "loss": 1.0, "learning_rate": {}}',
+    b'{"step": 4, "loss": 1' + b"0" * 400 + b', "learning_rate": 0.1}',
+    b'{"step": 4, "loss": -1, "learning_rate": 0.1}',
+]
+
+
+@pytest.mark.parametrize("line", [*UNREADABLE, *ODD], ids=lambda line: line[:25].decode("latin-1"))
+def test_a_strange_line_neither_ends_a_run_nor_its_plot(tmp_path, caplog, line):
+    good = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2, 6)]
+    before, after = (b"".join(json.dumps(record).encode() + b"\n" for record in part) for part in (good[:2], good[2:]))
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.path.write_bytes(before + line + b"\n" + line + b"\n" + after)
+    file.cut_after(6)
+    assert [record for record in file.read() if record["step"] != 4] == good
+    assert caplog.text.count("cannot be read, and are left out") == (line in UNREADABLE)
+    loss_curve(file.curve.points(), tmp_path / "loss.png")
+    assert len(file.curve.points()) >= 3
+
+
+def test_the_plot_of_a_long_run_has_few_points_that_are_means_of_all_its_lines():
+    curve, count = LossCurve(8), 1000
+    for step in range(count):
+        curve.add({"step": step, "loss": float(step), "learning_rate": 0.5})
+        assert len(curve.points()) <= 8
+    points = curve.points()
+    assert len(points) > 4
+    assert [point["loss"] for point in points] == [point["step"] for point in points]
+    assert points[0]["loss"] == pytest.approx((128 - 1) / 2)  # 1,000 lines are 7 points of 128, and a part of one
+    assert points[-1]["loss"] == pytest.approx((7 * 128 + count - 1) / 2)
+    short = LossCurve(8)
+    for step in range(7):
+        short.add({"step": step, "loss": 1.0, "learning_rate": 0.5})
+    assert len(short.points()) == 7
+
+
+BY_PRODUCTS = ["metrics.jsonl", "loss.png", "samples.png", "denoising.png", "previews", "environment.json", ".stop"]
+
+
+def test_folders_in_the_place_of_by_products_cost_a_warning_each(tiny, tmp_path, caplog):
+    run, options = tmp_path / "run", ("logging.log_every=1", "training.preview_every=1", "training.checkpoint_every=1")
+    Trainer(tiny(*options, "training.num_steps=1")).train()
+    for name in BY_PRODUCTS:
+        remove(run / name)
+        (run / name / "something").mkdir(parents=True)
+    remove(run / "previews")
+    (run / "previews").touch()
+    remove(run / ".lock")
+    (run / ".lock").mkdir()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Trainer(tiny(*options), resume="latest").train()
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-6", "step-5"]
+    told = [record.getMessage() for record in caplog.records if "Cannot write" in record.getMessage()]
+    assert len(told) == 5
+    assert (run / "model_index.json").exists()
 
 
 def step_output(timesteps: list[int], losses: list[float], applied: float = 1.0, **metrics: float) -> StepOutput:
