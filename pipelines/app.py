@@ -50,7 +50,7 @@ def make_parser() -> cli.Parser:
         type=int,
         default=20_000,
         metavar="N",
-        help="most network evaluations of a request, images times steps (default: 20,000)",
+        help="most network evaluations of a request, images times steps (default: 20000)",
     )
     limits.add_argument(
         "--max_seconds", type=int, default=120, metavar="N", help="most seconds of a request (default: 120)"

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from ddpm_hf.checkpoints.find import run_of
-from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.checkpoints.run_folder import RESUMABLE, RunFolder
 from ddpm_hf.config import load_config
 from ddpm_hf.config.root import option_hint, options_help
 from ddpm_hf.data.local_files import find_path
@@ -34,8 +34,8 @@ def make_parser() -> cli.Parser:
     run.add_argument(
         "--resume",
         metavar="latest|auto|FOLDER|hub:…",
-        help="go on from the newest complete checkpoint, or from one; auto: or start, if there is no run yet "
-        "(default: start, and refuse a folder that holds a run)",
+        help="go on from the newest complete checkpoint of this run or of the one in FOLDER, or from the checkpoint in "
+        "FOLDER; auto: or start, if there is no run yet (default: start, and refuse a folder that holds a run)",
     )
     run.add_argument(
         "--push_to_hub", action="store_true", help="upload the pipeline to hub.repo_id, or else to the run's own name"
@@ -104,6 +104,8 @@ def _check_folder(run: RunFolder, arguments: argparse.Namespace) -> None:
         run.check_free()
     elif arguments.resume == "latest":
         run.check_begun()
+    elif arguments.resume and not arguments.resume.startswith(("auto", "hub:")) and not Path(arguments.resume).is_dir():
+        raise UserError(f"--resume {arguments.resume}: there is no such folder; allowed: {RESUMABLE}")
     check_writable(run.path, "output_dir")
 
 

@@ -16,6 +16,10 @@ from ddpm_hf.runtime.files import fsync_tree, is_disk_full, remove, visible_file
 logger = logging.getLogger(__name__)
 
 
+RESUMABLE = "latest, auto, the folder of a run or of a complete checkpoint, or hub:USER/REPO"
+"""What --resume takes."""
+
+
 class RunFolder:
     """The layout of a run folder. The finished pipeline is saved at its top, in diffusers' format.
 

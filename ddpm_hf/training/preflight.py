@@ -227,7 +227,8 @@ def _check_images(config: Config, start: Start, images: ImageSet) -> None:
     if before not in (None, len(images)):
         raise UserError(
             f"{start.checkpoint} belongs to a run on {before:,} images; {config.dataset.name!r} now has "
-            f"{len(images):,}, in another order"
+            f"{len(images):,}, in another order; put back what was removed and take out what was added, or train anew "
+            "with output_dir=ANOTHER_FOLDER"
         )
 
 

@@ -18,7 +18,7 @@ from ddpm_hf.checkpoints.format import (
     step_of,
     tensor_shapes,
 )
-from ddpm_hf.checkpoints.run_folder import RunFolder
+from ddpm_hf.checkpoints.run_folder import RESUMABLE, RunFolder
 from ddpm_hf.config import Config
 from ddpm_hf.config.reader import explain
 from ddpm_hf.data.sources import is_commit
@@ -64,8 +64,8 @@ def find_start(run: RunFolder, resume: str | None) -> Start:
 
     Args:
         run: folder of the run; it need not exist yet.
-        resume: "latest", the folder of a checkpoint, "hub:USER/REPO[@REV]" for one on the Hub; "auto" for latest if
-            the folder holds a run, and a new run otherwise; None for a new run.
+        resume: "latest", the folder of a checkpoint, or of a run for its newest one, "hub:USER/REPO[@REV]" for one on
+            the Hub; "auto" for latest if the folder holds a run, and a new run otherwise; None for a new run.
 
     Returns:
         The checkpoint and its progress.
@@ -100,9 +100,11 @@ def _find_start(run: RunFolder, resume: str | None) -> Start:
             return Start()
         return _read_start(latest)
     checkpoint = Path(resume)
+    for root in (checkpoint, RunFolder(checkpoint).checkpoints):  # its newest one stands for a run
+        checkpoint = find_latest(root) or checkpoint
     damage = find_damage(checkpoint) if checkpoint.is_dir() else "there is no such folder"
     if damage is not None:
-        raise UserError(f"--resume {resume}: {damage}; allowed: latest, auto, or the folder of a complete checkpoint")
+        raise UserError(f"--resume {resume}: {damage}; allowed: {RESUMABLE}")
     start = _read_start(checkpoint)
     if checkpoint.resolve().parent != run.checkpoints.resolve():
         run.check_free()
@@ -177,6 +179,12 @@ def _check_options(start: Start, before: dict[str, Any], config: Config) -> None
     free = {f"dataset.{name}" for name in FREE}
     refused = [text for name, text in changes.items() if name.startswith(fixed) and name not in free]
     if refused:
-        raise UserError(f"{start.checkpoint} belongs to a run with another configuration: {'; '.join(refused)}")
+        smaller = ""
+        if any(text.startswith("training.batch_size") for text in refused):
+            smaller = "; larger training.gradient_accumulation_steps need less memory for the same batch"
+        raise UserError(
+            f"{start.checkpoint} belongs to a run with another configuration: {'; '.join(refused)}; set that back, or "
+            f"train anew with output_dir=ANOTHER_FOLDER{smaller}"
+        )
     if changes:
         logger.warning("The configuration has changed since %s: %s", start.checkpoint, "; ".join(changes.values()))

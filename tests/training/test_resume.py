@@ -96,10 +96,22 @@ def test_no_code_in_a_hostile_checkpoint_runs(tiny, run, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", [".", "checkpoints", "checkpoints/step-6"])
+def test_a_run_stands_for_its_newest_checkpoint(tiny, run, tmp_path, name):
+    for options in ((), (f"output_dir={tmp_path / 'elsewhere'}",)):
+        start = find_start(RunFolder(tiny(*options).output_dir), str(run / name))
+        assert start.checkpoint.resolve() == (run / "checkpoints" / "step-6").resolve()
+
+
+def test_what_cannot_be_resumed_says_the_way_out(tiny, run):
+    with pytest.raises(UserError, match=r"batch_size: 8 → 4; .*output_dir=ANOTHER_FOLDER.*gradient_accumulation_steps"):
+        Trainer(tiny("training.batch_size=4"), "latest")
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tiny, run, tmp_path):
     foreign, elsewhere = tmp_path / "foreign", f"output_dir={tmp_path / 'elsewhere'}"
     foreign.mkdir()
-    with pytest.raises(UserError, match=r"manifest.json is missing; allowed: latest, auto, or the folder of a"):
+    with pytest.raises(UserError, match=r"manifest.json is missing; allowed: latest, auto, the folder of a run"):
         Trainer(tiny(elsewhere), str(foreign))
     (foreign / MANIFEST).write_text('{"files": {}}')
     with pytest.raises(UserError, match=r"foreign: manifest.json names no model_index.json.*progress.json"):
