@@ -63,7 +63,7 @@ class DatasetConfig(Section):
         return self.refuse(
             (split and self.validation_fraction, "validation_split", "null, or validation_fraction 0"),
             (
-                split and _overlap(split, self.split),
+                split and overlap(split, self.split),
                 "validation_split",
                 f"images that are not in split {self.split}, as in train[:80%] and train[80%:]",
             ),
@@ -76,7 +76,7 @@ class DatasetConfig(Section):
         )
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
     """Whether two parts of a dataset share images, as far as their names tell without its size."""
     (name, *edges), (other_name, *other_edges) = parse_split(one), parse_split(other)
     if name != other_name:

@@ -238,12 +238,12 @@ def _measure(
             count = min(NUM_NEIGHBORS_SHOWN, len(training))
             neighbors = nearest(shown, references[plan.training_split], count, plan.metric_device)
         captions = draw_pictures(plan, held_out, methods, reconstructed, neighbors)
-    others = training[held_out.others] if plan.report.held_out.are_training_images else training
+    others = training[held_out.others] if plan.held_out_split == plan.training_split else training
     report = replace(
         report,
         label=label,
         reconstructions=measure_reconstructions(pipeline, held_out, methods, reconstructed, seed, wanted),
-        baselines=measure_baselines(held_out, others, wanted),
+        baselines=measure_baselines(held_out, others, wanted, report.held_out_kind),
         pictures=captions,
         versions=_versions(),
     )
@@ -283,8 +283,8 @@ def _warnings(report: Report, allow_few_samples: bool) -> Iterator[str]:
         )
     if report.held_out.are_training_images and (report.reconstructions or "bits_per_dim" in report.metrics):
         yield (
-            "No held-out images were named (benchmark.held_out_split, dataset.validation_split): reconstructions and "
-            "bits/dim are those of training images, which the model has seen."
+            "No held-out images were named (benchmark.held_out_split, dataset.validation_split), or they are part of "
+            "the training images: reconstructions and bits/dim are those of images that the model has seen."
         )
     least = min(num_samples, report.reference.num_images)
     if allow_few_samples and "frechet_distance" in report.metrics and least <= num_features:

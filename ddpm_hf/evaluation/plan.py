@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.config import BenchmarkConfig, Config, DatasetConfig
+from ddpm_hf.config.dataset import overlap
 from ddpm_hf.data import ImageSet, load_image_set, load_image_sets
 from ddpm_hf.evaluation.extractors import UserExtractor, load_extractor
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor
@@ -173,11 +174,12 @@ def make_plan(
         held_out=HeldOutSection(
             split=held_out,
             num_images=min(benchmark.num_held_out, len(splits[held_out])),
-            are_training_images=held_out == training_split,
+            are_training_images=overlap(held_out, training_split),
             fingerprint=references[held_out].fingerprint,
             likelihood_timesteps=benchmark.likelihood_timesteps,
         ),
         real_vs_real="",
+        reference_is_trained_on=overlap(reference.split, training_split),
         metrics={},
         reconstructions=[],
         baselines=[],

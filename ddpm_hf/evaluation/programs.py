@@ -64,7 +64,8 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     for warning in report.warnings:
         print(f"note: {warning}")
     header, rows = metric_table(report)
-    rows += [[name, str(value), *[""] * (len(header) - 2)] for name, value in pair_values(report).items()]
+    kind, blank = report.held_out_kind, [""] * (len(header) - 2)
+    rows += [[f"{name}, of {kind}", str(value), *blank] for name, value in pair_values(report).items()]
     print(f"\n{markdown_table(header, rows)}\n\nIn {plan.folder}/: report.html, report.md, pictures/", end="")
     print(", metrics.json" if config.benchmark.save_metrics else "")
     if output is None and config.benchmark.save_metrics and (Path(model) / "config.yaml").exists():
@@ -150,7 +151,7 @@ def compare(folders: Sequence[Path], output: Path) -> str:
     notes = list(_notes(reports))
     text = markdown_table(*_metric_rows(reports))
     if any(pair_values(report) for report in reports.values()):
-        text += f"\n\nReconstructions of held-out images:\n\n{markdown_table(*_pair_rows(reports))}"
+        text += f"\n\nReconstructions:\n\n{markdown_table(*_pair_rows(reports))}"
     output.mkdir(parents=True, exist_ok=True)
     warning = "".join(f"> **{note}**\n\n" for note in notes)
     write_text_atomic(output / "comparison.md", f"# Comparison\n\n{warning}{text}\n\n![metrics](comparison.png)\n")
@@ -202,16 +203,19 @@ def _differences(reports: Reports, protocol: dict[str, str], then: str) -> Itera
 
 def _metric_rows(reports: Reports) -> tuple[list[str], list[list[str]]]:
     names = {key: each.name for report in reports.values() for key, each in report.metrics.items()}
-    header = ["", "samples", "sampler", "steps", "network evaluations", *names.values()]
+    header = ["", "samples", "against", "sampler", "steps", "network evaluations", *names.values()]
     rows = []
     for name, report in reports.items():
         sampling = report.sampling
         cost = [str(sampling.num_inference_steps), str(sampling.network_evaluations)]
-        values = [str(report.metrics.get(key, "")) for key in names]
-        rows.append([name, f"{sampling.n_samples:,}", sampling.sampler, *cost, *values])
+        values = {key: str(report.metrics.get(key, "")) for key in names}
+        if values.get("bits_per_dim"):
+            values["bits_per_dim"] += f" ({report.held_out_kind})"
+        against = report.reference_kind
+        rows.append([name, f"{sampling.n_samples:,}", against, sampling.sampler, *cost, *values.values()])
     for text, report in {report.real_vs_real: report for report in reports.values()}.items():
         real = [str(report.metrics[key].real_vs_real) if key in report.metrics else "" for key in names]
-        rows.append(["real images", text, "", "", "", *real])
+        rows.append(["real images", text, "", "", "", "", *real])
     return header, rows
 
 
@@ -219,7 +223,8 @@ def _pair_rows(reports: Reports) -> tuple[list[str], list[list[str]]]:
     """SSIM and PSNR of each method, with a column for each evaluation."""
     values = {name: pair_values(report) for name, report in reports.items()}
     rows = dict.fromkeys(row for each in values.values() for row in each)
-    return ["", *values], [[row, *(str(each.get(row, "")) for each in values.values())] for row in rows]
+    header = ["", *(f"{name} ({reports[name].held_out_kind})" for name in values)]
+    return header, [[row, *(str(each.get(row, "")) for each in values.values())] for row in rows]
 
 
 def _plot(reports: Reports, file: Path) -> None:

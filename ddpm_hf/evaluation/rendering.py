@@ -113,8 +113,9 @@ def _html_row(cells: list[str], tag: str) -> str:
 
 def metric_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Column names and rows: the metrics of samples beside those of real images at the same count."""
-    header = ["metric", f"samples (n = {report.sampling.n_samples:,})", "real images"]
-    rows = [[each.name, str(each), str(each.real_vs_real)] for each in report.metrics.values()]
+    samples = f"samples (n = {report.sampling.n_samples:,})"
+    header = [f"metric (against {report.reference_kind})", samples, "real images"]
+    rows = [[report.row_name(key), str(each), str(each.real_vs_real)] for key, each in report.metrics.items()]
     if report.num_matched is not None:
         header.insert(2, f"samples (n = {report.num_matched:,}), matched")
         for row, each in zip(rows, report.metrics.values(), strict=True):
@@ -146,14 +147,13 @@ def _tables(report: Report) -> Iterator[Table]:
             " A Fréchet distance depends on the number of images. So the column beside the real images holds the first "
             f"{report.num_matched:,} samples of each seed against the same images: compare these two."
         )
-    yield Table("Metrics", about, [*header, "better", "± over"], rows)
+    yield Table(f"Metrics of samples against {report.reference_kind}", about, [*header, "better", "± over"], rows)
     if report.reconstructions:
-        held_out = report.held_out
-        which = "training images" if held_out.are_training_images else f"images of {held_out.split!r}"
+        held_out, kind = report.held_out, report.held_out_kind
         about = (
-            f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out.num_images} {which}, "
-            "not on samples, which have no originals. Their data range is 1.0: 8-bit images scaled to [0, 1]. Without "
-            "the network: the noised image, scaled back."
+            f"SSIM and PSNR compare pairs, so they are measured on reconstructions of {held_out.num_images} {kind} "
+            f"(split {held_out.split}), not on samples, which have no originals. Their data range is 1.0: 8-bit images "
+            "scaled to [0, 1]. Without the network: the noised image, scaled back."
         )
         done = report.reconstructions
         header, rows = ["method", "steps"], [[each.method, str(each.num_inference_steps)] for each in done]
@@ -162,10 +162,10 @@ def _tables(report: Report) -> Iterator[Table]:
                 header += [heading, "without the network"]
                 for row, each in zip(rows, done, strict=True):
                     row += [_cell(getattr(each, name)), _cell(getattr(each, f"{name}_without_network"))]
-        yield Table("Reconstructions of held-out images", about, header, rows)
+        yield Table(f"Reconstructions of {kind}", about, header, rows)
     if report.baselines:
         yield Table(
-            "Baselines",
+            f"Baselines on {report.held_out_kind}",
             "Model-free values that a model should beat. Of an image and itself, SSIM is 1 and PSNR infinite; the "
             "lowest possible bits/dim of images is not known.",
             ["metric", "value", "better", "measured on"],
@@ -176,7 +176,7 @@ def _tables(report: Report) -> Iterator[Table]:
 
 def _protocol(report: Report) -> dict[str, str]:
     """Everything that the values depend on, by name."""
-    model, sampling, features = report.model, report.sampling, report.features
+    model, sampling, features, kind = report.model, report.sampling, report.features, report.held_out_kind
     reference, held_out, has_bits = report.reference, report.held_out, "bits_per_dim" in report.metrics
     seeds = ("seed " if len(sampling.seeds) == 1 else "each of the seeds ") + ", ".join(map(str, sampling.seeds))
     rows = {
@@ -190,14 +190,13 @@ def _protocol(report: Report) -> dict[str, str]:
         "features": features.description,
         "resize": features.resize,
         "extractor": features.fingerprint,
-        "reference": f"{reference.num_images:,} images of {reference.dataset}, split {reference.split}, fingerprint "
-        f"{reference.fingerprint[:16]}",
+        "reference": f"{reference.num_images:,} {report.reference_kind} of {reference.dataset}, split "
+        f"{reference.split}, fingerprint {reference.fingerprint[:16]}",
         "transform": reference.transform,
         "real images": f"real-vs-real: {report.real_vs_real}",
     }
     if report.reconstructions or has_bits:
-        trained_on = ", which the model was trained on" if held_out.are_training_images else ""
-        rows["held-out images"] = f"{held_out.num_images} of split {held_out.split}{trained_on}"
+        rows["reconstructions and bits/dim"] = f"of {held_out.num_images} {kind}, split {held_out.split}"
     if has_bits:
         timesteps = held_out.likelihood_timesteps
         at = "all timesteps" if timesteps is None else f"{timesteps:,} timesteps"
@@ -226,7 +225,7 @@ def draw_pictures(
     """
     num_shown = min(NUM_SHOWN, plan.benchmark.n_samples)
     folder = plan.folder / "samples" / f"seed-{plan.sampling.seed}"
-    samples, captions = [], dict[str, str]()
+    samples, captions, kind = [], dict[str, str](), plan.report.held_out_kind
     for index in range(num_shown):
         with Image.open(sample_file(folder, index)) as image:
             samples.append(image.copy())
@@ -252,10 +251,10 @@ def draw_pictures(
     picture("denoising", f"x_t of samples 0 to {num_strips - 1} at {steps}, then the image.", lambda: strips("x_t"))
     picture("predicted_x0", f"The image that the network predicted at the same {steps}.", lambda: strips("x_0"))
     if methods:
-        caption = f"Left to right: original; {'; '.join(each.method for each in methods)}."
+        caption = f"Left to right: {kind.removesuffix('s')}; {'; '.join(each.method for each in methods)}."
         picture("reconstructions", caption, lambda: _pairs([held_out.images, *reconstructed]))
     if len(held_out.images) > 1:
-        caption = "Between two held-out images: both encoded by DDIM, mixed spherically, decoded."
+        caption = f"Between two {kind}: both encoded by DDIM, mixed spherically, decoded."
         picture("interpolation", caption, lambda: _interpolation(plan, held_out))
     if neighbors is not None:
         copies = memorized(neighbors)[:NUM_PAIRS].nonzero().flatten().tolist()

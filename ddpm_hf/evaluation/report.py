@@ -241,6 +241,7 @@ class Report:
         reference: the images that samples were compared with.
         held_out: the images of reconstructions and likelihood.
         real_vs_real: which real images took the place of samples, for a person.
+        reference_is_trained_on: the model was trained on the reference; None in reports that do not say.
         num_matched: samples behind `Metric.matched`, as many as those real images; None where all samples are.
         metrics: by key, such as "frechet_distance".
         reconstructions: of held-out images, one for each method.
@@ -261,6 +262,7 @@ class Report:
     reference: ReferenceSection
     held_out: HeldOutSection
     real_vs_real: str
+    reference_is_trained_on: bool | None = None
     num_matched: Annotated[int | None, _formerly("num_matched", "as_many_samples")] = None
     metrics: dict[str, Metric]
     reconstructions: list[Reconstruction]
@@ -275,6 +277,23 @@ class Report:
         """One line that names the model and the number of samples."""
         label = f"{self.label}: " if self.label else ""
         return f"{label}{self.model.name}, {self.sampling.n_samples:,} samples"
+
+    @property
+    def reference_kind(self) -> str:
+        """What samples are compared with, for a person."""
+        if self.reference_is_trained_on is None:
+            return "real images"
+        return _kind(self.reference_is_trained_on)
+
+    @property
+    def held_out_kind(self) -> str:
+        """What reconstructions and likelihood are measured on, for a person."""
+        return _kind(self.held_out.are_training_images)
+
+    def row_name(self, key: str) -> str:
+        """The name of a metric, with what it is measured on if that is no sample."""
+        name = self.metrics[key].name
+        return f"{name} of {self.held_out_kind}" if key == "bits_per_dim" else name
 
     def write(self, file: Path) -> None:
         """Write the report as JSON, atomically."""
@@ -300,3 +319,7 @@ class Report:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{file} cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _kind(is_trained_on: bool) -> str:
+    return "training images" if is_trained_on else "held-out images"

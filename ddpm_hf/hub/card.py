@@ -140,7 +140,7 @@ def _eval_results(info: ModelInfo, report: Report) -> list[EvalResult] | None:
             metric_type=key,
             metric_value=metric.value,
             metric_name=metric.name,
-            metric_args={**_protocol(report), **({} if metric.std is None else {"std": metric.std})},
+            metric_args={**_protocol(report, key), **({} if metric.std is None else {"std": metric.std})},
         )
         for key, metric in report.metrics.items()
         if metric.value is not None
@@ -150,21 +150,34 @@ def _eval_results(info: ModelInfo, report: Report) -> list[EvalResult] | None:
 
 def _results(report: Report) -> str:
     """The metrics as a table, each with how it was measured."""
-    protocol = _protocol(report)
-    rows = [[metric.name, str(metric), *map(_shown, protocol.values())] for metric in report.metrics.values()]
-    return markdown_table(["Metric", "Value", *(name.capitalize() for name in protocol)], rows)
+    protocols = {key: _protocol(report, key) for key in report.metrics}
+    columns = list(dict.fromkeys(name for protocol in protocols.values() for name in protocol))
+    rows = [
+        [report.row_name(key), str(report.metrics[key]), *(_shown(protocol.get(name, "")) for name in columns)]
+        for key, protocol in protocols.items()
+    ]
+    return markdown_table(["Metric", "Value", *(name.capitalize() for name in columns)], rows)
 
 
-def _protocol(report: Report) -> dict[str, Any]:
-    """How an evaluation measured: values compare only if all of this is the same."""
-    reference = report.reference
+def _protocol(report: Report, key: str) -> dict[str, Any]:
+    """How a metric was measured: values compare only if all of this is the same."""
+    reference, held_out, seeds = report.reference, report.held_out, ", ".join(map(str, report.sampling.seeds))
+    if key == "bits_per_dim":  # of no sample, and in no features
+        timesteps, images = held_out.likelihood_timesteps, f"{held_out.num_images:,} {report.held_out_kind}"
+        return {
+            "steps": "all timesteps" if timesteps is None else f"{timesteps:,} timesteps",
+            "seed": str(report.sampling.seeds[0]),
+            "reference": sanitize(f"{images} of {reference.dataset}, split {held_out.split}"),
+        }
     return {
         "samples": report.sampling.n_samples,
         "sampler": report.sampling.sampler,
         "steps": report.sampling.num_inference_steps,
-        "seed": ", ".join(map(str, report.sampling.seeds)),
+        "seed": seeds,
         "extractor": report.features.label,
-        "reference": sanitize(f"{reference.num_images:,} images of {reference.dataset}, split {reference.split}"),
+        "reference": sanitize(
+            f"{reference.num_images:,} {report.reference_kind} of {reference.dataset}, split {reference.split}"
+        ),
     }
 
 

@@ -1,7 +1,7 @@
 import torch
 
 from ddpm_hf.evaluation.evaluate import evaluate
-from ddpm_hf.evaluation.plan import held_out_split, load_splits
+from ddpm_hf.evaluation.plan import held_out_split, load_splits, make_plan
 
 
 def rows(images) -> set[bytes]:
@@ -39,6 +39,15 @@ def test_the_benchmarks_own_split_comes_first(make_config):
     assert len(splits["train[90%:]"]) < len(splits["train[:80%]"])
 
 
+def test_images_are_not_held_out_if_some_of_them_were_trained_on(make_pipeline, make_config, tmp_path):
+    options = ["dataset.split=train[:80%]", "benchmark.held_out_split=train[70%:]"]
+    report = make_plan("model", make_config(*options), tmp_path / "out", make_pipeline()).report
+    assert report.held_out.are_training_images
+    other = make_config(*options, "benchmark.reference_split=train[80%:]")
+    report = make_plan("model", other, tmp_path / "out", make_pipeline()).report
+    assert not report.reference_is_trained_on
+
+
 def test_an_evaluation_on_images_that_are_held_out_says_so(make_pipeline, make_config, tmp_path):
     report = evaluate(
         "model",
@@ -48,6 +57,11 @@ def test_an_evaluation_on_images_that_are_held_out_says_so(make_pipeline, make_c
         pictures=False,
     )
     assert not report.held_out.are_training_images
+    assert report.reference_is_trained_on
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Metrics of samples against training images" in text
+    assert "## Reconstructions of held-out images" in text
+    assert "## Baselines on held-out images" in text
     assert "which the model has seen" not in " ".join(report.warnings)
     assert report.reference.num_images == 1438
     assert report.num_matched is None, "the samples are as many, and held against the same images"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_hf.evaluation.rendering import markdown_table, to_markdown
+from ddpm_hf.evaluation.programs import compare
+from ddpm_hf.evaluation.rendering import markdown_table, to_html, to_markdown
 from ddpm_hf.evaluation.report import FORMAT, MetricValue, Report
 from ddpm_hf.runtime.errors import UserError
 
@@ -40,6 +41,31 @@ def test_headings_are_those_of_the_field():
     text = to_markdown(Report.read(FORMAT_2))
     for heading in ("samples (n = 70)", "method", "## Baselines"):
         assert heading in text
+
+
+@pytest.mark.parametrize(("trained_on", "kind"), [(True, "training images"), (False, "held-out images")])
+def test_every_figure_of_real_images_says_whether_the_model_was_trained_on_them(trained_on, kind, tmp_path):
+    report = Report.read(FORMAT_2)
+    held_out = replace(report.held_out, are_training_images=trained_on)
+    report = replace(
+        report, held_out=held_out, reference_is_trained_on=trained_on, warnings=[], pictures={}, baselines=[]
+    )
+    text, page = to_markdown(report), to_html(report, tmp_path)
+    for heading in (f"Metrics of samples against {kind}", f"Reconstructions of {kind}"):
+        assert f"## {heading}" in text
+        assert f"<h2>{heading}</h2>" in page
+    assert f"bits/dim (bound) of {kind}" in text
+    other = "held-out images" if trained_on else "training images"
+    assert other not in text + page
+    report.write(tmp_path / "a" / "metrics.json")
+    report.write(tmp_path / "b" / "metrics.json")
+    compared = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert kind in compared
+    assert other not in compared
+
+
+def test_a_report_of_the_first_version_does_not_say_what_it_does_not_know():
+    assert "Metrics of samples against real images" in to_markdown(Report.read(FORMAT_2))
 
 
 @pytest.mark.parametrize(

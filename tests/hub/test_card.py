@@ -47,11 +47,46 @@ def test_every_metric_of_the_report_comes_with_its_protocol(info, run):
     assert found.keys() == {key for key, metric in report.metrics.items() if metric.value is not None}
     distance = report.metrics["frechet_distance"]
     protocol = {"samples": 70, "sampler": "ddpm", "steps": 20, "seed": "3", "extractor": "digits classifier"}
-    reference = f"{report.reference.num_images} images of faces, split train"
+    reference = f"{report.reference.num_images} training images of faces, split train"
     assert found["frechet_distance"].metric_value == distance.value
     assert found["frechet_distance"].metric_args.items() >= (protocol | {"reference": reference}).items()
     row = f"| FD (digits classifier) | {distance} | 70 | ddpm | 20 | 3 | digits classifier | {reference} |"
     assert row in squeezed(text)
+
+
+@pytest.mark.parametrize("is_trained_on", [True, False])
+def test_a_likelihood_comes_with_its_own_images_and_timesteps(info, is_trained_on):
+    report = info.report
+    bits = replace(report.metrics["frechet_distance"], name="bits/dim (bound)", value=5.5, std=0.5)
+    held_out = replace(
+        report.held_out, num_images=64, are_training_images=is_trained_on, likelihood_timesteps=30, split="parts"
+    )
+    report = replace(report, metrics={**report.metrics, "bits_per_dim": bits}, held_out=held_out)
+    metadata, text = split_card(make_card(replace(info, report=report)))
+    kind = "training images" if is_trained_on else "held-out images"
+    (row,) = [line for line in squeezed(text).splitlines() if line.startswith("| bits/dim")]
+    assert row.startswith(f"| bits/dim (bound) of {kind} | {bits} |")
+    assert f"64 {kind} of faces, split parts" in row
+    assert "30 timesteps" in row
+    _, results = model_index_to_eval_results(metadata["model-index"])
+    (found,) = [result for result in results if result.metric_type == "bits_per_dim"]
+    assert found.metric_args.keys() == {"steps", "seed", "reference", "std"}, "no samples, sampler or features"
+
+
+def test_the_kind_of_a_reference_that_an_earlier_report_does_not_tell_is_not_guessed(info):
+    text = squeezed(make_card(replace(info, report=replace(info.report, reference_is_trained_on=None))))
+    assert "100 real images of faces, split train" in text
+
+
+def test_a_class_conditional_model_is_tagged_as_one(info):
+    conditional = replace(info, network={**info.network, "num_class_embeds": 4})
+    old = "---\ntags:\n- unconditional-image-generation\n- faces\n---\n"
+    for card in (make_card(conditional), make_card(conditional, old)):
+        tags = split_card(card)[0]["tags"]
+        assert "class-conditional" in tags
+        assert not any("unconditional" in tag for tag in tags)
+    assert "faces" in tags
+    assert "unconditional-image-generation" in split_card(make_card(info))[0]["tags"]
 
 
 def test_warnings_of_the_report_are_shown(info):

@@ -254,16 +254,19 @@ def bits_per_dim(
     return _mean(torch.cat(bits), "bits", "the network's output is not finite")
 
 
-def measure_baselines(held_out: HeldOut, training: Images, wanted: BenchmarkMetrics) -> list[Baseline]:
+def measure_baselines(
+    held_out: HeldOut, training: Images, wanted: BenchmarkMetrics, kind: str = "held-out images"
+) -> list[Baseline]:
     """The metrics of held-out images without any model.
 
     Args:
         held_out: the images.
         training: other images of the same kind.
         wanted: which metrics are.
+        kind: of the images, for a person; "training images" if the model has seen them.
     """
     values = unrelated_pairs(held_out.images) if wanted.ssim or wanted.psnr else {}
-    what = f"each of {len(held_out.images)} held-out images and another one of them"
+    what = f"each of {len(held_out.images)} {kind} and another one of them"
     rows = [
         Baseline(name=name.upper(), what=what, better="higher", value=value)
         for name, value in values.items()
