@@ -1,17 +1,29 @@
 """Images of folders, files and the Hub, through the `datasets` library."""
 
 import difflib
-from collections.abc import Iterator
+import io
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
 import datasets
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data.decoding import Example, Source
 from ddpm_hf.data.local_files import BUILT_IN, LocalData
 from ddpm_hf.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+END_OF_TAR = 1024
+"""Bytes, all zero, that end an archive."""
 
 Data: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -44,7 +56,12 @@ def _open(config: DatasetConfig, local: LocalData | None) -> tuple[Data, int | N
         if local.kind == "saved":
             saved = _load_saved(config, local)
             return saved, len(saved), fingerprint
-        builder = datasets.load_dataset_builder(local.kind, data_files=local.splits())
+        files = local.splits()
+        if local.kind == "webdataset":
+            files = {split: [tar for tar in tars if _begins_well(tar)] or tars for split, tars in files.items()}
+        builder = datasets.load_dataset_builder(local.kind, data_files=files)
+        if local.kind == "webdataset":
+            _tolerate_damage(builder)
     if not config.streaming:
         builder.download_and_prepare()
         rows = builder.as_dataset(split=config.split)
@@ -65,6 +82,69 @@ def _load_saved(config: DatasetConfig, local: LocalData) -> datasets.Dataset:
     return datasets.concatenate_datasets(
         [splits[part.splitname].select(range(part.from_ or 0, part.to or sizes[part.splitname])) for part in parts]
     )
+
+
+def _begins_well(pattern: str) -> bool:
+    """Whether an archive's first file can be read, from which `datasets` learns the columns; warns of damage."""
+    tar = Path(re.sub(r"\[([*?[])\]", r"\1", pattern))  # glob.escape, undone
+    try:
+        with tarfile.open(tar, "r|") as archive:
+            archive.next()
+        with tar.open("rb") as file:
+            file.seek(-min(END_OF_TAR, tar.stat().st_size), os.SEEK_END)
+            if any(file.read()):
+                logger.warning("%s is truncated: what it lacks is left out", tar)
+    except (OSError, tarfile.TarError) as error:
+        logger.warning("%s cannot be read and is left out: %s", tar, error)
+        return False
+    return True
+
+
+def _tolerate_damage(builder: Any) -> None:
+    """Let a damaged file in a tar archive, or the end that it lacks, cost these images only.
+
+    Args:
+        builder: of `datasets` for archives in webdataset's layout, which would end with the first error.
+    """
+    decoders = {ending: _tolerant(decode) for ending, decode in builder.DECODERS.items()}
+    tolerant: Any = type("Tolerant", (type(builder),), {"DECODERS": decoders})
+
+    def examples(tar: str, members: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+        fields: dict[str, None] = {}
+        for example in tolerant._get_pipeline_from_tar(tar, _readable_members(tar, members)):
+            fields = fields or dict.fromkeys(example)
+            yield {**fields, **example}  # the last one may lack some
+
+    builder._get_pipeline_from_tar = examples
+
+
+def _readable_members(tar: str, members: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, io.BytesIO]]:
+    """The files of an archive; in place of what cannot be read comes one empty image, which is counted as skipped."""
+    name, is_whole = "", True
+    try:
+        for name, file in members:
+            is_whole = False
+            content = file.read()
+            is_whole = True
+            yield name, io.BytesIO(content)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        logger.warning("%s cannot be read beyond %s: %s; the rest of it is left out", tar, name, error)
+        path = PurePosixPath(name)
+        if path.suffix[1:].lower() in WebDataset.IMAGE_EXTENSIONS:
+            missing = path.with_stem(f"{path.stem}-and-the-rest") if is_whole else path
+            yield missing.as_posix(), io.BytesIO()
+
+
+def _tolerant(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A decoder of a label or caption that gives None for one that cannot be decoded."""
+
+    def decode_or_none(content: Any) -> Any:
+        try:
+            return decode(content)
+        except Exception:  # of JSON, numpy, and whatever else an archive may hold
+            return None
+
+    return decode_or_none
 
 
 @contextmanager

@@ -11,10 +11,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import RunError, UserError
 from ddpm_hf.runtime.values import flatten
 
 Loaded = TypeVar("Loaded")
+
+MEETING = timedelta(minutes=2)
+"""Longest time until all processes of a launch have come; the others may have been killed before."""
 
 _process_groups: list[Any] = []
 """Process groups that are held until exit. Otherwise DistributedDataParallel is the last to hold one once accelerate
@@ -29,12 +32,17 @@ def init_distributed(timeout: timedelta) -> PartialState:
     accelerate alone leaves CPU processes without each other: it asks for no backend there.
 
     Args:
-        timeout: longest time that processes wait for each other.
+        timeout: longest time that processes wait for each other, once all of them have met.
+
+    Raises:
+        RunError: if not all processes of the launch come.
     """
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if on_cpu:
         use_all_cores()
-    _init_after_restart("gloo" if on_cpu else "nccl", timeout)
+    store = _meet()  # is held until the processes have met again, in PyTorch's own way
+    if store is not None and (attempt := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
+        _init_after_restart(store, attempt, "gloo" if on_cpu else "nccl", timeout)
     state = PartialState(cpu=on_cpu, timeout=timeout)
     if state.num_processes > 1:
         _process_groups.append(torch.distributed.group.WORLD)
@@ -117,32 +125,58 @@ def assert_same_across_ranks(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _init_after_restart(backend: str, timeout: timedelta) -> None:
+def _meet() -> "torch.distributed.Store | None":
+    """Wait until all processes of this launch are there; PyTorch's own meeting has the limit of all later waits.
+
+    Returns:
+        The store where they met; None without other processes.
+
+    Raises:
+        RunError: if some do not come.
+    """
+    given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+    if None in given or given[1] == "1" or torch.distributed.is_initialized():
+        return None
+    rank, num_processes, host, port = int(str(given[0])), int(str(given[1])), str(given[2]), int(str(given[3]))
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = torch.distributed.TCPStore(
+            host,
+            port,
+            is_master=rank == 0 and not has_store,
+            timeout=MEETING,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        present = torch.distributed.PrefixStore(f"meeting-{attempt}", store)
+        present.set(str(rank), "")
+        present.wait([str(each) for each in range(num_processes)], MEETING)
+    except torch.distributed.DistError as error:
+        raise RunError(
+            f"process {rank} of this launch has not met all of the {num_processes} within {MEETING.seconds} seconds at "
+            f"{host}, port {port}; was it stopped, or can the machines not reach each other? start it again"
+        ) from error
+    return store
+
+
+def _init_after_restart(store: "torch.distributed.Store", attempt: str, backend: str, timeout: timedelta) -> None:
     """Join the other processes of this attempt, if it is not the first.
 
     torchrun's store outlives a restart with all keys of the attempt before, and PyTorch uses the same keys again:
     processes would connect to the addresses of dead ones. So each attempt gets a prefix of its own.
 
     Args:
+        store: where they have met.
+        attempt: its number.
         backend: of torch.distributed.
         timeout: longest time that processes wait for each other.
     """
-    attempt, num_processes = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), int(os.environ.get("WORLD_SIZE", "1"))
-    if attempt == "0" or num_processes == 1 or torch.distributed.is_initialized():
-        return
-    rank, has_store = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = torch.distributed.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        num_processes,
-        is_master=rank == 0 and not has_store,
-        timeout=timeout,
-        multi_tenant=True,
-    )
+    store.set_timeout(timeout)
     torch.distributed.init_process_group(
         backend,
         store=torch.distributed.PrefixStore(f"attempt-{attempt}", store),
-        rank=rank,
-        world_size=num_processes,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timeout,
     )

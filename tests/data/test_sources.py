@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import tarfile
 
 import datasets
@@ -116,6 +117,46 @@ def test_every_source_gives_the_same_images(write, streaming, tmp_path):
         load(tmp_path, split="dev", streaming=streaming)
 
 
+def cut(archive, member, kept):
+    """Cut a tar archive within the content of a file."""
+    with tarfile.open(archive) as opened:
+        end = opened.getmember(member).offset_data + kept
+    archive.write_bytes(archive.read_bytes()[:end])
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("archive", "member", "kept", "expected"),
+    [
+        ("train-0.tar", "001.png", 20, [0, 3, 4, 5]),
+        ("train-0.tar", "002.cls", 0, [0, 1, 3, 4, 5]),
+        ("train-0.tar", "001.cls", -100, [0, 3, 4, 5]),  # within its header
+        ("train-0.tar", "000.cls", -300, [3, 4, 5]),
+        ("train-1.tar", "004.png", 20, [0, 1, 2, 3]),
+        ("train-1.tar", "003.cls", -512, [0, 1, 2]),
+    ],
+)
+def test_a_truncated_archive_costs_what_it_lacks(tmp_path, caplog, streaming, archive, member, kept, expected):
+    tars(tmp_path)
+    cut(tmp_path / archive, member, kept)
+    found = load(tmp_path, streaming=streaming)
+    assert sorted(levels(found)) == expected
+    assert archive in caplog.text
+    if kept == 20:  # of an image
+        assert len(found.skipped) == 1
+        with pytest.raises(UserError, match=r"dataset\.strict"):
+            load(tmp_path, streaming=streaming, strict=True)
+
+
+def test_damaged_files_in_an_archive_cost_their_images(tmp_path):
+    members = {f"{i:03}.{kind}": data for i in range(8) for kind, data in {"cls": b"1", "png": png(i)}.items()}
+    members |= {"005.cls": b"one", "006.png": b"no image", "007.png": b""}
+    shard(tmp_path / "train.tar", members)
+    assert set(levels(load(tmp_path))) >= {0, 1, 2, 3, 4}
+    (tmp_path / "train-1.tar").write_bytes(b"no archive")
+    assert set(levels(load(tmp_path))) >= {0, 1, 2, 3, 4}
+
+
 @pytest.mark.parametrize("write", [parquet, saved, tars, image_folder])
 def test_a_part_of_a_split(write, tmp_path):
     write(tmp_path)
@@ -220,8 +261,10 @@ def test_what_cannot_be_fetched_is_not_taken_for_damaged():
 
 
 def test_a_stream_that_breaks_off_is_told(tmp_path):
-    shard(tmp_path / "some.tar", {f"{i:03}.png": png(i) for i in range(100)})
-    os.truncate(tmp_path / "some.tar", 50_000)
+    datasets.concatenate_datasets([rows(0, 200)] * 20).save_to_disk(tmp_path / "aside")
+    (tmp_path / "aside" / "data-00000-of-00001.arrow").rename(tmp_path / "some.arrow")
+    shutil.rmtree(tmp_path / "aside")
+    os.truncate(tmp_path / "some.arrow", (tmp_path / "some.arrow").stat().st_size // 2)
     with pytest.raises(OSError, match=r"could not be read beyond image \d+"):
         load(tmp_path, streaming=True)
     with pytest.raises(UserError, match=r"dataset.name: given .*generating the dataset"):

@@ -1,5 +1,8 @@
 """The processes of a launch: their cores, their turns, and that they work on the same."""
 
+import os
+import sys
+
 import pytest
 import torch
 from accelerate import PartialState
@@ -151,3 +154,29 @@ def test_processes_leave_whatever_they_still_have_under_way(tmp_path):
     assert "part.py: no such thing" in done.stderr
     assert "exitcode  : 2 " in done.stderr
     assert not outlived.exists()
+
+
+ALONE = """
+import sys
+from datetime import timedelta
+from ddpm_hf.runtime import distributed
+from ddpm_hf.runtime.errors import RunError
+
+distributed.MEETING = timedelta(seconds=1)
+try:
+    distributed.init_distributed(timedelta(days=1))
+except RunError as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("by_torchrun", ["True", "False"])
+def test_a_process_whose_launch_was_killed_before_they_met_does_not_wait_as_long_as_later(rank, by_torchrun):
+    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    elastic = {"MASTER_PORT": free_port(), "TORCHELASTIC_USE_AGENT_STORE": by_torchrun}
+    done = run(sys.executable, "-c", ALONE, env={**os.environ, **launch, **elastic})
+    assert done.returncode == 7, done.stderr
+    assert f"process {rank} of this launch has not met all of the 2" in done.stdout
