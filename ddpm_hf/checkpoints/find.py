@@ -1,21 +1,111 @@
 """Find and load the model that a person names: a run folder, a saved pipeline, or a repository on the Hub."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ddpm_hf.checkpoints.format import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, find_latest
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from ddpm_hf.checkpoints.format import (
+    INDEX,
+    MANIFEST,
+    SCHEDULER_CONFIG,
+    UNET,
+    UNET_CONFIG,
+    WEIGHTS,
+    count_parameters,
+    find_changed_pipeline,
+    find_latest,
+)
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import repo_id_of
+from ddpm_hf.config.model import MAX_TIME_STEPS, PredictionType
 from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.values import as_type, read_json
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ddpm_hf.pipelines.ddpm import DDPMPipeline
+
+Length = Annotated[int, Ge(1), Le(8192)]
+Channels = Annotated[int, Ge(1), Le(2**16)]
+Timesteps = Annotated[int, Ge(1), Le(MAX_TIME_STEPS)]
+Beta = Annotated[float, Ge(0), Le(1)]
+Levels = Len(1, 16)
+
+
+class _Index(TypedDict):
+    """What model_index.json has to say."""
+
+    unet: tuple[Literal["diffusers"], Literal["UNet2DModel"]]
+    scheduler: tuple[Literal["diffusers"], str]
+
+
+class _NetworkConfig(TypedDict, total=False):
+    """The arguments of UNet2DModel, within what a network for images may have."""
+
+    sample_size: Length | tuple[Length, Length] | None
+    in_channels: Channels
+    out_channels: Channels
+    center_input_sample: bool
+    time_embedding_type: Literal["positional", "fourier", "learned"]
+    time_embedding_dim: Channels | None
+    freq_shift: float
+    flip_sin_to_cos: bool
+    down_block_types: Annotated[list[str], Levels]
+    mid_block_type: str | None
+    up_block_types: Annotated[list[str], Levels]
+    block_out_channels: Annotated[list[Channels], Levels]
+    layers_per_block: Annotated[int, Ge(1), Le(64)]
+    mid_block_scale_factor: Annotated[float, Gt(0)]
+    downsample_padding: Annotated[int, Ge(0), Le(1)]
+    downsample_type: str
+    upsample_type: str
+    dropout: Annotated[float, Ge(0), Lt(1)]
+    act_fn: str
+    attention_head_dim: Channels | None
+    norm_num_groups: Channels
+    attn_norm_num_groups: Channels | None
+    norm_eps: Beta
+    resnet_time_scale_shift: str
+    add_attention: bool
+    class_embed_type: str | None
+    num_class_embeds: Annotated[int, Ge(1), Le(10**6)] | None
+    num_train_timesteps: Timesteps | None
+
+
+class _SchedulerConfig(TypedDict, total=False):
+    """The arguments of diffusers' schedulers that more than one of them has."""
+
+    num_train_timesteps: Timesteps
+    beta_start: Annotated[float, Ge(0), Lt(1)]
+    beta_end: Annotated[float, Ge(0), Lt(1)]
+    beta_schedule: str
+    trained_betas: Annotated[list[Beta], Len(1, MAX_TIME_STEPS)] | None
+    prediction_type: PredictionType
+    variance_type: (
+        Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] | None
+    )
+    clip_sample: bool
+    clip_sample_range: Annotated[float, Gt(0)]
+    thresholding: bool
+    dynamic_thresholding_ratio: Annotated[float, Gt(0), Le(1)]
+    sample_max_value: Annotated[float, Gt(0)]
+    timestep_spacing: Literal["linspace", "leading", "trailing"]
+    steps_offset: Annotated[int, Ge(0), Le(MAX_TIME_STEPS)]
+    rescale_betas_zero_snr: bool
+
+
+class _ShardIndex(TypedDict):
+    """What the index of weights in several files has to say."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w-][\w.-]*\.safetensors$")]]
+
 
 ALLOWED = "a run folder, a saved pipeline, or an id on the Hub (user/name[@REV])"
 
@@ -97,13 +187,10 @@ def check_options(folder: Path, class_labels: Sequence[int] | None, guidance_sca
     Raises:
         UserError: if the model has no such class, or no guidance is possible.
     """
-    files = []
-    for name in (UNET_CONFIG, SCHEDULER_CONFIG):
-        try:
-            files.append(dict(json.loads((folder / name).read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
-            raise UserError(f"--model: {folder / name} is missing or damaged; get the model anew") from None
-    network, scheduler = files
+    try:
+        network, scheduler = read_configs(folder)
+    except UserError as error:
+        raise UserError(f"--model: {error}") from None
     num_labels = network.get("num_class_embeds") or 0  # the last of them stands for no class
     if class_labels and not num_labels:
         given = " ".join(map(str, class_labels))
@@ -155,11 +242,76 @@ def load_pipeline(model: str | Path) -> "DDPMPipeline":
 
     diffusers_logging.disable_progress_bar()
     try:
+        check_pipeline(folder)
         pipeline = DDPMPipeline.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--model: {model} cannot be loaded: {reason}") from error
+        _check_finite(pipeline.unet.named_parameters())
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the libraries raise errors of any type for files that are not as they should be
+        raise UserError(f"--model: {model} cannot be loaded: {_first_line(error)}") from error
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configurations of a saved pipeline's network and scheduler, checked for sense value by value.
+
+    Raises:
+        UserError: naming the file, the field, its value and what is allowed.
+    """
+    found = []
+    for name, kind in ((INDEX, _Index), (UNET_CONFIG, _NetworkConfig), (SCHEDULER_CONFIG, _SchedulerConfig)):
+        try:
+            values = read_json(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read: {error.strerror}; get the model anew") from None
+        as_type(kind, values, str(folder / name))
+        found.append(values)
+    return found[1], found[2]
+
+
+def check_pipeline(folder: Path, weights: bool = False) -> None:
+    """Check the files of a saved pipeline for sense, before memory is taken for what they describe.
+
+    Args:
+        folder: of the pipeline.
+        weights: whether the values of the weights are checked, too, without a network.
+
+    Raises:
+        UserError: naming the file, and what in it is wrong.
+    """
+    # here, since programs import this module for find_folder before they load torch
+    import torch
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from safetensors import safe_open
+
+    if change := find_changed_pipeline(folder):
+        hint = f"if the change is meant, delete {MANIFEST} beside it"
+        raise UserError(f"{folder}: {change}, and is not what the run saved; {hint}")
+    config, _ = read_configs(folder)
+    if (shards := folder / UNET / f"{WEIGHTS}.safetensors.index.json").exists():
+        as_type(_ShardIndex, read_json(shards), str(shards))
+    try:
+        with torch.device("meta"):  # which takes no memory
+            network = UNet2DModel.from_config(config)
+    except Exception as error:  # of any type, by the argument that is wrong
+        raise UserError(f"{folder / UNET_CONFIG} describes no network: {_first_line(error)}") from error
+    needed, found = sum(parameter.numel() for parameter in network.parameters()), count_parameters(folder / UNET)
+    if needed > found > 0:
+        given = f"describes a network of {needed:,} parameters, but the weights beside it are {found:,}"
+        raise UserError(f"{folder / UNET_CONFIG} {given}")
+    for file in sorted((folder / UNET).glob("*.safetensors")) if weights else ():
+        with safe_open(file, "pt") as tensors:
+            _check_finite((f"{name} of {file}", tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
+
+
+def _check_finite(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+    for name, tensor in tensors:
+        if not tensor.float().isfinite().all():
+            raise UserError(f"the weights are broken: {name} has values that are NaN or infinite")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def weights_hash(network: "nn.Module") -> str:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -156,8 +157,7 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
         for file in _files_in(staged):
             with contextlib.suppress(OSError):  # not every file system has modes
                 file.chmod(0o644)  # safetensors leaves mode 0600, which other users of a shared folder cannot read
-        manifest = make_manifest({file.relative_to(staged).as_posix(): file for file in _files_in(staged)})
-        (staged / MANIFEST).write_text(manifest)
+        write_manifest(staged)
         fsync_tree(staged)
         # a damaged checkpoint of the same step, which was skipped when the run was resumed; step-06 is step 6, too
         while os.path.lexists(final) and not _remove(final):
@@ -219,6 +219,12 @@ def make_manifest(files: Mapping[str, Content], known: Mapping[str, str] | None 
     return json.dumps({"files": hashed}, indent=2)
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of all files in a folder into it."""
+    manifest = make_manifest({file.relative_to(folder).as_posix(): file for file in _files_in(folder)})
+    (folder / MANIFEST).write_text(manifest)
+
+
 def read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of the files of a checkpoint, by path.
 
@@ -259,6 +265,18 @@ def find_damage(checkpoint: Path) -> str | None:
     if not any(fnmatchcase(name, f"{UNET}/{WEIGHTS}*.safetensors") for name in files):
         return f"{MANIFEST} names no weights in {UNET}"
     return _find_changed(checkpoint, files)
+
+
+def find_changed_pipeline(folder: Path) -> str | None:
+    """Compare a saved pipeline with its manifest, if it has one; the training state beside it is not looked at.
+
+    Returns:
+        What has changed; None if every byte is as it was written.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    files = read_manifest(folder).items()
+    return _find_changed(folder, {name: entry for name, entry in files if not name.startswith(f"{STATE}/")})
 
 
 def _find_changed(folder: Path, files: Mapping[str, tuple[int, str]]) -> str | None:
@@ -308,6 +326,16 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
             return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{file.name} is not a valid safetensors file ({error}); it is not loaded") from None
+
+
+def count_parameters(unet: Path) -> int:
+    """The number of a network's parameters in its safetensors, without those of further averages, which are variants.
+
+    Raises:
+        UserError: if a file is not valid safetensors.
+    """
+    files = [*unet.glob(f"{WEIGHTS}.safetensors"), *unet.glob(f"{WEIGHTS}-*.safetensors")]
+    return sum(math.prod(shape) for file in files for shape in tensor_shapes(file).values())
 
 
 def _score(checkpoint: Path) -> float | None:

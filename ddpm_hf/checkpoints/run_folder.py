@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ddpm_hf.checkpoints.format import INDEX, list_checkpoints, prune
+from ddpm_hf.checkpoints.format import INDEX, list_checkpoints, prune, write_manifest
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import fsync_tree, is_disk_full, remove, visible_files
 
@@ -189,6 +189,7 @@ class RunFolder:
         while True:
             try:
                 save(staged)
+                write_manifest(staged)
                 fsync_tree(staged)
                 return
             except Exception as error:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 from pydantic import model_validator
 from typing_extensions import Self
 
@@ -11,11 +11,14 @@ from ddpm_hf.config.section import NUMBER, EmbeddingChannels, Fraction, NonNegat
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """What the network predicts, in diffusers' names: the noise, x_0, or v."""
 
+MAX_TIME_STEPS = 1_000_000
+"""Largest T; the tables of a schedule have a value for each step."""
+
 
 class ModelConfig(Section):
     """The U-Net of DDPM (appendix B) and its noise schedule."""
 
-    time_steps: Annotated[int, Ge(2), NUMBER] = 1000
+    time_steps: Annotated[int, Ge(2), Le(MAX_TIME_STEPS), NUMBER] = 1000
     """T, the number of steps from image to noise."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
     """How the noise grows: linear from beta_start to beta_end (DDPM), or cosine (improved DDPM, eq. 17)."""

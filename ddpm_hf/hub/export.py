@@ -5,6 +5,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ddpm_hf.checkpoints.find import check_pipeline
 from ddpm_hf.checkpoints.format import (
     INDEX,
     MANIFEST,
@@ -49,6 +50,7 @@ def pipeline_package(run: Path, settings: HubConfig, repo_id: str, pipeline: Pat
     """
     folder, is_finished = RunFolder(run), pipeline == run
     files = _pipeline_files(pipeline)
+    check_pipeline(pipeline, weights=True)
     if "samples" in settings.include:
         files |= _pictures(folder, is_finished)
     if "config" in settings.include and (config := read_config(run)):

@@ -1,14 +1,13 @@
 """What a model card says of a model, read from its run folder; the same folder always gives the same."""
 
 import logging
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, WEIGHTS, Progress, tensor_shapes
+from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, Progress, count_parameters
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
@@ -121,7 +120,7 @@ def gather_model_info(
         config=read_config(run),
         network=sanitize(_read(pipeline / UNET_CONFIG)),
         scheduler=sanitize(_read(pipeline / SCHEDULER_CONFIG)),
-        num_parameters=_count_parameters(pipeline / UNET),
+        num_parameters=count_parameters(pipeline / UNET),
         step=position.get("step"),
         seconds=position.get("seconds"),
         environment=_read(folder.environment),
@@ -150,12 +149,6 @@ def _last_line(file: Path) -> dict[str, Any]:
             return as_type(dict[str, Any], parse_json(log.read().rstrip().rpartition(b"\n")[2], file.name), file.name)
     except (OSError, UserError):
         return {}
-
-
-def _count_parameters(unet: Path) -> int:
-    """The number of parameters, without those of further EMA weights, whose files are named as variants."""
-    files = [*unet.glob(f"{WEIGHTS}.safetensors"), *unet.glob(f"{WEIGHTS}-*.safetensors")]
-    return sum(math.prod(shape) for file in files for shape in tensor_shapes(file).values())
 
 
 def _read_report(file: Path) -> Report | None:

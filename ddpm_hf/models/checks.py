@@ -23,6 +23,10 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 
 
+class UnsupportedError(ValueError):
+    """A configuration that `diffusers.UNet2DModel` may have, and DDPMUNet has not."""
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """Validate the arguments of `DDPMUNet`.
 
@@ -30,7 +34,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: the arguments of `DDPMUNet`.
 
     Raises:
-        ValueError: naming the argument and its possible values.
+        UnsupportedError: naming the argument and its possible values.
+        ValueError: naming the arguments that contradict each other.
     """
     for name, possible in SUPPORTED.items():
         _check(name, config[name], possible)
@@ -51,7 +56,9 @@ def check_config(config: Mapping[str, Any]) -> None:
 def _check(name: str, value: Any, possible: Sequence[Any]) -> None:
     if value not in possible:
         allowed = " or ".join(map(repr, possible))
-        raise ValueError(f"{name} must be {allowed} in DDPMUNet, not {value!r}; diffusers.UNet2DModel may have it")
+        raise UnsupportedError(
+            f"{name} must be {allowed} in DDPMUNet, not {value!r}; diffusers.UNet2DModel may have it"
+        )
 
 
 def check_input(

@@ -11,6 +11,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
+from ddpm_hf.checkpoints.format import MANIFEST
 from ddpm_hf.pipelines.denoising import Callback, Generators, Intermediate, Labels
 from ddpm_hf.pipelines.editing import Editing
 from ddpm_hf.pipelines.images import OutputImages, to_output
@@ -120,3 +121,4 @@ class DDPMPipeline(Editing):
         super().save_pretrained(save_directory, *args, **kwargs)
         for weights in Path(save_directory).glob("unet/*.safetensors"):
             weights.chmod(0o644)  # safetensors leaves them to their owner alone
+        (Path(save_directory) / MANIFEST).unlink(missing_ok=True)  # of the pipeline that this one replaces

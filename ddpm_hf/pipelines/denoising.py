@@ -15,11 +15,13 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline as StockDDPMPipe
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler as StockDDPMScheduler
 
 from ddpm_hf.models import DDPMUNet
+from ddpm_hf.models.checks import UnsupportedError
 from ddpm_hf.pipelines.images import Images, check_output_type, to_input
 from ddpm_hf.pipelines.samplers import process_of
 from ddpm_hf.runtime.randomness import draw_normal
 from ddpm_hf.runtime.stock import StockOnDisk
 from ddpm_hf.schedulers import DDPMScheduler, DiffusionProcess
+from ddpm_hf.schedulers.process import check_betas
 
 Generators = torch.Generator | list[torch.Generator] | None
 Labels = int | Sequence[int] | torch.Tensor | None
@@ -68,10 +70,12 @@ class DenoisingPipeline(StockDDPMPipeline):
     def __init__(self, unet: ModelMixin | UNet2DModel | DDPMUNet, scheduler: Any) -> None:
         network: Any = unet
         if type(unet) is UNet2DModel:
-            with suppress(ValueError):  # a stock network with blocks that DDPM's has not stays as it is
+            with suppress(UnsupportedError):  # a stock network with blocks that DDPM's has not stays as it is
                 network = DDPMUNet.from_stock(unet)
         if type(scheduler) is StockDDPMScheduler:
             scheduler = DDPMScheduler.from_config(scheduler.config)
+        elif hasattr(scheduler, "betas"):
+            check_betas(scheduler.betas)
         super().__init__(network, scheduler)
 
     @property

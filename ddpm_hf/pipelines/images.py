@@ -84,15 +84,24 @@ def to_output(x_0: torch.Tensor, output_type: str | None) -> OutputImages:
     Args:
         x_0: (batch, channels, height, width); clipped to [-1, 1].
         output_type: "pil", one channel as mode "L"; "np", (batch, height, width, channels) in [0, 1]; "pt", (batch,
-            channels, height, width) in [0, 1].
+            channels, height, width) in [0, 1]; of both, values that are not finite are NaN.
+
+    Raises:
+        FloatingPointError: if "pil" is asked for and values are not finite, since a picture would hide it.
     """
-    pixels = (x_0.float() / 2 + 0.5).clamp(0, 1)
+    x_0 = x_0.float()
+    pixels = (x_0 / 2 + 0.5).clamp(0, 1).where(x_0.isfinite(), torch.nan)
     if output_type == "pt":
         return pixels
     pixels = pixels.permute(0, 2, 3, 1).cpu()
     if output_type == "np":
         return pixels.numpy()
-    levels = to_uint8(pixels.nan_to_num(0.0), (0, 1)).numpy()
+    if broken := int((~pixels.isfinite()).flatten(1).any(1).sum()):
+        raise FloatingPointError(
+            f"{broken} of {len(pixels)} images hold values that are NaN or infinite: the weights are broken, "
+            "have diverged in training, or overflow in half precision"
+        )
+    levels = to_uint8(pixels, (0, 1)).numpy()
     mode = PIL_MODES[levels.shape[3]]
     return [Image.fromarray(image[:, :, 0] if mode == "L" else image) for image in levels]
 

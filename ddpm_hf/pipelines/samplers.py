@@ -229,6 +229,10 @@ def set_num_steps(scheduler: Any, num_inference_steps: int) -> None:
             f"num_inference_steps is {num_inference_steps}; possible are 1 to {T}, the steps it was trained for"
         )
     scheduler.set_timesteps(num_inference_steps)
+    if num_inference_steps == T and len(scheduler.timesteps.unique()) < T == len(scheduler.timesteps):
+        # diffusers' "linspace" of T steps visits one timestep twice, between which these solvers divide by zero
+        scheduler.register_to_config(timestep_spacing="trailing")
+        scheduler.set_timesteps(num_inference_steps)
     even_only = isinstance(scheduler, PNDMScheduler) and scheduler.config["timestep_spacing"] != "leading"
     # Where T / steps is not whole, diffusers' "trailing" may round itself a step below 0.
     if (even_only and T % num_inference_steps) or int(scheduler.timesteps.min()) < 0:

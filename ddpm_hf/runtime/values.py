@@ -98,9 +98,18 @@ def as_type(kind: type[T], values: Any, name: str) -> T:
         # of its JSON, where a list stands for a tuple
         return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        details = error.errors()[0]
-        field = "".join(f"{part}: " for part in [".".join(map(str, details["loc"]))] if part)
-        raise UserError(f"{name}: {field}given {shown(details['input'])}; allowed: {allowed(details)}") from None
+        first, given, path = error.errors()[0], values, []
+        for key in first["loc"]:  # up to pydantic's names of the kinds of a union, which are no keys
+            inner = dict(enumerate(given)) if isinstance(given, (list, tuple)) else given
+            if not isinstance(inner, Mapping) or key not in inner:
+                break
+            given = inner[key]
+            path.append(str(key))
+        field = f"{'.'.join(path)}: " if path else ""
+        if first["type"] == "missing":
+            raise UserError(f"{name}: {field}{first['loc'][-1]} is missing") from None
+        kinds = [allowed(each) for each in error.errors() if each["loc"][: len(path)] == first["loc"][: len(path)]]
+        raise UserError(f"{name}: {field}given {shown(given)}; allowed: {', or '.join(dict.fromkeys(kinds))}") from None
 
 
 def allowed(details: ErrorDetails) -> str:

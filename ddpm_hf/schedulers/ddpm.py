@@ -1,6 +1,6 @@
 """DDPMScheduler: diffusers' scheduler with exact coefficients, and how a configuration makes one."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ddpm_hf.schedulers.process import (
     Gaussian,
     Images,
     Timesteps,
+    check_betas,
     make_betas,
     posterior_coefficients,
 )
@@ -56,7 +57,7 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
         rescale_betas_zero_snr: whether the betas are rescaled to leave no signal at T (Lin et al., algorithm 1).
 
     Raises:
-        ValueError: the schedule is unknown.
+        ValueError: the schedule, the type of the variance or of the prediction is unknown, or a beta is not in [0, 1].
     """
 
     stock_class: ClassVar[str] = "DDPMScheduler"
@@ -87,6 +88,13 @@ class DDPMScheduler(StockOnDisk, StockDDPMScheduler):  # type: ignore[misc]  # d
             if trained_betas is None
             else torch.tensor(np.asarray(trained_betas), dtype=torch.float64)
         )
+        check_betas(betas)
+        for name, value, possible in (
+            ("variance_type", variance_type, get_args(VarianceType)),
+            ("prediction_type", prediction_type, get_args(PredictionType)),
+        ):
+            if value not in possible:
+                raise ValueError(f"{name} is {value!r}; possible are {', '.join(possible)}")
         self.process = DiffusionProcess(rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas)
 
         # The parent's attributes, which its other methods and diffusers' pipelines read.

@@ -54,6 +54,18 @@ def make_betas(schedule: str, time_steps: int, beta_start: float, beta_end: floa
     raise ValueError(f"beta_schedule {schedule!r} is unknown; possible are {', '.join(SCHEDULES)}")
 
 
+def check_betas(betas: Float[Tensor, "*steps"]) -> None:
+    """Validate betas: variances of noise, in [0, 1], that are not all zero.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    wrong = betas[~((betas >= 0) & (betas <= 1))]  # also where one is NaN
+    if wrong.numel() or not bool(betas.any()):
+        given = f"{wrong[0]:g} among them" if wrong.numel() else "all zero"
+        raise ValueError(f"betas have {given}; possible are 0 to 1, and one above 0")
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """A diagonal Gaussian; each field broadcasts against the images.

@@ -329,7 +329,7 @@ class Trainer:
         """Warn that something cannot be written, and continue without it."""
         try:
             yield
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
+        except (OSError, SafetensorError, FloatingPointError) as error:  # safetensors has its own error for a full disk
             logger.warning("Cannot write the %s at step %d: %s. The run goes on without it.", name, self.step, error)
 
     @property

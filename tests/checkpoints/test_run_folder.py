@@ -101,6 +101,7 @@ def test_publishing_replaces_a_pipeline_and_nothing_else(tmp_path):
     assert (tmp_path / "model_index.json").read_text() == "one"
     run.publish(save("two"))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "manifest.json",
         "metrics.jsonl",
         "model_index.json",
         "unet",

@@ -11,7 +11,7 @@ from loopback.server import TOKEN
 from safetensors import safe_open
 
 from ddpm_hf.checkpoints.find import newest_pipeline
-from ddpm_hf.checkpoints.format import find_damage
+from ddpm_hf.checkpoints.format import MANIFEST, find_damage
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import checkpoint_package, pipeline_package
 from ddpm_hf.hub.share import push_run
@@ -70,6 +70,9 @@ def test_no_local_paths_are_pushed(run, tmp_path):
 def test_a_pipeline_saved_with_stock_diffusers_is_cleaned(run):
     """Stock diffusers writes where it loaded from into the configs."""
     diffusers.DDPMPipeline.from_pretrained(run).save_pretrained(run)
+    with pytest.raises(UserError, match=MANIFEST):
+        pipeline_package(run, SETTINGS, "ada/digits", run)
+    (run / MANIFEST).unlink()
     assert "_name_or_path" in (run / "unet" / "config.json").read_text()
     package = pipeline_package(run, SETTINGS, "ada/digits", run)
     assert "_name_or_path" not in text_of(package)

@@ -70,6 +70,14 @@ def test_samples_have_the_distribution_of_the_data(gaussian_pipeline, name, pred
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.filterwarnings("ignore:sampler:UserWarning")
+def test_as_many_steps_as_the_model_has_give_images(gaussian_pipeline, name):
+    """Where a timestep is visited twice, a solver of second order divides by the distance between them."""
+    images = gaussian_pipeline("epsilon")(2, num_inference_steps=1000, output_type="pt", sampler=name).images
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_x_0_is_clipped_or_a_warning_says_that_it_is_not(gaussian_pipeline, name):
     pipeline = gaussian_pipeline("v_prediction")
     with torch.no_grad():
