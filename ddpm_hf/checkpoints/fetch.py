@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
@@ -18,11 +19,14 @@ from ddpm_hf.config.hub import REPO_ID, repo_id_of
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import stays_inside
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline, remember_commit
+from ddpm_hf.runtime.values import MAX_BYTES, as_type, shown
 
 logger = logging.getLogger(__name__)
 
-MAX_TEXT_BYTES = 16 * 2**20
-"""Longest JSON file that is downloaded; those of a model have a few kB."""
+WEIGHTS_SUFFIX = ".safetensors"
+MAX_WEIGHTS_BYTES = 64 * 2**30
+MAX_TEXT_BYTES = MAX_BYTES
+"""Longest file of weights and longest JSON file that are downloaded; the JSON files of a model have a few kB."""
 
 PIPELINE_PATTERNS = (INDEX, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json")
 CHECKPOINT_PATTERNS = (*PIPELINE_PATTERNS, MANIFEST, f"{STATE}/*.json", f"{STATE}/*.safetensors")
@@ -131,16 +135,27 @@ def read_head(client: HubClient, repo_id: str, revision: str | None = None, repo
         HubUnreachableError: if the Hub did not answer.
     """
     ask = partial(client.api.repo_info, repo_id, revision=revision, repo_type=repo_type, files_metadata=True)
-    info: Any = client.call(f"listing {repo_id}", ask, repo_id)
-    for name in (file.rfilename for file in info.siblings):
+    try:
+        info: Any = client.call(f"listing {repo_id}", ask, repo_id)
+        listed = [
+            (each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id) for each in info.siblings
+        ]
+        files = as_type(list[tuple[str, Annotated[int, Ge(0)], str]], listed, f"the file list of {repo_id}")
+        commit = str(info.sha)
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(f"the Hub's list of the files of {repo_id} is damaged ({type(error).__name__})") from error
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        raise UserError(f"the Hub's commit of {repo_id} is damaged: given {shown(commit)}; allowed: 40 hex digits")
+    for name, _, _ in files:
         if not stays_inside(name):
             raise UserError(
                 f"{repo_id} lists a file named {name!r}, which would not stay inside its folder; nothing of it is "
                 "downloaded, since no honest upload makes such a name"
             )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings}
-    return Head(info.id, repo_type, info.sha, sizes, hashes)
+    sizes, hashes = {name: size for name, size, _ in files}, {name: digest for name, _, digest in files}
+    return Head(str(info.id), repo_type, commit, sizes, hashes)
 
 
 def download(client: HubClient, head: Head, patterns: Iterable[str], cache: Path | None = None) -> Path:
@@ -156,17 +171,23 @@ def download(client: HubClient, head: Head, patterns: Iterable[str], cache: Path
         The folder of the commit.
 
     Raises:
-        UserError: if a file is wrong the second time, too.
+        UserError: if a file is wrong the second time, too, or longer than any of its kind.
         HubUnreachableError: if the Hub did not answer.
     """
     wanted = {name: head.hashes[name] for name in filter_repo_objects(head.hashes, allow_patterns=list(patterns))}
+    large = [name for name in wanted if name.endswith(WEIGHTS_SUFFIX)]
+    small = [name for name in wanted if name not in large]
+    for name in wanted:
+        longest = MAX_WEIGHTS_BYTES if name in large else MAX_TEXT_BYTES
+        if head.sizes[name] > longest:
+            raise UserError(f"{name} of {head.repo_id} has {head.sizes[name]:,} bytes; at most {longest:,} are read")
 
-    def fetch() -> Path:
+    def fetch(names: list[str]) -> Path:
         folder = snapshot_download(
             head.repo_id,
             repo_type=head.repo_type,
             revision=head.commit,
-            allow_patterns=list(wanted),
+            allow_patterns=names,
             cache_dir=cache,
             endpoint=client.api.endpoint,
             token=client.token,
@@ -174,7 +195,10 @@ def download(client: HubClient, head: Head, patterns: Iterable[str], cache: Path
         return Path(folder)
 
     for is_last in (False, True):
-        folder = client.call(f"downloading {', '.join(sorted(wanted))} of {head.repo_id}", fetch, head.repo_id)
+        for names in filter(None, (small, large)):  # apart, so that no small file takes the room of the weights
+            task = f"downloading {', '.join(sorted(names))} of {head.repo_id}"
+            num_bytes = sum(head.sizes[name] for name in names)
+            folder = client.call(task, partial(fetch, names), head.repo_id, num_bytes)
         damaged = _find_damaged(folder, wanted)
         for name in damaged:
             (folder / name).resolve().unlink(missing_ok=True)
@@ -202,11 +226,6 @@ def _fetch(address: HubAddress, client: HubClient, with_state: bool) -> Path:
         folder = _find_cached(address, patterns, with_state, reason)
     else:
         _check_files(address, head.sizes, with_state)
-        for path in filter_repo_objects(head.sizes, allow_patterns=list(patterns)):
-            if not path.endswith(".safetensors") and head.sizes[path] > MAX_TEXT_BYTES:
-                raise UserError(
-                    f"{path} of {address} has {head.sizes[path]:,} bytes; at most {MAX_TEXT_BYTES:,} are read"
-                )
         folder = download(client, head, patterns)
     for pattern in patterns:
         if pattern.endswith(".safetensors"):

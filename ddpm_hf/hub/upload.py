@@ -187,7 +187,7 @@ def push(
         page = f"spaces/{repo_id}" if kind == "space" else f"{repo_id}/tree/{commit}"
         return Pushed(commit, f"{client.api.endpoint}/{page}", len(changed) + len(deleted))
 
-    return client.call(f"pushing to {destination}", act, repo_id)
+    return client.call(f"pushing to {destination}", act, repo_id, package.num_bytes)
 
 
 def _read_card(client: HubClient, head: Head) -> str | None:

@@ -1,13 +1,14 @@
-"""huggingface_hub with what it lacks: a time limit on every answer, retries around every call, clear errors."""
+"""huggingface_hub with what it lacks: limits on the size and time of every answer, retries, clear errors."""
 
 import logging
 import random
 import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_session, get_token, resolve_revision
 from huggingface_hub.errors import (
@@ -35,6 +36,15 @@ T = TypeVar("T")
 TRANSPORT_ERROR = HfHubHTTPError.__bases__[0]
 """The base class of the errors of huggingface_hub's HTTP library, which depends on its version."""
 
+HTTP = sys.modules[TRANSPORT_ERROR.__module__.partition(".")[0]]
+"""huggingface_hub's HTTP library, httpx or what follows it."""
+
+LISTING_BYTES = 16 * 2**20
+"""What an attempt may receive beside the files that it transfers: lists of files, and other answers in JSON."""
+
+ANSWER_BYTES = 1024
+"""What every answer counts at least: a listing may have pages without end, and nothing on them."""
+
 STALE = 412
 """The branch has changed since its head was read."""
 
@@ -57,7 +67,9 @@ class RetryPolicy:
         attempts: calls in all, at least 1.
         base: seconds before the second attempt; the pause doubles with every further attempt.
         longest: limit of a pause in seconds, also of one that the Hub asks for.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for an answer, or for the next part of one.
+        total: seconds that an attempt may take in all, beside its transfers.
+        slowest: bytes a second of transfers, at least.
         sleep: waits for a number of seconds; may raise Stopped.
     """
 
@@ -65,6 +77,8 @@ class RetryPolicy:
     base: float = 1.0
     longest: float = 60.0
     timeout: float = 120.0
+    total: float = 600.0
+    slowest: float = 10_000.0
     sleep: Callable[[float], object] = time.sleep
 
     def pause(self, attempt: int, error: BaseException) -> float:
@@ -73,6 +87,63 @@ class RetryPolicy:
         if asked.isdigit():
             return min(float(asked) + random.uniform(0, self.base), self.longest)
         return min(self.base * 2 ** (attempt - 1) * random.uniform(0.5, 1.0), self.longest)
+
+
+class _Limit:
+    """What an attempt may receive, and until when."""
+
+    def __init__(self, task: str, num_bytes: int, retries: RetryPolicy) -> None:
+        self.task, self.max_bytes = task, LISTING_BYTES + 2 * num_bytes  # twice, where a transfer begins anew
+        self.seconds = retries.total + num_bytes / retries.slowest
+        self.deadline, self.received = time.monotonic() + self.seconds, 0
+
+    def excess(self) -> Exception | None:
+        """The error of an attempt that is beyond its limits."""
+        if self.received > self.max_bytes:
+            return UserError(f"{self.task}: the Hub sends more than the {self.max_bytes:,} bytes that this may have")
+        if time.monotonic() > self.deadline:
+            return HubUnreachableError(f"{self.task}: the Hub has not answered in full within {self.seconds:.0f} s")
+        return None
+
+
+_limits: list[_Limit] = []
+"""Of all attempts at this time; threads of huggingface_hub receive the downloads, and cannot tell for whom."""
+
+
+def _check_limits(_: object = None) -> None:
+    excesses = [limit.excess() for limit in _limits]
+    for excess in excesses[:1]:
+        if excess is not None and all(excesses):
+            raise excess
+
+
+def _limit_response(response: Any) -> None:
+    """Bound the body of an answer, whose length is not known before it ends; called before it is received."""
+    if not _limits:
+        return
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":  # a few bytes may stand for many
+        raise UserError(f"the Hub's answer is compressed ({encoding}), which was not asked for; it is not read")
+    for limit in _limits:
+        limit.received += ANSWER_BYTES
+    response.stream = _BoundedStream(response.stream)
+
+
+class _BoundedStream(HTTP.SyncByteStream):  # type: ignore[name-defined]  # of a library by another name
+    """The body of an answer, up to the limits."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            for limit in _limits:
+                limit.received += len(part)
+            _check_limits()
+            yield part
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class HubClient:
@@ -96,22 +167,26 @@ class HubClient:
         """Whether there is a token at all."""
         return bool(self.token or get_token())
 
-    def call(self, task: str, act: Callable[[], T], repo_id: str = "") -> T:
+    def call(self, task: str, act: Callable[[], T], repo_id: str = "", num_bytes: int = 0) -> T:
         """Make a call to the Hub, and retry it while it fails with transient errors.
 
         Args:
             task: for messages, such as "uploading".
             act: makes the call; it is called again after a failure, so it must be safe to repeat.
             repo_id: for messages.
+            num_bytes: of the files that it transfers, on which its limits depend.
 
         Raises:
-            UserError: if the token, the repository or the content is refused, which is not retried.
-            HubUnreachableError: if every attempt failed.
+            UserError: if the token, the repository or the content is refused, or the answer is too long; neither is
+                retried.
+            HubUnreachableError: if every attempt failed, or one took too long in all.
         """
         attempt = 0
         while True:
             attempt += 1
-            self._limit_waiting()
+            self._limit_session()
+            limit = _Limit(task, num_bytes, self.retries)
+            _limits.append(limit)
             try:
                 return act()
             except (UserError, HubUnreachableError, Stopped):
@@ -131,11 +206,20 @@ class HubClient:
                 # the first pause is short; a longer failure is reported once
                 level = logging.WARNING if attempt == 2 else logging.INFO
                 logger.log(level, "%s: %s; attempt %d follows in %.1f s", task, text, attempt + 1, seconds)
-                self.retries.sleep(seconds)
+            finally:
+                _limits.remove(limit)
+            self.retries.sleep(seconds)
 
-    def _limit_waiting(self) -> None:
-        """Set a time limit in huggingface_hub's session, which waits for an answer forever by default."""
+    def _limit_session(self) -> None:
+        """Have huggingface_hub's session keep the limits; by default it waits for an answer forever."""
         session = get_session()
+        hooks = session.event_hooks
+        if _check_limits not in hooks["request"]:
+            session.event_hooks = {
+                "request": [*hooks["request"], _check_limits],
+                "response": [*hooks["response"], _limit_response],
+            }
+            session.headers["Accept-Encoding"] = "identity"
         if session.timeout.read is None:
             session.timeout = self.retries.timeout
 

@@ -19,6 +19,10 @@ class Fault:
         over: once it is set, silence ends; the hub's end sets it.
         flip: change one byte of the answer's body.
         cut: close the connection after this many bytes of the answer's body.
+        flood: send blanks without end instead of the answer's body.
+        drip: seconds before each byte of the answer's body.
+        endless: name a next page of the answer, every time.
+        compressed: say that the answer's body is compressed.
         then: called when the work is done and its answer not yet sent.
         times: how often.
     """
@@ -31,6 +35,10 @@ class Fault:
     over: threading.Event = field(default_factory=threading.Event)
     flip: bool = False
     cut: int | None = None
+    flood: bool = False
+    drip: float = 0.0
+    endless: bool = False
+    compressed: bool = False
     then: Callable[[], object] | None = None
     times: float = 1
 

@@ -59,6 +59,7 @@ class LoopbackHub:
         self.large: dict[str, bytes] = {}
         self.log: list[Request] = []
         self.faults = Faults()
+        self.num_flooded = 0
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -181,13 +182,27 @@ class _Handler(BaseHTTPRequestHandler):
         raw = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
         self.request_seen.status = status
         self.send_response(status)
+        fault = self.struck
+        if fault and fault.flood and self.command != "HEAD":
+            headers = {**(headers or {}), "Connection": "close", "Content-Length": str(2**40)}
+        if fault and fault.endless:
+            headers = {**(headers or {}), "Link": f'<{self.hub.url}{self.path}>; rel="next"'}
+        if fault and fault.compressed:
+            headers = {**(headers or {}), "Content-Encoding": "gzip"}
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
         for name, value in {"Content-Type": kind, "Content-Length": str(len(raw)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        fault = self.struck
+        while fault and fault.flood:
+            self.wfile.write(b" " * 2**16)
+            self.hub.num_flooded += 2**16
+        if fault and fault.drip:
+            for byte in raw:
+                fault.over.wait(fault.drip)
+                self.wfile.write(bytes([byte]))
+            return
         if fault and fault.flip and raw:
             raw = raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :]
         if fault and fault.cut is not None:

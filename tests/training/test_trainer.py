@@ -85,6 +85,7 @@ def test_a_run_writes_all_documented_files(tiny, tmp_path, capsys, caplog):
         "denoising.png",
         "environment.json",
         "loss.png",
+        "manifest.json",
         "metrics.jsonl",
         "model_index.json",
         "previews",
