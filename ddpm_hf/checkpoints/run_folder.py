@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddpm_hf.checkpoints.format import INDEX, list_checkpoints, prune, write_manifest
-from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import fsync_tree, is_disk_full, remove, visible_files
+from ddpm_hf.runtime.errors import RunError, UserError
+from ddpm_hf.runtime.files import fsync_tree, is_disk_full, remove, visible_files, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class RunFolder:
         self.dry_run = self.path / "dry_run"
         self.lock = self.path / ".lock"
         self.stop_notice = self.path / ".stop"
+        self._held = -1  # the descriptor of the lock, within `locked`
 
     @property
     def holds_a_run(self) -> bool:
@@ -110,16 +111,45 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = self._take()
+            self._held = self._take()
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written to: {error.strerror}") from error
         try:
-            with contextlib.suppress(OSError):  # the number only informs; a full disk, or a folder, does not take it
-                os.truncate(lock, 0)
-                os.write(lock, str(os.getpid()).encode())
             yield
         finally:
-            os.close(lock)
+            os.close(self._held)
+
+    def is_intact(self) -> bool:
+        """Whether the folder still is the one that this run has locked, and can be resumed; call it within `locked`."""
+        try:
+            return self.holds_a_run and os.path.samestat(self.lock.stat(), os.fstat(self._held))
+        except OSError:
+            return False
+
+    def make_anew(self, config: str) -> None:
+        """Make the folder again that somebody has deleted, without what was in it; call it within `locked`.
+
+        Args:
+            config: the text of config.yaml.
+
+        Raises:
+            RunError: if another run has begun there meanwhile.
+            OSError: if it cannot be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.lock.exists() and os.path.samestat(self.lock.stat(), os.fstat(self._held))):
+            is_taken = self.holds_a_run
+            try:
+                lock = self._take()
+            except UserError:
+                is_taken = True
+            if is_taken:
+                raise RunError(
+                    f"{self.path} was deleted, and another run has begun there; this one has nowhere to go on"
+                )
+            os.close(self._held)
+            self._held = lock
+        write_text_atomic(self.config, config)
 
     def check_unlocked(self) -> None:
         """Raise if another run holds the lock; lets a run fail before its set-up, which ends in `locked`.
@@ -150,6 +180,9 @@ class RunFolder:
                 f"output_dir: {self.path} is in use by another run{holder}; wait for it, stop it, "
                 "or choose another folder with output_dir=FOLDER"
             ) from None
+        with contextlib.suppress(OSError):  # the number only informs; a full disk, or a folder, does not take it
+            os.truncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
         return lock
 
     def free_bytes(self) -> int:

@@ -1,9 +1,11 @@
-"""Checks before the first step: the plan of a run, and the memory and disk that it needs."""
+"""Checks before the first step: the plan of a run, the memory and disk that it needs, the commands that follow it."""
 
 import filecmp
 import hashlib
 import logging
 import os
+import re
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.checkpoints.format import INDEX, UNET, WEIGHTS
 from ddpm_hf.checkpoints.run_folder import RunFolder
-from ddpm_hf.config import Config
+from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet, load_image_sets
 from ddpm_hf.data.sources import pin_dataset
 from ddpm_hf.hub.sanitize import sanitize_config
@@ -23,6 +25,7 @@ from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.pictures import learning_rate_curve, schedule_curves
 from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
+from ddpm_hf.runtime.cli import launcher
 from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_process
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
@@ -38,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 NUM_HASHED = 100
 """Images by whose hash processes check that they have the same data."""
+
+MAX_CLASSES_SHOWN = 10
+"""Classes, at most, that a printed command names."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,51 @@ def _speed(plan: RunPlan, accelerator: Accelerator) -> str:
         f"a CUDA graph, {'compiled' if plan.compiled else 'not compiled'}: compiling takes about {WARM_UP_SECONDS} s "
         f"and saves about {saved:,.0f} s of this run"
     )
+
+
+def commands(plan: RunPlan) -> str:
+    """The commands that a person may want after a run, a line each; they work as they stand for its kind.
+
+    Args:
+        plan: of the run, whose folder holds the finished pipeline.
+    """
+    config, run, num_steps = plan.config, plan.run, plan.num_steps
+    folder, file = shlex.quote(str(run.path)), shlex.quote(str(run.config))
+    T, num_classes = config.model.time_steps, config.model.num_classes
+    steps = f", num_inference_steps={T}" if T < DEFAULT_NUM_STEPS else ""  # stock pipelines refuse more than T
+    if num_classes is None:
+        package, name, drawn, classes = "diffusers", "DiffusionPipeline", "batch_size=4", ""
+    else:  # stock pipelines pass no class to the network
+        shown = range(min(num_classes, MAX_CLASSES_SHOWN))
+        package, name, drawn = "ddpm_hf", "DDPMPipeline", f"class_labels={list(shown)}"
+        classes = f" --class_labels {' '.join(map(str, shown))}"
+    code = f"from {package} import {name} as P; P.from_pretrained({str(run.path)!r})({drawn}{steps}).images[0].show()"
+    lines = {
+        "sample": f"python pipelines/generate.py --model {folder} --num_samples 16{classes}",
+        "resume": f"{launcher()} training/train.py --config {file} --resume latest training.num_steps={2 * num_steps}",
+        "score": _score_command(config.benchmark, len(plan.images), file),
+        "open": f"python -c {_quoted(code)}",
+    }
+    return "\n".join(f"  {name + ':':<8}{line}" for name, line in lines.items())
+
+
+def _score_command(benchmark: BenchmarkConfig, num_images: int, file: str) -> str:
+    """A command that scores the run; it first installs packages that are missing, and asks for no metric in vain."""
+    # imported here, since it takes part of a second, and a run that is stopped needs none of it
+    from ddpm_hf.evaluation.extractors import NUM_FEATURES, install_command
+
+    command = f"{launcher()} training/train.py --config {file} --eval_only --benchmark"
+    fewest, metrics = min(benchmark.n_samples, num_images), benchmark.metrics
+    has_few = benchmark.reference_split is None and fewest <= NUM_FEATURES.get(benchmark.features, 0)
+    if metrics.fid and has_few and not benchmark.allow_few_samples:
+        command += " benchmark.metrics.fid=false"
+    install = install_command(benchmark)
+    return f"{install} && {command}" if install else command
+
+
+def _quoted(code: str) -> str:
+    """Quote code for a shell: readably in double quotes, where nothing in it has a meaning to the shell."""
+    return shlex.quote(code) if re.search(r'["$`\\!]', code) else f'"{code}"'
 
 
 def draw_plan(plan: RunPlan) -> list[Path]:

@@ -2,17 +2,15 @@
 
 import contextlib
 import logging
-import re
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from ddpm_hf.checkpoints.format import Progress, write_checkpoint
-from ddpm_hf.config import BenchmarkConfig, Config
+from ddpm_hf.checkpoints.format import Progress, list_checkpoints, step_of, write_checkpoint
+from ddpm_hf.config import Config
 from ddpm_hf.hub import HubUploader
-from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.runtime.cli import launcher
 from ddpm_hf.runtime.distributed import max_over_processes
 from ddpm_hf.runtime.errors import RunError
@@ -21,7 +19,7 @@ from ddpm_hf.runtime.memory import is_out_of_memory
 from ddpm_hf.runtime.signals import Stopped, StopRequest
 from ddpm_hf.training.accelerator import make_accelerator
 from ddpm_hf.training.captured import choose_run
-from ddpm_hf.training.preflight import RunPlan, describe, make_plan
+from ddpm_hf.training.preflight import commands, describe, make_plan
 from ddpm_hf.training.previews import Previews
 from ddpm_hf.training.run_logger import RunLogger
 from ddpm_hf.training.state import TrainState
@@ -33,9 +31,6 @@ SECONDS_TO_UPLOAD_WHEN_STOPPED = 5
 
 SHARE_BEFORE_COLOURS = 0.2
 """Share of a run during which previews are too noisy for their colours to mean anything."""
-
-MAX_CLASSES_SHOWN = 10
-"""Classes, at most, that a printed command names."""
 
 if TYPE_CHECKING:
     from ddpm_hf.evaluation.extractors.base import FeatureExtractor
@@ -95,6 +90,7 @@ class Trainer:
                     is_last = self.step == self.num_steps
                     if is_last or _is_due(self.step, log_every):
                         self.state.finite.read()
+                        self._keep_folder()
                         self.logger.log_means(self.step)
                     self._observe(is_last)
                     # The checkpoint comes last, so that a resumed run repeats nothing of the above.
@@ -235,6 +231,7 @@ class Trainer:
             pending=self.pending,
             config=self.config.to_dict(),
         )
+        self._keep_folder()
         if self.accelerator.is_main_process:
             with self._continue_without("checkpoint"):
                 checkpoint = write_checkpoint(
@@ -250,6 +247,24 @@ class Trainer:
                 self.logger.plot()
         self.attempted_step = self.step
         self.kept_step = max_over_processes(self.kept_step)
+
+    def _keep_folder(self) -> None:
+        """Make the run folder again if somebody has deleted it, and ask for a checkpoint.
+
+        Raises:
+            RunError: if another run has begun there.
+        """
+        if not self.accelerator.is_main_process or self.run_folder.is_intact():
+            return
+        with self._continue_without("run folder"):
+            self.run_folder.make_anew(self.config.to_yaml())
+            logger.warning(
+                "%s was deleted, with all earlier checkpoints and metrics, and is made again at step %d. The checkpoint "
+                "that follows is enough to resume the run.",
+                self.run_folder.path,
+                self.step,
+            )
+            self.stop.wants_checkpoint = True
 
     def _stop_if_requested(self) -> None:
         """End the run with a checkpoint if any process has been asked to stop; or write one if it was asked to.
@@ -267,8 +282,10 @@ class Trainer:
         self.uploader.drain(SECONDS_TO_UPLOAD_WHEN_STOPPED)
         self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one has left
         self._check_kept(f"stopped at step {self.step:,}")
-        has_checkpoint = self.kept_step == self.step
-        kept = " with a checkpoint" if has_checkpoint else f"; the last checkpoint is of step {self.kept_step:,}"
+        kept = " with a checkpoint"
+        if self.kept_step != self.step:
+            left = list_checkpoints(self.run_folder.checkpoints)
+            kept = f"; the last checkpoint is of step {step_of(left[0]):,}" if left else "; no checkpoint is left"
         raise Stopped(f"stopped at step {self.step:,}{kept}; {self._resume_hint}", self.stop.signal_number)
 
     def _check_kept(self, end: str) -> None:
@@ -346,51 +363,6 @@ class Trainer:
             f"\n{self.num_steps:,} steps in {minutes} min {seconds} s\n"
             f"  made:   the pipeline, {', '.join(pictures)} in {run.path}/\n{commands(self.plan)}"
         )
-
-
-def commands(plan: RunPlan) -> str:
-    """The commands that a person may want after a run, a line each; they work as they stand for its kind.
-
-    Args:
-        plan: of the run, whose folder holds the finished pipeline.
-    """
-    config, run, num_steps = plan.config, plan.run, plan.num_steps
-    folder, file = shlex.quote(str(run.path)), shlex.quote(str(run.config))
-    T, num_classes = config.model.time_steps, config.model.num_classes
-    steps = f", num_inference_steps={T}" if T < DEFAULT_NUM_STEPS else ""  # stock pipelines refuse more than T
-    if num_classes is None:
-        package, name, drawn, classes = "diffusers", "DiffusionPipeline", "batch_size=4", ""
-    else:  # stock pipelines pass no class to the network
-        shown = range(min(num_classes, MAX_CLASSES_SHOWN))
-        package, name, drawn = "ddpm_hf", "DDPMPipeline", f"class_labels={list(shown)}"
-        classes = f" --class_labels {' '.join(map(str, shown))}"
-    code = f"from {package} import {name} as P; P.from_pretrained({str(run.path)!r})({drawn}{steps}).images[0].show()"
-    lines = {
-        "sample": f"python pipelines/generate.py --model {folder} --num_samples 16{classes}",
-        "resume": f"{launcher()} training/train.py --config {file} --resume latest training.num_steps={2 * num_steps}",
-        "score": _score_command(config.benchmark, len(plan.images), file),
-        "open": f"python -c {_quoted(code)}",
-    }
-    return "\n".join(f"  {name + ':':<8}{line}" for name, line in lines.items())
-
-
-def _score_command(benchmark: BenchmarkConfig, num_images: int, file: str) -> str:
-    """A command that scores the run; it first installs packages that are missing, and asks for no metric in vain."""
-    # imported here, since it takes part of a second, and a run that is stopped needs none of it
-    from ddpm_hf.evaluation.extractors import NUM_FEATURES, install_command
-
-    command = f"{launcher()} training/train.py --config {file} --eval_only --benchmark"
-    fewest, metrics = min(benchmark.n_samples, num_images), benchmark.metrics
-    has_few = benchmark.reference_split is None and fewest <= NUM_FEATURES.get(benchmark.features, 0)
-    if metrics.fid and has_few and not benchmark.allow_few_samples:
-        command += " benchmark.metrics.fid=false"
-    install = install_command(benchmark)
-    return f"{install} && {command}" if install else command
-
-
-def _quoted(code: str) -> str:
-    """Quote code for a shell: readably in double quotes, where nothing in it has a meaning to the shell."""
-    return shlex.quote(code) if re.search(r'["$`\\!]', code) else f'"{code}"'
 
 
 def _is_due(step: int, every: int | None) -> bool:

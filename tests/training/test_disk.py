@@ -7,11 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from ddpm_hf.checkpoints.format import find_damage, find_latest, list_checkpoints
 from ddpm_hf.runtime.errors import RunError
+from ddpm_hf.runtime.signals import Stopped
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.trainer import Trainer
+from ddpm_hf.training.update import TrainStep
 
 
 @pytest.fixture
@@ -91,6 +94,60 @@ def test_a_checkpoint_on_another_disk_ends_no_later_ones(tiny, tmp_path, monkeyp
     assert [path.name for path in list_checkpoints(checkpoints)] == ["step-40", "step-38"]
     assert not any(map(find_damage, [*list_checkpoints(checkpoints), elsewhere]))
     assert "Cannot write" not in caplog.text
+
+
+def delete_before(monkeypatch, step, folder, then=lambda: None):
+    """Let somebody delete a folder before an update, once."""
+    update = TrainStep.update
+
+    def deleting(self, at):
+        if at == step:
+            monkeypatch.setattr(TrainStep, "update", update)
+            shutil.rmtree(folder)
+            then()
+        return update(self, at)
+
+    monkeypatch.setattr(TrainStep, "update", deleting)
+
+
+@pytest.mark.parametrize("what", [".", "checkpoints"])
+def test_a_run_folder_that_is_deleted_is_made_again_with_a_checkpoint_to_resume_from(
+    tiny, tmp_path, monkeypatch, caplog, what
+):
+    run, options = tmp_path / "run", ("training.num_steps=9", "training.checkpoint_every=4", "logging.log_every=1")
+    Trainer(tiny(*options, f"output_dir={tmp_path / 'whole'}")).train()
+    delete_before(monkeypatch, 5, run / what)
+
+    def stop(self, is_last):
+        if self.step == 7:
+            self.stop.request(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_observe", stop)
+        with pytest.raises(Stopped, match="stopped at step 7 with a checkpoint"):
+            Trainer(tiny(*options)).train()
+    expected = ["step-7", "step-6"] if what == "." else ["step-7"]
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == expected
+    assert ("was deleted" in caplog.text) == (what == ".")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Trainer(tiny(*options), resume="latest").train()
+    for name in ("unet/diffusion_pytorch_model.safetensors", "checkpoints/step-9/training_state/network.safetensors"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_run_that_begins_in_a_deleted_folder_is_left_alone(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def begin_another():
+        run.mkdir()
+        (run / "config.yaml").write_text("another's")
+        (run / ".lock").touch()
+
+    delete_before(monkeypatch, 2, run, begin_another)
+    with pytest.raises(RunError, match="was deleted, and another run has begun there"):
+        Trainer(tiny("logging.log_every=1")).train()
+    assert {path.name for path in run.iterdir()} == {"config.yaml", ".lock"}
+    assert (run / "config.yaml").read_text() == "another's"
 
 
 @pytest.mark.slow
