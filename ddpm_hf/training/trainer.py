@@ -259,8 +259,8 @@ class Trainer:
         with self._continue_without("run folder"):
             self.run_folder.make_anew(self.config.to_yaml())
             logger.warning(
-                "%s was deleted, with all earlier checkpoints and metrics, and is made again at step %d. The checkpoint "
-                "that follows is enough to resume the run.",
+                "%s was deleted, with all earlier checkpoints and metrics, and is made again at step %d. The "
+                "checkpoint that follows is enough to resume the run.",
                 self.run_folder.path,
                 self.step,
             )
