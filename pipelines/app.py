@@ -38,7 +38,8 @@ def make_parser() -> cli.Parser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="names that the page answers to, such as that of a proxy, beside localhost, this machine's and addresses",
+        help="names that the page answers to, such as that of a proxy, beside localhost, this machine's and addresses "
+        "(default: none)",
     )
     limits = parser.add_argument_group("what a visitor may ask for")
     limits.add_argument("--max_images", type=int, default=64, metavar="N", help="most images at once (default: 64)")

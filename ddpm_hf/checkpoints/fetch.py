@@ -218,7 +218,7 @@ def _fetch(address: HubAddress, client: HubClient, with_state: bool) -> Path:
     head, reason = None, "HF_HUB_OFFLINE is set"
     if not is_offline():
         try:
-            head = read_head(client, address.repo_id, address.revision)
+            head = read_head(client.for_lookups, address.repo_id, address.revision)
         except HubUnreachableError as error:
             logger.warning("%s: looking for %s in the cache", error, address)
             reason = "the Hub cannot be reached"

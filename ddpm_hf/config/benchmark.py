@@ -3,9 +3,10 @@
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Len, Lt
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 from typing_extensions import Self
 
+from ddpm_hf.config.hub import repo_id_of
 from ddpm_hf.config.section import NUMBER, PositiveInt, Section
 
 Level = Annotated[float, Gt(0), Lt(1), NUMBER]
@@ -45,7 +46,7 @@ class BenchmarkConfig(Section):
     """Keep the samples as images."""
     save_metrics: bool = True
     """Write the metrics to metrics.json."""
-    features: str = "inception"
+    features: Annotated[str, BeforeValidator(repo_id_of)] = "inception"
     """Feature extractor: `inception`, `digits` (a small classifier of handwritten digits, nothing to download), the Hub
     id or folder of a transformers vision model, or FILE.py:NAME for your own module."""
     inception_weights: str | None = None

@@ -18,7 +18,9 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from ddpm_hf.config import DatasetConfig
 from ddpm_hf.data.decoding import Example, Source
 from ddpm_hf.data.local_files import BUILT_IN, LocalData
+from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.hub_client import explain, root_cause
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ def open_dataset(config: DatasetConfig, local: LocalData | None) -> Source:
 def _open(config: DatasetConfig, local: LocalData | None) -> tuple[Data, int | None, str]:
     """The rows, their number if it is known, and a hash of what they are."""
     if local is None:
-        builder = datasets.load_dataset_builder(config.name, config.config, revision=config.revision)
+        with waiting(f"asking the Hub for {config.name}"):
+            builder = datasets.load_dataset_builder(config.name, config.config, revision=config.revision)
         fingerprint = f"{config.name}@{builder.hash}"  # for a dataset of the Hub, the hash is its commit
     else:
         fingerprint = local.fingerprint()
@@ -158,7 +161,7 @@ def _user_errors(config: DatasetConfig, is_local: bool) -> Iterator[None]:
 
 def _explain(error: Exception, config: DatasetConfig, is_local: bool) -> str:
     name, split = config.name, config.split
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["it failed without a reason"]
     text = lines[0]
     if "split" in text.lower() or text.startswith("Instruction"):
         hint = "; a stream has whole splits only" if config.streaming and "[" in split else ""
@@ -168,6 +171,9 @@ def _explain(error: Exception, config: DatasetConfig, is_local: bool) -> str:
     if is_local:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         return f"dataset.name: given {name!r}: {text}{cause}"
+    if (of_hub := root_cause(error)) is not error:
+        text = explain(of_hub, name)
+    text = re.sub(r" \(\w+(Error|Timeout|Enabled)\)$", "", text)  # the class of an error of Python's
     near = difflib.get_close_matches(name, BUILT_IN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return (

@@ -9,20 +9,17 @@ from PIL import Image
 from ddpm_hf.config.dataset import DatasetConfig, parse_split
 from ddpm_hf.data.decoding import Example, Source
 from ddpm_hf.data.local_files import BUILT_IN, ImageFolder, find_local, looks_local, open_image_folder
+from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import (
     HubClient,
     HubUnreachableError,
-    RetryPolicy,
     cached_commit,
     is_offline,
     remember_commit,
 )
 
 logger = logging.getLogger(__name__)
-
-LOOKING_UP = RetryPolicy(attempts=5)
-"""About ten seconds: somebody waits for the start, and the cache is an alternative."""
 
 
 def open_source(config: DatasetConfig) -> Source:
@@ -84,11 +81,12 @@ def pin_dataset(dataset: DatasetConfig, client: HubClient | None = None) -> Data
         return dataset
     commit = None
     if not is_offline():
-        client = client or HubClient(retries=LOOKING_UP)
+        hub = (client or HubClient()).for_lookups
         try:
-            commit = client.call(
-                f"looking up the dataset {name}", lambda: client.api.dataset_info(name, revision=revision).sha, name
-            )
+            with waiting(f"asking the Hub for {name}"):
+                commit = hub.call(
+                    f"looking up the dataset {name}", lambda: hub.api.dataset_info(name, revision=revision).sha, name
+                )
         except HubUnreachableError as error:
             hint = "the commit is taken from the cache; set HF_HUB_OFFLINE=1 to skip the look-up"
             logger.warning("%s: %s", error, hint)

@@ -65,9 +65,9 @@ def errors_as_messages() -> Iterator[None]:
         yield
     except ValueError as error:
         raise gr.Error(html.escape(" ".join(str(error).split())), print_exception=False) from None
-    except Exception as error:
+    except Exception:
         logger.exception("a request failed")
-        text = f"This failed inside the program ({type(error).__name__}); its terminal shows where."
+        text = "This failed inside the program; its terminal shows where."
         raise gr.Error(text, print_exception=False) from None
 
 

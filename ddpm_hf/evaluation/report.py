@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import write_text_atomic
-from ddpm_hf.runtime.values import read_json
+from ddpm_hf.runtime.values import allowed, read_json, shown
 
 FORMAT = 3
 """Of metrics.json. Format 2, of ddpm_hf 0.1, has other names for a few keys, and is still read."""
@@ -310,7 +310,8 @@ class Report:
             content = read_json(file)
             given = content["format"]
         except (OSError, LookupError, TypeError) as error:
-            raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it names no format of a report"
+            raise UserError(f"{file} cannot be read: {reason}") from error
         if given not in READABLE_FORMATS:
             readable = " and ".join(map(str, READABLE_FORMATS))
             raise UserError(f"{file} is of format {given}; readable are {readable}: evaluate again")
@@ -318,7 +319,8 @@ class Report:
             return TypeAdapter(cls).validate_python({**content, "format": FORMAT})
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{file} cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            name, given = ".".join(map(str, first["loc"])), shown(first["input"])
+            raise UserError(f"{file} cannot be read: {name}: given {given}; allowed: {allowed(first)}") from error
 
 
 def _kind(is_trained_on: bool) -> str:

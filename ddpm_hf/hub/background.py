@@ -190,7 +190,7 @@ class HubUploader:
             except Stopped:  # for a newer upload, or at the end of the run
                 pass
             except Exception as error:
-                text = str(error) or type(error).__name__
+                text = str(error) or "it failed without a reason"
                 if self._errors.get(upload.kind) != text:
                     name = "the finished pipeline" if upload.step is None else f"step {upload.step:,}"
                     logger.warning("the upload of %s failed; training is not affected: %s", name, text)

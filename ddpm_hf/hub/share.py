@@ -13,6 +13,7 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import checkpoint_package, pipeline_package
 from ddpm_hf.hub.upload import Destination, Pushed, check_privacy, push
+from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, is_offline
 
@@ -129,8 +130,10 @@ def check_access(client: HubClient, settings: HubConfig) -> None:
             "hub.repo_id: there is no token for the Hub; make one with the role write "
             "(huggingface.co/settings/tokens) and run: hf auth login, or set HF_TOKEN"
         )
+    client = client.for_lookups
     try:
-        user = _owner(client)
+        with waiting("asking the Hub for the owner of the token"):
+            user = _owner(client)
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise UserError(
                 f"hub.repo_id: the token of {user['name']} may only read; make one with the role write "

@@ -238,6 +238,6 @@ def set_num_steps(scheduler: Any, num_inference_steps: int) -> None:
     if (even_only and T % num_inference_steps) or int(scheduler.timesteps.min()) < 0:
         possible = sorted((n for n in range(1, T + 1) if T % n == 0), key=lambda n: abs(n - num_inference_steps))
         raise ValueError(
-            f"{type(scheduler).__name__} cannot take {num_inference_steps} even steps over T = {T};"
+            f"this sampler cannot take {num_inference_steps} even steps over T = {T};"
             f" possible are {possible[0]} and {possible[1]}, or sampler 'ddim' with any number"
         )

@@ -234,12 +234,13 @@ def leave(code: int) -> None:
 def _report(error: Exception, parser: Parser) -> int:
     """Print an error, unless another process does; returns the exit code."""
     code, program = getattr(error, "exit_code", 2 if _is_user_error(error) else 1), parser.prog
-    text = str(error) or type(error).__name__
+    text = str(error) or "it failed without a message"
     if code == 2 and not isinstance(error, UserError):  # in words of Python, whose arguments the options are
         names = {action.dest for action in parser._actions}
         text = re.sub(r"^\w+|\b\w+_\w+", lambda word: f"--{word[0]}" if word[0] in names else word[0], text)
     if code == 1 and not isinstance(error, FloatingPointError | MemoryError | RunError):
-        text = f"{type(error).__name__}: {text} (--verbose shows where)"
+        is_told = isinstance(error, OSError) or _is_ours(error)
+        text = f"{'' if is_told else 'unexpected error: '}{text} (--verbose shows where)"
     if not is_main_process():
         # The launcher kills all processes as soon as one exits, which should be the one that reports the error.
         time.sleep(SECONDS_TO_MAIN_PROCESS)
@@ -252,11 +253,16 @@ def _report(error: Exception, parser: Parser) -> int:
 
 def _is_user_error(error: Exception) -> bool:
     """Whether an error is about the input: a ValueError raised by ddpm_hf itself, not by a library."""
+    return isinstance(error, UserError) or (isinstance(error, ValueError) and _is_ours(error))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether ddpm_hf itself raised an error, rather than a library."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return isinstance(error, UserError) or (isinstance(error, ValueError) and raised_in.startswith("ddpm_hf."))
+    return raised_in.startswith("ddpm_hf.")
 
 
 def is_main_process() -> bool:
@@ -290,7 +296,8 @@ def waiting(what: str) -> Iterator[None]:
 
 def _configure_messages(verbose: bool) -> None:
     level = logging.WARNING if is_main_process() else logging.ERROR
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
+    wipe = "\r\033[K" if sys.stderr.isatty() else ""  # a notice or a bar in the line of the message
+    logging.basicConfig(format=f"{wipe}%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
     warnings.showwarning = _show_warning
     if not verbose:
         warnings.simplefilter("ignore")

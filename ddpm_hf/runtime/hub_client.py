@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,12 @@ LISTING_BYTES = 16 * 2**20
 
 ANSWER_BYTES = 1024
 """What every answer counts at least: a listing may have pages without end, and nothing on them."""
+
+LOOKUP_ATTEMPTS = 5
+"""To ask the Hub for something that the cache may have."""
+
+SECONDS_OF_SILENCE = 10.0
+"""Longest wait on a terminal without a word."""
 
 STALE = 412
 """The branch has changed since its head was read."""
@@ -203,8 +209,8 @@ class HubClient:
                         f"could not reach {self.api.endpoint} after {attempt} attempts ({task}): {text}"
                     ) from None
                 seconds = self.retries.pause(attempt, cause)
-                # the first pause is short; a longer failure is reported once
-                level = logging.WARNING if attempt == 2 else logging.INFO
+                # the first pause is short, and one under ten seconds needs no second word
+                level = logging.WARNING if attempt == 2 or seconds > SECONDS_OF_SILENCE / 2 else logging.INFO
                 logger.log(level, "%s: %s; attempt %d follows in %.1f s", task, text, attempt + 1, seconds)
             finally:
                 _limits.remove(limit)
@@ -221,7 +227,14 @@ class HubClient:
             }
             session.headers["Accept-Encoding"] = "identity"
         if session.timeout.read is None:
-            session.timeout = self.retries.timeout
+            limits = type(session.timeout)
+            session.timeout = limits(self.retries.timeout, connect=min(self.retries.timeout, SECONDS_OF_SILENCE))
+
+    @property
+    def for_lookups(self) -> "HubClient":
+        """The same Hub with about ten seconds of retries: somebody waits, and the cache is an alternative."""
+        retries = replace(self.retries, attempts=min(self.retries.attempts, LOOKUP_ATTEMPTS))
+        return HubClient(self.api.endpoint, self.token, retries)
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -276,8 +289,9 @@ def explain(error: BaseException, repo_id: str = "") -> str:
     if isinstance(error, HfHubHTTPError):
         return f"the Hub answers {status} for {where}: {redact(error.server_message or 'without a reason')}"
     if isinstance(error, (TRANSPORT_ERROR, ConnectionError, TimeoutError)):
-        return f"the connection to the Hub failed ({type(error).__name__})"
-    return redact(str(error).strip() or type(error).__name__)
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error).strip())
+        return f"the connection to the Hub failed{f' ({redact(reason)})' if reason else ''}"
+    return redact(str(error).strip() or "it failed without a reason")
 
 
 def redact(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import pipeline_package
 from ddpm_hf.hub.share import push_run
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.hub_client import HubUnreachableError
+from ddpm_hf.runtime.hub_client import HubClient, HubUnreachableError, RetryPolicy
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -274,3 +275,19 @@ def test_what_is_fetched_is_what_was_packed(hub, client, pushed, run):
     packed = pipeline_package(run, HubConfig(repo_id="ada/digits"), "ada/digits", run).files
     folder = fetch_pipeline("ada/digits", client)
     assert (folder / "model_index.json").read_bytes() == packed["model_index.json"]
+
+
+def test_where_nobody_answers_no_class_of_python_is_named_and_few_attempts_are_made(caplog, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    slept: list[float] = []
+    nobody = HubClient("http://127.0.0.1:9", retries=RetryPolicy(sleep=slept.append))
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="the Hub cannot be reached, and ada/nothing"):
+        fetch_pipeline("ada/nothing", nobody)
+    assert "the connection to the Hub failed" in caplog.text
+    assert not re.search(r"\w+Error", caplog.text)
+    assert sum(slept) <= 1 + 2 + 4 + 8
+
+
+@pytest.mark.parametrize("text", ["https://huggingface.co/ada/digits", "hub:ada/digits", "hf.co/ada/digits/tree/v1"])
+def test_an_address_is_as_good_as_an_id(text):
+    assert str(HubAddress.parse(text)) in ("ada/digits", "ada/digits@v1")

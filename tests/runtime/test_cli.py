@@ -61,6 +61,18 @@ def test_each_unknown_option_is_told_and_no_known_one(refusal):
     assert [line.split(":")[1] for line in lines] == [" --foo", " --rate"]
 
 
+@pytest.mark.parametrize("error", [ConnectionError("the Hub is away"), KeyError("x"), RuntimeError("no"), OSError()])
+def test_no_message_names_a_class_of_python(capsys, error):
+    def work(arguments):
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(cli.Parser("Does things.", prog="do.py"), work, [])
+    said = capsys.readouterr().err
+    assert said.startswith("do.py: ")
+    assert "Error" not in said
+
+
 @pytest.mark.parametrize("words", [["a.b", "=", "x"], ["a.b=", "x"], ["a.b", "=x"], ["a.b=x"]])
 def test_blanks_around_an_equals_sign_mean_nothing(words):
     parser, seen = cli.Parser("Does things."), []

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ddpm_hf.config import BenchmarkConfig
+from ddpm_hf.config.hub import REPO_ID
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.models.classifier import preprocessing_of
+from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
 
 PACKAGES = {"torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "torchvision": "torchvision"}
@@ -115,16 +118,23 @@ def find_weights(weights: str | None) -> Path:
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(file), HASH, progress=False)
+            with waiting("downloading Inception's weights, 91 MB"):
+                torch.hub.download_url_to_file(URL, str(file), HASH, progress=False)
         except (OSError, RuntimeError) as error:
+            reason = getattr(error, "reason", error)  # of urllib's errors
+            reason = getattr(reason, "strerror", None) or reason
             raise UserError(
-                f"Inception's weights cannot be downloaded ({error}); where there is a network: {_command(WEIGHTS)},"
+                f"Inception's weights cannot be downloaded ({reason}); where there is a network: {_command(WEIGHTS)},"
                 f" then here benchmark.inception_weights={WEIGHTS}, its path"
             ) from error
     try:
         torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file} holds no weights that can be loaded safely: {str(error).splitlines()[0]}") from error
+        mend = "leave benchmark.inception_weights out" if weights else "delete it"
+        raise UserError(
+            f"benchmark.inception_weights: {file} holds no weights, or code beside them, which is not loaded; {mend}, "
+            "and torch-fidelity's are downloaded"
+        ) from error
     return file
 
 
@@ -221,6 +231,11 @@ def load_vision_model(name: str) -> VisionModel:
     Raises:
         UserError: if it is not found, is no vision model, or lacks pretrained weights.
     """
+    if not Path(name).exists() and re.fullmatch(REPO_ID, name) is None:
+        raise UserError(
+            f"benchmark.features: given {name!r}; allowed: inception, digits, FILE.py:NAME, or the Hub id or folder of "
+            "a transformers vision model"
+        )
     try:
         # takes seconds to import
         from transformers import AutoConfig, AutoModel
@@ -229,8 +244,9 @@ def load_vision_model(name: str) -> VisionModel:
         raise UserError(f"features {name!r} need transformers: pip install transformers") from error
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(name)
-        network, report = AutoModel.from_pretrained(name, config=config, output_loading_info=True)
+        with waiting(f"loading {name}"):
+            config = AutoConfig.from_pretrained(name)
+            network, report = AutoModel.from_pretrained(name, config=config, output_loading_info=True)
     except (OSError, ImportError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

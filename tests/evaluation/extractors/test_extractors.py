@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import pytest
 import torch
@@ -224,6 +225,14 @@ def test_weights_that_run_code_are_refused(tmp_path):
     torch.save({"weight": Trap()}, file, pickle_module=pickle)
     with pytest.raises(UserError, match=str(file)):
         find_weights(str(file))
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x89PNG\r\n\x1a\n" + bytes(64)])
+def test_a_file_that_holds_no_weights_is_told_without_the_words_of_torch(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"benchmark\.inception_weights: .*x\.jpg holds no weights") as caught:
+        find_weights(str(tmp_path / "x.jpg"))
+    assert not re.search(r"weights_only|pickle|torch\.load", str(caught.value))
 
 
 def test_weights_of_ones_own_need_no_network(tmp_path):
