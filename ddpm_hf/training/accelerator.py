@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,23 @@ from ddpm_hf.runtime.distributed import init_distributed
 from ddpm_hf.runtime.errors import UserError
 
 Precision = Literal["no", "bf16", "fp16"]
+
+
+KEYS = {
+    "clearml": (
+        ("CLEARML_API_ACCESS_KEY", "CLEARML_OFFLINE_MODE", "CLEARML_CONFIG_FILE"),
+        ("~/clearml.conf",),
+        "clearml-init",
+    ),
+    "comet_ml": (
+        ("COMET_API_KEY", "COMET_START_ONLINE", "COMET_CONFIG"),
+        ("~/.comet.config", ".comet.config"),
+        "comet login",
+    ),
+    "swanlab": (("SWANLAB_API_KEY", "SWANLAB_MODE"), ("~/.swanlab/.netrc",), "swanlab login"),
+}
+"""Of trackers that send the log to an account: variables of the environment with its key or for work without one, files
+with its key, and the command that writes one. Where a tracker finds neither, it fails or asks when the run begins."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -128,6 +146,13 @@ def _check_tracker(name: str) -> None:
             f"logging.tracker: given {name!r}, which is not installed; allowed here: "
             f"{', '.join(['none', *sorted(available)])}; or: pip install {name}"
         )
+    if name in KEYS and is_main_process():
+        variables, files, command = KEYS[name]
+        if not any(map(os.environ.get, variables)) and not any(Path(file).expanduser().is_file() for file in files):
+            raise UserError(
+                f"logging.tracker: given {name!r}, which has no key here; give it one by: {command}, or in the "
+                f"environment as {variables[0]} ({variables[1]} is for work without one)"
+            )
     if name == "wandb" and is_main_process():
         import wandb  # an optional package
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,23 @@ def test_a_tracker_that_is_not_installed_is_refused(tiny, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"logging.tracker: given .wandb., .*allowed here: none, tensorboard"):
         Trainer(tiny("logging.tracker=wandb"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", accelerator.KEYS)
+def test_a_tracker_of_an_account_needs_its_key(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(accelerator, "get_available_trackers", lambda: [name])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    variables, files, command = accelerator.KEYS[name]
+    for variable in variables:
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match=f"logging.tracker: given '{name}', .*{command}.*{variables[0]}"):
+        Trainer(tiny(f"logging.tracker={name}"))
+    assert not (tmp_path / "run").exists()
+    file = Path(files[0]).expanduser()
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    accelerator._check_tracker(name)
 
 
 def test_a_tracker_without_its_key_is_refused_before_anything_is_written(tiny, tmp_path):
