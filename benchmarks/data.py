@@ -33,8 +33,8 @@ from rates import processor
 
 from ddpm_hf.config import Config, DatasetConfig, ModelConfig, load_config
 from ddpm_hf.data import ImageSet, decoding, load_image_set
-from ddpm_hf.data.decoding import Example, Source, decode
-from ddpm_hf.data.pixels import Transform
+from ddpm_hf.data.decoding import Source, decode
+from ddpm_hf.data.pixels import Example, Transform
 from ddpm_hf.losses import make_timestep_sampler
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.images import from_uint8

@@ -28,7 +28,10 @@ MAX_WEIGHTS_BYTES = 64 * 2**30
 MAX_TEXT_BYTES = MAX_BYTES
 """Longest file of weights and longest JSON file that are downloaded; the JSON files of a model have a few kB."""
 
-PIPELINE_PATTERNS = (INDEX, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json")
+CONFIG = "training_config.yaml"
+"""The name of a run's configuration in a repository, which tells how the images were decoded."""
+
+PIPELINE_PATTERNS = (INDEX, CONFIG, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json")
 CHECKPOINT_PATTERNS = (*PIPELINE_PATTERNS, MANIFEST, f"{STATE}/*.json", f"{STATE}/*.safetensors")
 """The files that are downloaded; none of them can hold code."""
 
@@ -238,11 +241,10 @@ def _fetch(address: HubAddress, client: HubClient, with_state: bool) -> Path:
 
 def _find_cached(address: HubAddress, patterns: tuple[str, ...], with_state: bool, reason: str) -> Path:
     """The folder of a revision in the cache, checked against the hashes by which the cache names its files."""
+    needed = [pattern for pattern in patterns if pattern != CONFIG]
     try:
         folder = Path(
-            snapshot_download(
-                address.repo_id, revision=address.revision, allow_patterns=list(patterns), local_files_only=True
-            )
+            snapshot_download(address.repo_id, revision=address.revision, allow_patterns=needed, local_files_only=True)
         )
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         _check_files(address, names, with_state)

@@ -16,8 +16,9 @@ import datasets
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ddpm_hf.config import DatasetConfig
-from ddpm_hf.data.decoding import Example, Source
+from ddpm_hf.data.decoding import Source
 from ddpm_hf.data.local_files import BUILT_IN, LocalData
+from ddpm_hf.data.pixels import Example
 from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import explain, root_cause

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ddpm_hf.data.pixels import Deep, Pixels, Transform, ValueRange, choose_range, open_pages
+from ddpm_hf.data.pixels import Deep, Example, Pixels, Transform, ValueRange, choose_range, open_pages
 from ddpm_hf.runtime.errors import UserError
 
 CHUNK_SIZE, MAX_WORKERS = 32, 32
@@ -34,22 +34,6 @@ CHUNK_SIZE, MAX_WORKERS = 32, 32
 NUM_IN_THREADS = 2000
 """Images that threads decode before processes are started: Pillow releases the GIL for the pixels only, so threads gain
 nothing where images are small (benchmarks/results/data.md), and processes take a quarter of a second to start."""
-
-
-class Example(NamedTuple):
-    """One encoded image.
-
-    Attributes:
-        file: its bytes, its path or URL, or an image already in memory.
-        name: for messages.
-        label: the number or name of its class, if it has one.
-        problem: why it cannot be opened, if that is known.
-    """
-
-    file: bytes | str | Image.Image
-    name: str
-    label: int | float | str | None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +168,7 @@ def _decode_into(
         raise UserError(f"dataset.name: none of the {len(content.skipped)} images of {name!r} can be read: {reasons}")
     content.notes += [*map(printable, source.notes), *_notes(found, sums)]
     if source.has_labels:
-        content.labels, content.class_names = _number_labels(labels, source.class_names, name)
+        content.labels, content.class_names = number_labels(labels, name, source.class_names)
 
 
 def _range_of_set(deep: list[Deep], notes: list[str]) -> ValueRange:
@@ -208,6 +192,8 @@ def _notes(found: Counter[str], sums: np.ndarray) -> Iterator[str]:
     """What was left out of images that were read, and whether they differ from one colour."""
     if found["pages"]:
         yield f"{found['pages']:,} images have several pages; the first is taken, and dataset.pages=all takes every one"
+    if found["depth"]:
+        yield f"{found['depth']:,} images have 16 bits in each of several bands, of which Pillow reads the upper 8"
     if found["bands"]:
         yield f"{found['bands']:,} images have more bands than red, green, blue and alpha; the first three are taken"
     mean = sums[1] / sums[0]
@@ -220,27 +206,37 @@ def _notes(found: Counter[str], sums: np.ndarray) -> Iterator[str]:
         )
 
 
-def _number_labels(
-    labels: list[int | float | str | None], class_names: list[str] | None, name: str
+def without_blank(value: Any) -> Any:
+    """A value of a table; None for a blank or a NaN."""
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def number_labels(
+    labels: Iterable[int | float | str | None], name: str, class_names: list[str] | None = None
 ) -> tuple[list[int], list[str] | None]:
-    """Number classes given by name in alphabetical order; -1 for a blank."""
-    blank = [
-        label is None
-        or (isinstance(label, float) and math.isnan(label))
-        or (isinstance(label, str) and not label.strip())
-        for label in labels
-    ]
-    present = [label for label, is_blank in zip(labels, blank, strict=True) if not is_blank]
+    """Number classes given by name in alphabetical order.
+
+    Args:
+        labels: numbers or names.
+        name: of the dataset, for messages.
+        class_names: of numbers, if known.
+
+    Returns:
+        The numbers, -1 for a blank, and the names of the classes, if known.
+
+    Raises:
+        UserError: for a number that is not whole.
+    """
+    present = [without_blank(label) for label in labels]
     names = sorted({label for label in present if isinstance(label, str)})
-    numbers: dict[object, int] = {each: number for number, each in enumerate(names)}
+    numbers = {each: number for number, each in enumerate(names)}
     if fractions := [label for label in present if isinstance(label, float) and not label.is_integer()]:
         raise UserError(
             f"dataset.label_column: the labels of {name!r} are neither whole numbers nor names, such as {fractions[0]}"
         )
-    numbered = [
-        -1 if is_blank else numbers[x] if isinstance(x, str) else int(x or 0)
-        for x, is_blank in zip(labels, blank, strict=True)
-    ]
+    numbered = [-1 if label is None else numbers[label] if isinstance(label, str) else int(label) for label in present]
     shown = names or class_names
     return numbered, None if shown is None else [printable(each) for each in shown]
 
@@ -274,7 +270,7 @@ def _decode_in_order(examples: Iterable[Example], transform: Transform) -> Itera
 
 
 class _Workers:
-    """Threads that decode, each in a process of its own if it is told to."""
+    """Threads that decode, each in a process of its own where that pays."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
@@ -330,7 +326,7 @@ class _Process:
             answer = self.connection.recv()
         except (EOFError, ConnectionError) as error:
             raise OSError(
-                "a process that decodes images ended, perhaps for want of memory; images that it was given: "
+                "a process that decodes images ended, perhaps because memory ran out; it was decoding "
                 f"{chunk[0].name} to {chunk[-1].name}"
             ) from error
         if isinstance(answer, Exception):

@@ -4,7 +4,6 @@ import csv
 import difflib
 import glob
 import hashlib
-import math
 import os
 import re
 import unicodedata
@@ -17,8 +16,8 @@ from typing import Any, TypeAlias
 
 from ddpm_hf.config.dataset import DatasetConfig
 from ddpm_hf.config.hub import REPO_ID
-from ddpm_hf.data.decoding import Example, Source
-from ddpm_hf.data.pixels import image_suffixes
+from ddpm_hf.data.decoding import Source, number_labels, without_blank
+from ddpm_hf.data.pixels import Example, image_suffixes
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import walk_visible
 from ddpm_hf.runtime.values import parse_json
@@ -211,18 +210,16 @@ def open_image_folder(config: DatasetConfig, folder: ImageFolder) -> Source:
             f"dataset.label_column: {column!r} holds neither whole numbers nor names; columns of {config.name!r}: "
             f"{listed}"
         )
-    labels: Mapping[Path, int | None] = {}
-    class_names, notes = None, list(folder.notes)
+    named: Mapping[Path, int | str | None] = {_normal(file): name for file, name in classes.items()}
+    notes = list(folder.notes)
     if column in columns:
-        labels, class_names = _classes_of_column(column, columns[column], rows)
+        named = _labels_of_column(column, columns[column], rows)
         if unlisted := [file for file in files if _normal(file) not in rows]:
             notes.append(
                 f"{len(unlisted):,} of {len(files):,} images have no row in the metadata, such as {unlisted[0]}"
             )
-    elif classes:
-        class_names = sorted(set(classes.values()))
-        numbers = {name: number for number, name in enumerate(class_names)}
-        labels = {_normal(file): numbers[name] for file, name in classes.items()}
+    numbers, class_names = number_labels(named.values(), config.name)  # over all splits
+    labels = dict(zip(named, numbers, strict=True))
     examples = [Example(str(file), str(file), labels.get(_normal(file)), folder.problems.get(file)) for file in files]
     if rows:
         missing = rows.keys() - {_normal(file) for file in folder.images}
@@ -250,34 +247,24 @@ def _select(config: DatasetConfig, splits: dict[str, list[Path]]) -> list[Path]:
     return files
 
 
-def _classes_of_column(column: str, kind: str, rows: Rows) -> tuple[dict[Path, int | None], list[str] | None]:
-    """The class of each image in a column of the metadata, and the names of the classes if it holds names."""
-    cells = {}
+def _labels_of_column(column: str, kind: str, rows: Rows) -> dict[Path, int | str | None]:
+    """The number or name of each image's class in a column of the metadata."""
+    labels: dict[Path, int | str | None] = {}
     for file, several in rows.items():
-        places = {_cell(row.get(column)): place for place, row in several}
+        places = {without_blank(row.get(column)): place for place, row in several}
         if len(places) > 1:
             raise UserError(
                 f"dataset.label_column: {file.name} has several classes in column {column!r}: "
                 + ", ".join(f"{value!r} ({place})" for value, place in places.items())
             )
-        (cells[file],) = places
-    if kind == "int":
-        return {file: None if cell is None else int(float(cell)) for file, cell in cells.items()}, None
-    names = sorted({str(cell) for cell in cells.values() if cell is not None})
-    numbers = {name: number for number, name in enumerate(names)}
-    return {file: numbers.get(str(cell)) for file, cell in cells.items()}, names
-
-
-def _cell(value: Any) -> Any:
-    """A value of a table; None for a blank."""
-    if isinstance(value, str):
-        return value.strip() or None
-    return None if isinstance(value, float) and math.isnan(value) else value
+        (cell,) = places
+        labels[file] = None if cell is None else int(float(cell)) if kind == "int" else str(cell)
+    return labels
 
 
 def _kind(values: Iterable[Any]) -> str:
     """The type of a column, as far as its cells tell: programs write numbers as text, and 1.0 for 1."""
-    present = [cell for value in values if (cell := _cell(value)) is not None]
+    present = [cell for value in values if (cell := without_blank(value)) is not None]
     if not all(isinstance(cell, str | int | float) for cell in present):
         return "list"
     if present and all(isinstance(cell, bool) for cell in present):
@@ -360,14 +347,14 @@ def find_local(name: str) -> LocalData | None:
     if any((path / file).is_file() for file in SAVED):
         return LocalData(path, "saved", tuple(files))
     metadata = {file for file in files if file.name.lower() in METADATA}
-    data: list[Path] = []
-    for suffix in SUFFIXES:
-        if data := [file for file in files if file.suffix.lower() == suffix and file not in metadata]:
-            break
+    kinds: dict[str, list[Path]] = {}
+    for file in files:
+        if file.suffix.lower() in SUFFIXES and file not in metadata:
+            kinds.setdefault(file.suffix.lower(), []).append(file)
     suffixes = image_suffixes()
     images = [file for file, problem in found.items() if problem or file.suffix.lower() in suffixes]
     has_images = any(found[file] is None for file in images)
-    if not data and not has_images:
+    if not kinds and not has_images:
         endings = Counter(file.suffix.lower() or "no ending" for file in files).most_common(5)
         holds = ", ".join(f"{count:,} of {ending}" for ending, count in endings)
         holds = "; ".join([holds, *(f"{file}: {problem}" for file, problem in list(found.items())[:5] if problem)])
@@ -375,13 +362,16 @@ def find_local(name: str) -> LocalData | None:
             f"dataset.name: the folder {name!r} holds no image, and no file ending in {', '.join(SUFFIXES)} (but "
             f"{holds or 'nothing'}); archives must be unpacked first"
         )
-    if data and has_images:
+    if len(kinds) + has_images > 1:
+        seen = [f"{len(images):,} images (such as {images[0].name})"] if has_images else []
+        seen += [f"{len(some):,} files ending in {end} (such as {some[0].name})" for end, some in kinds.items()]
+        example = next(iter(kinds.values()))[0]
         raise UserError(
-            f"dataset.name: the folder {name!r} holds {len(images):,} images (such as {images[0].name}) and "
-            f"{len(data):,} files ending in {suffix} (such as {data[0].name}), of which one kind can be read; move the "
-            f"other elsewhere, or name a folder or file in it, such as dataset.name={data[0]}"
+            f"dataset.name: the folder {name!r} holds {', and '.join(seen)}, of which one kind can be read; move what "
+            f"is not meant elsewhere, or name a folder or file in it, such as dataset.name={example}"
         )
-    if data:
+    if kinds:
+        ((suffix, data),) = kinds.items()
         return LocalData(path, SUFFIXES[suffix], tuple(data))
     problems_of = {file: problem for file, problem in found.items() if problem}
     notes = []

@@ -60,6 +60,22 @@ def image_suffixes() -> set[str]:
     return {*suffixes, *UNREADABLE} - {".h5", ".hdf", ".bufr", ".grib", ".mpg", ".mpeg"}  # which Pillow only recognises
 
 
+class Example(NamedTuple):
+    """One encoded image.
+
+    Attributes:
+        file: its bytes, its path or URL, or an image already in memory.
+        name: for messages.
+        label: the number or name of its class, if it has one.
+        problem: why it cannot be opened, if that is known.
+    """
+
+    file: bytes | str | Image.Image
+    name: str
+    label: int | float | str | None
+    problem: str | None = None
+
+
 class Deep(NamedTuple):
     """An image of 16 bits, 32 bits or floats, already in its final size, whose range of values is yet to be chosen.
 
@@ -92,7 +108,8 @@ def open_pages(file: bytes | str | Path, name: str, all_pages: bool, notes: Coun
         file: bytes or path.
         name: whose ending tells what kind of image it is if Pillow cannot.
         all_pages: whether to go on after the first page.
-        notes: counts images with further "pages" that are left out, and with "bands" that are.
+        notes: counts images with further "pages" that are left out, with "bands" that are, and with a "depth" of 16
+            bits of which Pillow reads 8.
     """
     kind = UNREADABLE.get(Path(name).suffix.lower())
     try:
@@ -111,6 +128,8 @@ def open_pages(file: bytes | str | Path, name: str, all_pages: bool, notes: Coun
                     raise ValueError("PostScript is a program, and is not run")
                 tags = getattr(image, "tag_v2", {})  # of a TIFF
                 num_bands = tags.get(SAMPLES_PER_PIXEL, 1) if tags.get(PHOTOMETRIC) == RGB else 1
+                is_deep = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I")
+                notes["depth"] += is_deep
                 has_alpha = num_bands == 4 and bool({1, 2} & set(tags.get(EXTRA_SAMPLES, ())))
                 image.load()
                 upright = ImageOps.exif_transpose(image)

@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_hf.config.dataset import DatasetConfig, parse_split
-from ddpm_hf.data.decoding import Example, Source
+from ddpm_hf.data.decoding import Source
 from ddpm_hf.data.local_files import BUILT_IN, ImageFolder, find_local, looks_local, open_image_folder
+from ddpm_hf.data.pixels import Example
 from ddpm_hf.runtime.cli import waiting
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import (

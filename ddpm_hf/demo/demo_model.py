@@ -137,8 +137,8 @@ def load_model(name: str, limits: Limits | None = None) -> DemoModel:
     model = DemoModel(_public_name(name), pipeline, weights_hash(pipeline.unet), Limits())
     model.limits = (limits or Limits()).within(model.time_steps, *model.size)
     folder = Path(name).expanduser()
+    model.dataset = dataset_of(pipeline.name_or_path)
     if folder.is_dir():
-        model.dataset = dataset_of(folder)
         _read_files(model, folder)
         _read_evaluations(model, folder)
         if not model.card:  # the one that a push would write

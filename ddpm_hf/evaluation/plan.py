@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 
+from ddpm_hf.checkpoints.fetch import CONFIG
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
 from ddpm_hf.config import BenchmarkConfig, Config, DatasetConfig
 from ddpm_hf.config.dataset import overlap
@@ -293,11 +294,11 @@ def load_splits(config: Config, model: str | Path) -> dict[str, ImageSet]:
 
 
 def run_config(model: str | Path) -> dict[str, Any] | None:
-    """The configuration of the run that a model's folder is, or is a checkpoint of; None if there is none."""
+    """The configuration of the run that a model's folder is, is a checkpoint of, or was pushed by; None if unknown."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None
-    for file in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
+    for file in (folder / "config.yaml", folder.parent.parent / "config.yaml", folder / CONFIG):
         if found := find_mapping(file):
             return found
     return None

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ddpm_hf.checkpoints.fetch import CONFIG
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.rendering import markdown_table
 from ddpm_hf.evaluation.report import Report
-from ddpm_hf.hub.model_info import CONFIG, ModelInfo
+from ddpm_hf.hub.model_info import ModelInfo
 from ddpm_hf.hub.sanitize import sanitize
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.values import load_yaml

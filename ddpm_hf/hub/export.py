@@ -5,6 +5,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ddpm_hf.checkpoints.fetch import CONFIG
 from ddpm_hf.checkpoints.find import check_pipeline
 from ddpm_hf.checkpoints.format import (
     INDEX,
@@ -24,7 +25,7 @@ from ddpm_hf.checkpoints.format import (
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.card import make_card
-from ddpm_hf.hub.model_info import CONFIG, gather_model_info, read_config
+from ddpm_hf.hub.model_info import gather_model_info, read_config
 from ddpm_hf.hub.sanitize import sanitize, sanitize_config
 from ddpm_hf.hub.upload import CARD, Package
 from ddpm_hf.runtime.errors import UserError

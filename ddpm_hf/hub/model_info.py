@@ -16,9 +16,6 @@ from ddpm_hf.runtime.values import as_type, find_mapping, parse_json
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "training_config.yaml"
-"""The name of a run's configuration in a repository."""
-
 MAX_LINE = 2**16
 """Longest line of metrics.jsonl, in bytes."""
 

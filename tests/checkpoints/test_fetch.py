@@ -40,7 +40,13 @@ def _no_pauses(monkeypatch):
 def test_a_pipeline_is_fetched_completely_and_without_code(hub, client, pushed, transfer):
     folder = fetch_pipeline("ada/digits", client)
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert names == {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS}
+    assert names == {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "training_config.yaml",
+        "unet/config.json",
+        WEIGHTS,
+    }
     assert (folder / WEIGHTS).read_bytes() == (pushed / WEIGHTS).read_bytes()
     assert {request.token for request in hub.log if request.host.startswith("localhost")} <= {""}
 
@@ -265,9 +271,9 @@ def test_a_repository_without_a_pipeline_is_refused(hub, client):
 
 
 def test_a_json_file_without_end_is_refused_before_it_is_downloaded(hub, client, pushed, monkeypatch):
-    monkeypatch.setattr("ddpm_hf.checkpoints.fetch.MAX_TEXT_BYTES", 1000)
-    hub.put("ada/digits", {"unet/config.json": b" " * 1001})
-    with pytest.raises(UserError, match="1,001 bytes"):
+    monkeypatch.setattr("ddpm_hf.checkpoints.fetch.MAX_TEXT_BYTES", 10_000)
+    hub.put("ada/digits", {"unet/config.json": b" " * 10_001})
+    with pytest.raises(UserError, match="10,001 bytes"):
         fetch_pipeline("ada/digits", client)
 
 

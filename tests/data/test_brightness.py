@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +239,25 @@ def test_bands_beyond_colour_are_told(tmp_path, extra, meaning, is_told, caplog)
     images = load(tmp_path, MODEL.model_copy(update={"image_channels": 3}))
     assert images.images[0, :, 0, 0].tolist() == [200, 100, 50]
     assert ("more bands" in caplog.text) == is_told
+
+
+def png_of_16_bits(level: int, colour_type: int, num_bands: int) -> bytes:
+    """A PNG of 8x8 pixels with 16 bits in each band (PNG, table 11.1)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + struct.pack(">H", level) * num_bands * 8
+    header = struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 8)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "num_bands", "is_told"), [(0, 1, False), (2, 3, True), (4, 2, True), (6, 4, True)]
+)
+def test_bits_of_colours_that_pillow_leaves_out_are_told(tmp_path, colour_type, num_bands, is_told, caplog):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png_of_16_bits(0xFF00 + number, colour_type, num_bands))
+    images = load(tmp_path)
+    assert len(images) == 3
+    assert ("3 images have 16 bits in each of several bands" in caplog.text) == is_told

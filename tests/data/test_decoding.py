@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ddpm_hf.data import ImageSet
-from ddpm_hf.data.decoding import Example, Source, _Process, decode
-from ddpm_hf.data.pixels import Transform, open_image
+from ddpm_hf.data.decoding import Source, _Process, decode
+from ddpm_hf.data.pixels import Example, Transform, open_image
 
 GRAY = 128
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)

@@ -200,6 +200,16 @@ def test_images_and_archives_together_are_asked_about(folder):
         load(folder)
 
 
+def test_tables_and_archives_together_are_asked_about(tmp_path):
+    for name in ("a.parquet", "sub/b.parquet", "c.tar", "d.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"2 files ending in .parquet.*1 files ending in .tar") as error:
+        load(tmp_path)
+    assert "1 files ending in .arrow" in str(error.value)
+    assert f"dataset.name={tmp_path}/" in str(error.value)
+
+
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
     for name in ("a.zip", "b.zip", "c.txt"):
         (tmp_path / name).touch()

@@ -78,12 +78,14 @@ def test_damaged_images_are_named_and_left_out(folder, caplog):
 def test_a_parquet_file_is_found_by_its_column(tmp_path):
     rows = {"img": images_of(4), "kind": [0, 1, 0, 1]}
     features = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["x", "y"])})
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "some.parquet")
-    for name in (tmp_path / "some.parquet", tmp_path):
+    folder = tmp_path / "data"  # beside the cache
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "some.parquet")
+    for name in (folder / "some.parquet", folder):
         images = load(name)
         assert len(images) == 4
         assert images.class_names == ["x", "y"]
-        torch.testing.assert_close(images.images[0], load(tmp_path, image_column="img").images[0])
+        torch.testing.assert_close(images.images[0], load(folder, image_column="img").images[0])
 
 
 @pytest.mark.parametrize(

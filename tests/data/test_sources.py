@@ -18,9 +18,9 @@ from PIL import Image
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import load_image_set
-from ddpm_hf.data.decoding import Example, Source, decode
+from ddpm_hf.data.decoding import Source, decode
 from ddpm_hf.data.local_files import find_local
-from ddpm_hf.data.pixels import Transform
+from ddpm_hf.data.pixels import Example, Transform
 from ddpm_hf.runtime.errors import UserError
 
 MODEL = ModelConfig(image_size=8, image_channels=1, channel_multipliers=(1,), attention_levels=())

@@ -7,7 +7,12 @@ import pytest
 from huggingface_hub import lfs
 
 from ddpm_hf.checkpoints import format
+from ddpm_hf.checkpoints.fetch import fetch_pipeline
+from ddpm_hf.checkpoints.format import find_latest
+from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
+from ddpm_hf.demo.demo_model import load_model
+from ddpm_hf.evaluation.plan import dataset_of
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.card import split_card
 from ddpm_hf.hub.export import pipeline_package
@@ -95,6 +100,18 @@ def test_the_cards_snippet_runs(hub, client, run, run_python, tmp_path):
     result = run_python(snippet, installed=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "elsewhere" / "sample.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, with recent numpy
+def test_brightness_travels_with_a_pipeline(hub, client, run):
+    config = RunFolder(run).config
+    config.write_text(config.read_text().replace("value_range: auto", "value_range: [0, 4095]"))
+    for folder in (run, find_latest(RunFolder(run).checkpoints)):
+        assert dataset_of(folder).value_range == (0, 4095)
+    push_run(run, SETTINGS, client)
+    folder = fetch_pipeline("ada/digits", client)
+    assert dataset_of(folder).value_range == (0, 4095)
+    assert load_model(str(folder)).dataset.value_range == (0, 4095)
 
 
 def test_a_second_push_of_a_run_changes_nothing(hub, client, run, transfer):
