@@ -36,7 +36,7 @@ SECONDS_TO_STOP = 120
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="of training in this call (60)")
     parser.add_argument("--config", default=ROOT / "configs" / "cifar10.yaml", type=Path, metavar="FILE")
     parser.add_argument("--output", default=Path("runs/cifar10"), type=Path, metavar="DIR", help="the run folder")

@@ -193,7 +193,7 @@ def measure(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--seconds", type=float, default=480.0, metavar="S", help="CPU seconds of training (480)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME", help="of the contestants")

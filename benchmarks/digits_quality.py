@@ -26,7 +26,7 @@ RESULT = Path(__file__).parent / "results" / "digits_quality.json"
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("model", help="a run folder, a saved pipeline, or an id on the Hub")
     parser.add_argument("--num_inference_steps", type=int, help="denoising steps (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling run (default: 0)")

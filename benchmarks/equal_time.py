@@ -209,7 +209,7 @@ def run_one(subject: Subject, judge: Judge, options: Sequence[str], seed: int, s
 
 def main(name: str, title: str, choices: Choices) -> None:
     """The program: measure what is missing, then write the table and the plot."""
-    parser = argparse.ArgumentParser(description=f"{title}: python benchmarks/{name}.py --save")
+    parser = cli.Parser(f"{title}: python benchmarks/{name}.py --save")
     parser.add_argument("--seconds", type=float, default=40.0, metavar="S", help="CPU seconds of training (default 40)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="choices whose name has one of these texts in it")

@@ -188,7 +188,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("model", help="a run folder, a saved pipeline, or an id on the Hub")
     parser.add_argument("--seed", type=int, default=0, help="of the first run (default: 0)")
     parser.add_argument("--num_samples", type=int, default=HALF, help=f"samples of a run (default: {HALF})")

@@ -65,7 +65,7 @@ def table(result: dict[str, Any]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a run folder, a saved pipeline, or a Hub id")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100], metavar="N", help="(10 20 50 100)")
     parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results/variances.*")

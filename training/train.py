@@ -14,7 +14,7 @@ if __name__ == "__main__":
 import argparse
 from pathlib import Path
 
-from ddpm_hf.checkpoints.find import run_of
+from ddpm_hf.checkpoints.find import find_unet, run_of
 from ddpm_hf.checkpoints.run_folder import RESUMABLE, RunFolder
 from ddpm_hf.config import load_config
 from ddpm_hf.config.root import option_hint, options_help
@@ -73,6 +73,8 @@ def main(arguments: argparse.Namespace) -> None:
 
         evaluate_once(model, config)
         return
+    if config.model.pretrained is not None and arguments.resume is None:
+        find_unet(config.model.pretrained, "model_config.pretrained")
     if cli.is_main_process():
         _check_folder(RunFolder(config.output_dir or "runs/run"), arguments)
 

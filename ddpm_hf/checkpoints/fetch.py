@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, L
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash
 
-from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, sha256, tensor_shapes
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, WEIGHTS, sha256, tensor_shapes
 from ddpm_hf.config.hub import REPO_ID, repo_id_of
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import stays_inside
@@ -31,7 +31,10 @@ MAX_TEXT_BYTES = MAX_BYTES
 CONFIG = "training_config.yaml"
 """The name of a run's configuration in a repository, which tells how the images were decoded."""
 
-PIPELINE_PATTERNS = (INDEX, CONFIG, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json")
+AT_THE_ROOT = ("config.json", f"{WEIGHTS}*.json", f"{WEIGHTS}*.safetensors", "scheduler_config.json")
+"""The files of a pipeline without folders, as the first of diffusers were saved (google/ddpm-*)."""
+
+PIPELINE_PATTERNS = (INDEX, CONFIG, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json", *AT_THE_ROOT)
 CHECKPOINT_PATTERNS = (*PIPELINE_PATTERNS, MANIFEST, f"{STATE}/*.json", f"{STATE}/*.safetensors")
 """The files that are downloaded; none of them can hold code."""
 
@@ -278,7 +281,9 @@ def _check_files(address: HubAddress, names: Iterable[str], with_state: bool) ->
     """Refuse a repository without a pipeline, with pickled weights only, or without a training state that is needed."""
     if INDEX not in names:
         raise UserError(f"{address} holds no pipeline: there is no {INDEX}")
+    names = list(names)
     in_unet = sorted(name for name in names if name.startswith(f"{UNET}/"))
+    in_unet = in_unet or sorted(name for name in names if name.startswith(WEIGHTS))  # at the root
     if not any(name.endswith(".safetensors") for name in in_unet):
         if pickles := [name for name in in_unet if name.endswith(PICKLES)]:
             raise UserError(

@@ -14,7 +14,6 @@ from ddpm_hf.checkpoints.format import (
     MANIFEST,
     SCHEDULER_CONFIG,
     UNET,
-    UNET_CONFIG,
     WEIGHTS,
     count_parameters,
     find_changed_pipeline,
@@ -107,6 +106,9 @@ class _ShardIndex(TypedDict):
     weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w-][\w.-]*\.safetensors$")]]
 
 
+CONFIG, UNET_EMA = "config.json", "unet_ema"
+"""The file of a network's arguments; averaged weights in a checkpoint of diffusers' train_unconditional.py."""
+
 ALLOWED = "a run folder, a saved pipeline, or an id on the Hub (user/name[@REV])"
 
 
@@ -128,12 +130,13 @@ def newest_pipeline(folder: Path, option: str = "--model") -> Path:
     return pipeline
 
 
-def find_folder(model: str | Path) -> Path | None:
+def find_folder(model: str | Path, option: str = "--model") -> Path | None:
     """The folder with the pipeline of a model; None for an id on the Hub.
 
     Args:
         model: folder of a saved pipeline, or of a run (whose newest checkpoint is used while it is not finished), or an
             id on the Hub.
+        option: the option that named it, for the messages.
 
     Raises:
         UserError: if it is none of these.
@@ -142,16 +145,40 @@ def find_folder(model: str | Path) -> Path | None:
         return None
     path = Path(model).expanduser()
     if path.is_dir():
-        return newest_pipeline(path)
+        return newest_pipeline(path, option)
     if path.exists():
-        raise UserError(f"--model: {path} is a file; allowed: {ALLOWED}")
+        raise UserError(f"{option}: {path} is a file; allowed: {ALLOWED}")
     if runs := _runs(path.parent) if path.parent != Path() else []:
-        raise UserError(f"--model: there is no folder {model}; run folders there: {', '.join(runs)}")
+        raise UserError(f"{option}: there is no folder {model}; run folders there: {', '.join(runs)}")
     if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
-        raise UserError(f"--model: there is no folder {model}; allowed: {ALLOWED}")
+        raise UserError(f"{option}: there is no folder {model}; allowed: {ALLOWED}")
     if path.parent.is_dir() or path.parts[0] == "runs":  # not a user of the Hub
-        raise UserError(f"--model: there is no folder {model}; if it is an id on the Hub, write hub:{model}")
+        raise UserError(f"{option}: there is no folder {model}; if it is an id on the Hub, write hub:{model}")
     return None
+
+
+def find_unet(model: str, option: str) -> Path | None:
+    """The folder with the network of a model; None for an id on the Hub.
+
+    Args:
+        model: as `find_folder` takes it, or a checkpoint of diffusers' train_unconditional.py, whose averaged weights
+            are preferred.
+        option: the option that named it, for the messages.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    folder = Path(model).expanduser()
+    for name in (UNET_EMA, UNET):
+        if (folder / name / CONFIG).is_file():
+            return folder / name
+    saved = find_folder(model, option)
+    return None if saved is None else network_folder(saved)
+
+
+def network_folder(pipeline: Path) -> Path:
+    """The folder of the network of a saved pipeline: its own, or that of the pipeline, as diffusers once saved it."""
+    return pipeline if (pipeline / CONFIG).is_file() else pipeline / UNET
 
 
 def pipeline_folder(model: str | Path) -> Path:
@@ -244,7 +271,7 @@ def load_pipeline(model: str | Path) -> "DDPMPipeline":
     try:
         check_pipeline(folder)
         pipeline = DDPMPipeline.from_pretrained(str(folder))
-        _check_finite(pipeline.unet.named_parameters())
+        check_finite(pipeline.unet.named_parameters())
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise errors of any type for files that are not as they should be
@@ -258,15 +285,24 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: naming the file, the field, its value and what is allowed.
     """
-    found = []
-    for name, kind in ((INDEX, _Index), (UNET_CONFIG, _NetworkConfig), (SCHEDULER_CONFIG, _SchedulerConfig)):
-        try:
-            values = read_json(folder / name)
-        except OSError as error:
-            raise UserError(f"{folder / name} cannot be read: {error.strerror}; get the model anew") from None
-        as_type(kind, values, str(folder / name))
-        found.append(values)
-    return found[1], found[2]
+    unet = network_folder(folder)
+    _read(folder / INDEX, _Index)
+    schedule = folder / (SCHEDULER_CONFIG if unet != folder else Path(SCHEDULER_CONFIG).name)
+    return _read(unet / CONFIG, _NetworkConfig), read_schedule(schedule)
+
+
+def read_schedule(file: Path) -> dict[str, Any]:
+    """The configuration of a scheduler, checked for sense value by value; errors are those of `read_configs`."""
+    return _read(file, _SchedulerConfig)
+
+
+def _read(file: Path, kind: Any) -> dict[str, Any]:
+    try:
+        values = read_json(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; get the model anew") from None
+    as_type(kind, values, str(file))
+    return values
 
 
 def check_pipeline(folder: Path, weights: bool = False) -> None:
@@ -280,31 +316,40 @@ def check_pipeline(folder: Path, weights: bool = False) -> None:
         UserError: naming the file, and what in it is wrong.
     """
     # here, since programs import this module for find_folder before they load torch
-    import torch
-    from diffusers.models.unets.unet_2d import UNet2DModel
     from safetensors import safe_open
 
     if change := find_changed_pipeline(folder):
         hint = f"if the change is meant, delete {MANIFEST} beside it"
         raise UserError(f"{folder}: {change}, and is not what the run saved; {hint}")
-    config, _ = read_configs(folder)
-    if (shards := folder / UNET / f"{WEIGHTS}.safetensors.index.json").exists():
+    read_configs(folder)
+    unet = network_folder(folder)
+    check_network(unet)
+    for file in sorted(unet.glob("*.safetensors")) if weights else ():
+        with safe_open(file, "pt") as tensors:
+            check_finite((f"{name} of {file}", tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
+
+
+def check_network(unet: Path) -> None:
+    """Check the files of a saved network, but not the values of its weights; errors are those of `check_pipeline`."""
+    import torch  # here, as above
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    config = _read(unet / CONFIG, _NetworkConfig)
+    if (shards := unet / f"{WEIGHTS}.safetensors.index.json").exists():
         as_type(_ShardIndex, read_json(shards), str(shards))
     try:
         with torch.device("meta"):  # which takes no memory
             network = UNet2DModel.from_config(config)
     except Exception as error:  # of any type, by the argument that is wrong
-        raise UserError(f"{folder / UNET_CONFIG} describes no network: {_first_line(error)}") from error
-    needed, found = sum(parameter.numel() for parameter in network.parameters()), count_parameters(folder / UNET)
+        raise UserError(f"{unet / CONFIG} describes no network: {_first_line(error)}") from error
+    needed, found = sum(parameter.numel() for parameter in network.parameters()), count_parameters(unet)
     if needed > found > 0:
         given = f"describes a network of {needed:,} parameters, but the weights beside it are {found:,}"
-        raise UserError(f"{folder / UNET_CONFIG} {given}")
-    for file in sorted((folder / UNET).glob("*.safetensors")) if weights else ():
-        with safe_open(file, "pt") as tensors:
-            _check_finite((f"{name} of {file}", tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
+        raise UserError(f"{unet / CONFIG} {given}")
 
 
-def _check_finite(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+def check_finite(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+    """Raise a UserError that names the first of these tensors that is not finite."""
     for name, tensor in tensors:
         if not tensor.float().isfinite().all():
             raise UserError(f"the weights are broken: {name} has values that are NaN or infinite")

@@ -1,9 +1,9 @@
 """`model_config`: the network and the diffusion process that it is trained for."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ddpm_hf.config.section import NUMBER, EmbeddingChannels, Fraction, NonNegativeInt, PositiveInt, Section
@@ -15,9 +15,31 @@ MAX_TIME_STEPS = 1_000_000
 """Largest T; the tables of a schedule have a value for each step."""
 
 
+FURTHER_ARGUMENTS = (
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "downsample_padding",
+    "norm_eps",
+    "freq_shift",
+    "flip_sin_to_cos",
+    "time_embedding_dim",
+    "attn_norm_num_groups",
+    "add_attention",
+    "center_input_sample",
+)
+"""What `unet_arguments` may hold."""
+
+
 class ModelConfig(Section):
     """The U-Net of DDPM (appendix B) and its noise schedule."""
 
+    pretrained: str | None = None
+    """Begin with the weights of this pipeline, ours or of diffusers: a folder, a run, or USER/REPO[@REVISION] on the
+    Hub. Its architecture, schedule and prediction are used; options below need not be given, and must not contradict
+    it. image_size, image_channels, num_classes, dropout and a fixed variance_type may differ."""
+    pretrained_hash: str | None = None
+    """Hash of those weights; the run fills it in."""
     time_steps: Annotated[int, Ge(2), Le(MAX_TIME_STEPS), NUMBER] = 1000
     """T, the number of steps from image to noise."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
@@ -59,6 +81,9 @@ class ModelConfig(Section):
     """Classes of a class-conditional model; null: an unconditional one, which ignores labels."""
     initialization: Literal["ddpm", "pytorch"] = "ddpm"
     """The paper's initialisation (last layers start at zero), or PyTorch's default."""
+    unet_arguments: dict[str, Any] = Field(default={})
+    """Further arguments of the network, by the names of diffusers' UNet2DModel, such as norm_eps: 1e-5; those of a
+    pretrained network are filled in."""
 
     @property
     def block_out_channels(self) -> tuple[int, ...]:
@@ -70,8 +95,16 @@ class ModelConfig(Section):
         """Channels of the network's output: the image's, and as many again for a learned variance."""
         return self.image_channels * (2 if self.variance_type == "learned_range" else 1)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the options are those of the run: with `pretrained`, that they have been read from its pipeline."""
+        return self.pretrained is None or self.pretrained_hash is not None
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.is_complete:
+            return self
+        unknown = sorted(set(self.unet_arguments) - set(FURTHER_ARGUMENTS))
         levels, channels, head_dim = len(self.channel_multipliers), self.hidden_channels, self.attention_head_dim
         factor, is_linear = 2 ** (levels - 1), self.beta_schedule == "linear"
         rescaled_end = self.beta_end * 1000 / self.time_steps
@@ -80,6 +113,7 @@ class ModelConfig(Section):
             with_attention.add(levels - 1)
         narrowest = min((self.block_out_channels[level] for level in with_attention), default=head_dim)
         return self.refuse(
+            (unknown, "unet_arguments", f"only {', '.join(FURTHER_ARGUMENTS)}; not {', '.join(unknown)}"),
             (
                 self.image_size % factor,
                 "image_size",

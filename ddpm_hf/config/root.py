@@ -51,7 +51,7 @@ class Config(Section):
         learns_variance = self.model.variance_type == "learned_range"
         return self.refuse(
             (
-                (training.preview_inference_steps or 0) > self.model.time_steps,
+                self.model.is_complete and (training.preview_inference_steps or 0) > self.model.time_steps,
                 "training.preview_inference_steps",
                 f"at most time_steps ({self.model.time_steps})",
             ),
@@ -61,7 +61,7 @@ class Config(Section):
                 "null, or with held-out images: set dataset.validation_split or dataset.validation_fraction",
             ),
             (
-                adversarial.weight and adversarial.num_levels > most,
+                self.model.is_complete and adversarial.weight and adversarial.num_levels > most,
                 "loss_config.adversarial.num_levels",
                 f"1 to {most}, the times that an image_size of {size} can be halved",
             ),

@@ -85,6 +85,9 @@ class TrainingConfig(Section):
     enough to win that back."""
     fit_memory: bool = False
     """Before the first update, raise the number of accumulation steps until a batch fits in memory."""
+    freeze: Literal["all_but_attention_and_norms"] | tuple[str, ...] | None = None
+    """Weights that are not trained: all but those of attention, normalisation and classes, or those whose names, or the
+    name of a module above them, match one of these patterns, such as down_blocks.* or mid_block; null: none."""
     max_skipped_updates: NonNegativeInt = 0
     """Updates that may be skipped because the loss or the gradient is not finite; one more stops the run."""
     checkpoint_every: PositiveInt | None = 5000

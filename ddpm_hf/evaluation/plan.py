@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from ddpm_hf.checkpoints.fetch import CONFIG
 from ddpm_hf.checkpoints.find import load_pipeline, weights_hash
-from ddpm_hf.config import BenchmarkConfig, Config, DatasetConfig
+from ddpm_hf.config import BenchmarkConfig, Config, DatasetConfig, ModelConfig
 from ddpm_hf.config.dataset import overlap
 from ddpm_hf.data import ImageSet, load_image_set, load_image_sets
 from ddpm_hf.evaluation.extractors import UserExtractor, load_extractor
@@ -123,6 +123,8 @@ def make_plan(
     is_in_training: bool = False,
 ) -> EvaluationPlan:
     """Load and check everything; nothing is written. Arguments and errors are those of `evaluate`."""
+    if not config.model.is_complete and (own := (run_config(model) or {}).get("model_config")):  # follows its source
+        config = config.model_copy(update={"model": ModelConfig.model_validate(own)})
     problems, benchmark = Problems(), config.benchmark
     if pipeline is None:
         pipeline = problems.attempt(lambda: load_pipeline(model))

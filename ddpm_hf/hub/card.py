@@ -126,6 +126,7 @@ def _card_data(info: ModelInfo, old: dict[str, Any]) -> ModelCardData:
         pipeline_tag=TASK,
         tags=_union(ours, theirs),
         datasets=datasets or None,
+        base_model=info.base_model,
         model_name=info.name,
         eval_results=_eval_results(info, info.report) if info.report else None,
     )
@@ -188,6 +189,7 @@ def _training(info: ModelInfo) -> str:
     weight = loss.get("time_weight_type") if loss.get("use_time_weighting") else "no"
     rows = {
         "Data": _dataset(info),
+        "Fine-tuned from": _base_model(info),
         "Updates": info.step,
         "Batch size": training.get("batch_size"),
         "Optimizer": _joined(
@@ -206,6 +208,15 @@ def _training(info: ModelInfo) -> str:
         ),
     }
     return markdown_table(["", ""], [[name, _shown(value)] for name, value in rows.items() if value not in (None, "")])
+
+
+def _base_model(info: ModelInfo) -> str | None:
+    model = info.config.get("model_config") or {}
+    if model.get("pretrained") is None:
+        return None
+    base = info.base_model
+    name = f"[{base}](https://huggingface.co/{base})" if base else f"`{model['pretrained']}`"
+    return f"{name}, weights {model.get('pretrained_hash')}"
 
 
 def _dataset(info: ModelInfo) -> str:

@@ -1,6 +1,7 @@
 """What a model card says of a model, read from its run folder; the same folder always gives the same."""
 
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -68,6 +69,13 @@ class ModelInfo:
     def dataset_revision(self) -> str | None:
         """The commit of the training data if it is a dataset of the Hub."""
         return (self.config.get("dataset") or {}).get("revision")
+
+    @property
+    def base_model(self) -> str | None:
+        """The id of the model on the Hub that it was fine-tuned from."""
+        name = (self.config.get("model_config") or {}).get("pretrained") or ""
+        match = re.fullmatch(r"(?:hub:)?([^/@]+/[^/@]+)@[0-9a-f]{40}", name)  # a folder is recorded without a commit
+        return match and match[1]
 
     @property
     def num_classes(self) -> int | None:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,10 @@ from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_proc
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.compilation import WARM_UP_SECONDS, is_compiled, seconds_saved
+from ddpm_hf.training.fine_tuning import find_source, freeze, load_pretrained
 from ddpm_hf.training.learning_rate import learning_rate
 from ddpm_hf.training.objective import load_perceptual
-from ddpm_hf.training.resume import Start, find_start, resume_config
+from ddpm_hf.training.resume import Start, find_start, resume_config, with_its_weights
 
 if TYPE_CHECKING:
     from ddpm_hf.losses.perceptual import PerceptualLoss
@@ -87,6 +88,10 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     found, start = run.found(), find_start(run, resume)
     if start.checkpoint is not None:
         config = resume_config(config, start, accelerator.num_processes)
+    elif config.model.pretrained is not None:
+        source = from_main_process(partial(find_source, config.model.pretrained))
+        pretrained = load_pretrained(config.model, find_source(source.name))
+        start, config = replace(start, pretrained=pretrained), config.model_copy(update={"model": pretrained.model})
     # Only the main process asks the Hub, whose answers may differ from one moment to the next.
     config = config.model_copy(update={"dataset": from_main_process(partial(pin_dataset, config.dataset))})
     if warning := terminal_signal_warning(build_scheduler(config.model)):
@@ -105,7 +110,8 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
     if start.progress.step > num_steps:
         raise UserError(
             f"training.num_steps: given {num_steps:,}; {start.checkpoint} is of step {start.progress.step:,}; allowed: "
-            "at least as many, and more to go on with the run"
+            f"at least as many, and more to go on with the run; or "
+            f"{with_its_weights(start.checkpoint)}"
         )
     compiled = is_compiled(config, accelerator, num_steps)
     is_finished = from_main_process(partial(_is_finished, run, start, num_steps))  # others may not see its folder
@@ -136,8 +142,11 @@ def describe(plan: RunPlan, accelerator: Accelerator) -> str:
     bound = "below" if saves_memory else "about"  # it is counted in float32, with every activation kept
     levels = len(config.model.channel_multipliers)
     smallest = config.model.image_size // 2 ** (levels - 1)
+    frozen = sum(each.numel() for each in network.parameters() if not each.requires_grad)
+    trained = f" ({num_parameters - frozen:,} of them trained)" if frozen else ""
     lines = {
-        "network": f"{num_parameters:,} parameters, {levels} levels, the deepest at {smallest}x{smallest} pixels",
+        "network": f"{num_parameters:,} parameters{trained}, {levels} levels, the deepest at "
+        f"{smallest}x{smallest} pixels",
         "data": f"{len(images):,} images of {config.dataset.name!r} in an epoch{classes}{held_out}{skipped}",
         "steps": f"{steps:,} of {config.training.batch_size} images, {epochs:,.1f} epochs, from {start}",
         "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
@@ -150,6 +159,9 @@ def describe(plan: RunPlan, accelerator: Accelerator) -> str:
         "free",
         "output": f"{plan.run.path}/",
     }
+    if config.model.pretrained is not None:
+        changes = plan.start.pretrained.changes if plan.start.pretrained else ()
+        lines["pretrained"] = "; ".join((f"{config.model.pretrained}, its network and schedule", *changes))
     if config.hub.repo_id is not None:
         lines["hub"] = f"{config.hub.repo_id}, which can be written to"
     return "\n".join(f"{name + ':':<12}{value}" for name, value in lines.items())
@@ -278,8 +290,8 @@ def _check_images(config: Config, start: Start, images: ImageSet) -> None:
     if before not in (None, len(images)):
         raise UserError(
             f"{start.checkpoint} belongs to a run on {before:,} images; {config.dataset.name!r} now has "
-            f"{len(images):,}, in another order; put back what was removed and take out what was added, or train anew "
-            "with output_dir=ANOTHER_FOLDER"
+            f"{len(images):,}, in another order; put back what was removed and take out what was added, or "
+            f"{with_its_weights(start.checkpoint)}"
         )
 
 
@@ -313,6 +325,7 @@ def _network(config: Config) -> tuple[nn.Module, int]:
     """The network without memory for its weights, and the number of its parameters."""
     with torch.device("meta"):
         network = build_network(config.model)
+    freeze(network, config.training.freeze)
     return network, sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Where a run starts: with new weights, or from a checkpoint."""
+"""Where a run starts: with new weights, those of another pipeline, or from a checkpoint."""
 
 import logging
 from dataclasses import dataclass, field
@@ -19,13 +19,14 @@ from ddpm_hf.checkpoints.format import (
     tensor_shapes,
 )
 from ddpm_hf.checkpoints.run_folder import RESUMABLE, RunFolder
-from ddpm_hf.config import Config
+from ddpm_hf.config import Config, ModelConfig
 from ddpm_hf.config.reader import explain
 from ddpm_hf.data.sources import is_commit
 from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.values import diff, merge
+from ddpm_hf.training.fine_tuning import Pretrained, follow
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ FIXED = (
     "model_config",
     "training.batch_size",
     "training.optimizer",
+    "training.freeze",
     "loss_config.timestep_sampling",
 )
 """Options that must not change in a resumed run: the weights or the order of images would belong to neither run."""
@@ -53,10 +55,17 @@ class Start:
     Attributes:
         checkpoint: its folder; None for a new run.
         progress: of the checkpoint.
+        pretrained: the network that a new run begins with; None for new weights.
     """
 
     checkpoint: Path | None = None
     progress: Progress = field(default_factory=Progress)
+    pretrained: Pretrained | None = None
+
+
+def with_its_weights(model: Path | None) -> str:
+    """How to begin a new run where one cannot be resumed."""
+    return f"begin a new run with its weights: output_dir=ANOTHER_FOLDER model_config.pretrained={model}"
 
 
 def find_start(run: RunFolder, resume: str | None) -> Start:
@@ -147,6 +156,10 @@ def resume_config(config: Config, start: Start, num_processes: int) -> Config:
     chosen = before["dataset"]["value_range"]
     if same_name and chosen != "auto" and config.dataset.value_range == "auto":
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"value_range": tuple(chosen)})})
+    given, known = config.model.pretrained, before["model_config"]["pretrained"]
+    if given is not None and known is not None and given in (known, known.partition("@")[0]):
+        model = follow(config.model, ModelConfig.model_validate(before["model_config"]), set())
+        config = config.model_copy(update={"model": model})
     _check_options(start, before, config)
     if start.progress.num_processes != num_processes:
         logger.warning(
@@ -184,7 +197,7 @@ def _check_options(start: Start, before: dict[str, Any], config: Config) -> None
             smaller = "; larger training.gradient_accumulation_steps need less memory for the same batch"
         raise UserError(
             f"{start.checkpoint} belongs to a run with another configuration: {'; '.join(refused)}; set that back, or "
-            f"train anew with output_dir=ANOTHER_FOLDER{smaller}"
+            f"{with_its_weights(start.checkpoint)}{smaller}"
         )
     if changes:
         logger.warning("The configuration has changed since %s: %s", start.checkpoint, "; ".join(changes.values()))

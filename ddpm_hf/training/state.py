@@ -33,6 +33,7 @@ from ddpm_hf.schedulers import build_scheduler
 from ddpm_hf.training.accelerator import gather_shards, shard_like
 from ddpm_hf.training.compilation import compile_network
 from ddpm_hf.training.ema import ExponentialMovingAverage
+from ddpm_hf.training.fine_tuning import freeze
 from ddpm_hf.training.finite import FiniteCheck
 from ddpm_hf.training.objective import DiscriminatorStep
 from ddpm_hf.training.resume import Start
@@ -49,6 +50,7 @@ class TrainState:
 
     Attributes:
         network: the trained network; prepared by accelerate if its weights are sharded.
+        parameters: of it that are trained.
         compiled: whether it is compiled.
         channels_last: whether its images are stored with their channels innermost.
         averages: of the weights; the first one is the one for use.
@@ -71,6 +73,10 @@ class TrainState:
         self.discriminator = DiscriminatorStep(config, accelerator) if config.loss.adversarial.weight else None
         torch.manual_seed(derive_seed(config.seed, "weights"))
         network = build_network(config.model).to(accelerator.device)
+        freeze(network, training.freeze)
+        if start.pretrained is not None:
+            network.load_state_dict(start.pretrained.weights)
+            start.pretrained.weights.clear()  # which take as much memory as the network
         self.averages = [
             ExponentialMovingAverage(network, decay, training.ema_schedule, training.ema_power)
             for decay in (training.ema_decay, *training.ema_extra_decays)
@@ -85,14 +91,14 @@ class TrainState:
             network.to(memory_format=torch.channels_last)
         if self.compiled:
             compile_network(network, accelerator.device)
-        optimizer = _make_optimizer(list(network.parameters()), config, accelerator)
+        optimizer = _make_optimizer([each for each in network.parameters() if each.requires_grad], config, accelerator)
         if accelerator.is_fsdp2:
             self.network, self.optimizer = accelerator.prepare(network, optimizer)
         else:  # without DistributedDataParallel: `TrainStep` averages the gradients
             self.network, self.optimizer = network, accelerator.prepare(optimizer)
-        self.parameters = list(self.network.parameters())  # which may be shards now
+        self.parameters = [each for each in self.network.parameters() if each.requires_grad]  # which may be shards now
         for average in self.averages:
-            average.track(self.parameters)
+            average.track(self.network.parameters())
         if start.checkpoint is not None:
             with _loading(start.checkpoint):
                 load_optimizer_state(self.optimizer.optimizer, start.checkpoint / STATE / OPTIMIZER)

@@ -21,6 +21,7 @@ from ddpm_hf.training.accelerator import make_accelerator
 from ddpm_hf.training.captured import choose_run
 from ddpm_hf.training.preflight import commands, describe, make_plan
 from ddpm_hf.training.previews import Previews
+from ddpm_hf.training.resume import with_its_weights
 from ddpm_hf.training.run_logger import RunLogger
 from ddpm_hf.training.state import TrainState
 from ddpm_hf.training.update import StepOutput, TrainStep
@@ -329,7 +330,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             print(
                 f"\nThe run in {self.run_folder.path} is finished: all of its {self.num_steps:,} steps are done. More "
-                f"training.num_steps extend it.\n{commands(self.plan)}"
+                f"training.num_steps extend it, or {with_its_weights(self.run_folder.path)}\n"
+                f"{commands(self.plan)}"
             )
             self.uploader.start()
         self._upload_finished()

@@ -7,15 +7,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_hf.models.layers.attention import SelfAttentionBlock, attend
 from ddpm_hf.models.layers.embeddings import TimeEmbedding, TransformerPositionalEmbedding
-from ddpm_hf.models.layers.resampling import Downsample, Upsample
 from ddpm_hf.models.layers.residual import (
     AttentionDownBlock,
     AttentionUpBlock,
     BlockOptions,
     ConvDownBlock,
     ConvUpBlock,
+    Downsample,
     MiddleBlock,
     ResidualBlock,
+    Upsample,
 )
 
 

@@ -18,8 +18,7 @@ from ddpm_hf.models.fast.doubling import DoublingConv, FusedUpsample
 from ddpm_hf.models.fast.graphs import captured
 from ddpm_hf.models.fast.packed import prepacked
 from ddpm_hf.models.fast.winograd import WinogradConv
-from ddpm_hf.models.layers.resampling import Upsample
-from ddpm_hf.models.layers.residual import NormSiLU, ResidualBlock
+from ddpm_hf.models.layers.residual import NormSiLU, ResidualBlock, Upsample
 
 __all__ = ["accelerate", "prepared", "restore"]
 

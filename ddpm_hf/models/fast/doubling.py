@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddpm_hf.models.layers.resampling import Upsample
+from ddpm_hf.models.layers.residual import Upsample
 
 Map = Float[Tensor, "batch channels height width"]
 

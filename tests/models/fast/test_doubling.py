@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ddpm_hf.models.fast import accelerate
 from ddpm_hf.models.fast.doubling import DoublingConv, transposed_kernel
-from ddpm_hf.models.layers.resampling import Upsample
+from ddpm_hf.models.layers.residual import Upsample
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 4, 4), (1, 8, 16, 24), (3, 8, 2, 6)])
