@@ -14,6 +14,7 @@ from ddpm_hf.config.root import Config, allowed_values
 from ddpm_hf.config.section import CONFLICT
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import read_bounded
+from ddpm_hf.runtime.sanitize import for_terminal
 from ddpm_hf.runtime.values import YamlLoader, load_yaml, shown
 
 KeyPath = tuple[str | int, ...]
@@ -163,7 +164,8 @@ class _Document:
     def _add_mistake(self, path: KeyPath, text: str) -> None:
         line = next(self.lines[path[:depth]] for depth in range(len(path), -1, -1) if path[:depth] in self.lines)
         place = "command line" if line == COMMAND_LINE else f"{self.path}:{line}" if line else str(self.path)
-        self.mistakes.append((line, f"{place}: {'.'.join(map(str, path)) or 'the file'}: {text}"))
+        name = ".".join(for_terminal(str(key)) for key in path) or "the file"
+        self.mistakes.append((line, f"{place}: {name}: {text}"))
 
 
 def explain(error: ValidationError, *above: str) -> list[tuple[KeyPath, str, bool]]:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ddpm_hf.data.pixels import Deep, Example, Pixels, Transform, ValueRange, choose_range, open_pages
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import for_terminal
 
 CHUNK_SIZE, MAX_WORKERS = 32, 32
 """Images that a worker decodes at a time, and workers at most."""
@@ -80,12 +81,6 @@ class Content:
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     value_range: ValueRange | None = None
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey rather than show, and bytes that are no UTF-8."""
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def decode(
@@ -145,7 +140,7 @@ def _decode_into(
             bar.update()
             found.update(decoded.notes)
             if decoded.problem is not None:
-                content.skipped.append(f"{printable(example.name)} ({printable(decoded.problem)})")
+                content.skipped.append(f"{for_terminal(example.name)} ({for_terminal(decoded.problem)})")
             for page in decoded.pages:
                 labels.append(example.label)
                 if isinstance(page, Deep):
@@ -166,7 +161,7 @@ def _decode_into(
             raise UserError(f"dataset.name: {name!r} has no images")
         reasons = "; ".join(content.skipped[:5])
         raise UserError(f"dataset.name: none of the {len(content.skipped)} images of {name!r} can be read: {reasons}")
-    content.notes += [*map(printable, source.notes), *_notes(found, sums)]
+    content.notes += [*map(for_terminal, source.notes), *_notes(found, sums)]
     if source.has_labels:
         content.labels, content.class_names = number_labels(labels, name, source.class_names)
 
@@ -238,7 +233,7 @@ def number_labels(
         )
     numbered = [-1 if label is None else numbers[label] if isinstance(label, str) else int(label) for label in present]
     shown = names or class_names
-    return numbered, None if shown is None else [printable(each) for each in shown]
+    return numbered, None if shown is None else [for_terminal(each) for each in shown]
 
 
 class Decoded(NamedTuple):

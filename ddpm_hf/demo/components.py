@@ -1,6 +1,5 @@
 """What the tabs of the page share: fields, status line, a button that runs a job, its result as picture and file."""
 
-import html
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from ddpm_hf.demo.demo_model import DemoModel
 from ddpm_hf.demo.watching import Progress, watch
 from ddpm_hf.demo.work import Result
 from ddpm_hf.pipelines.pictures import image_grid
+from ddpm_hf.runtime.sanitize import for_html
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(html.escape(" ".join(str(error).split())), print_exception=False) from None
+        raise gr.Error(for_html(" ".join(str(error).split())), print_exception=False) from None
     except Exception:
         logger.exception("a request failed")
         text = "This failed inside the program; its terminal shows where."
@@ -73,8 +73,8 @@ def errors_as_messages() -> Iterator[None]:
 
 def status_text(*parts: str, notes: Sequence[str] = ()) -> str:
     """The line above a result, and below it the sampler's warnings."""
-    line = f"<span>{' · '.join(html.escape(part) for part in parts)}</span>"
-    lines = "".join(f'<span class="ddpm-note">Note: {html.escape(note)}</span>' for note in notes)
+    line = f"<span>{' · '.join(for_html(part) for part in parts)}</span>"
+    lines = "".join(f'<span class="ddpm-note">Note: {for_html(note)}</span>' for note in notes)
     return f'<div class="ddpm-status">{line}{lines}</div>'
 
 

@@ -25,6 +25,7 @@ from ddpm_hf.evaluation.report import MetricValue, Report
 from ddpm_hf.runtime.distributed import init_distributed
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import atomic_write, write_text_atomic
+from ddpm_hf.runtime.sanitize import for_terminal
 
 Reports = dict[str, Report]
 
@@ -62,7 +63,7 @@ def evaluate_once(model: str | Path, config: Config, output: Path | None = None)
     if report is None:
         return
     for warning in report.warnings:
-        print(f"note: {warning}")
+        print(f"note: {for_terminal(warning)}")
     header, rows = metric_table(report)
     kind, blank = report.held_out_kind, [""] * (len(header) - 2)
     rows += [[f"{name}, of {kind}", str(value), *blank] for name, value in pair_values(report).items()]

@@ -1,7 +1,6 @@
 """A report for people: pictures, report.md beside them, and report.html with the pictures inside."""
 
 import base64
-import html
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from ddpm_hf.evaluation.report import MetricValue, Reconstruction, Report
 from ddpm_hf.pipelines.ddpm import DDPMPipelineOutput
 from ddpm_hf.pipelines.pictures import denoising_strips, image_grid, save_png
 from ddpm_hf.runtime.files import write_text_atomic
+from ddpm_hf.runtime.sanitize import for_html, for_markdown
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -49,9 +49,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     Args:
         header: names of the columns.
-        rows: cells of each row, as many as there are columns.
+        rows: cells of each row, as many as there are columns; what is not `Markdown` is escaped.
     """
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+    cells = [[for_markdown(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
@@ -75,12 +75,14 @@ def write_report(folder: Path, report: Report, save_metrics: bool) -> None:
 
 def to_markdown(report: Report) -> str:
     """The report as Markdown, with links to its pictures."""
-    lines = [f"# {report.title}", ""]
-    lines += [f"> **{warning}**\n" for warning in report.warnings]
+    lines = [f"# {for_markdown(report.title)}", ""]
+    lines += [f"> **{for_markdown(warning)}**\n" for warning in report.warnings]
     for heading, about, header, rows in _tables(report):
-        lines += [f"## {heading}", "", *([about, ""] if about else []), markdown_table(header, rows), ""]
+        paragraph = [for_markdown(about), ""] if about else []
+        lines += [f"## {for_markdown(heading)}", "", *paragraph, markdown_table(header, rows), ""]
     for file, caption in report.pictures.items():
-        lines += [f"![{caption}]({file})", "", caption, ""]
+        text = for_markdown(caption)
+        lines += [f"![{text}]({file})", "", text, ""]
     return "\n".join(lines)
 
 
@@ -91,24 +93,24 @@ def to_html(report: Report, folder: Path) -> str:
         report: to be shown.
         folder: where the pictures are.
     """
-    body = [f"<h1>{html.escape(report.title)}</h1>"]
-    body += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report.warnings]
+    body = [f"<h1>{for_html(report.title)}</h1>"]
+    body += [f'<p class="warning">{for_html(warning)}</p>' for warning in report.warnings]
     for heading, about, header, rows in _tables(report):
-        paragraph = f"<p>{html.escape(about)}</p>" if about else ""
+        paragraph = f"<p>{for_html(about)}</p>" if about else ""
         cells = "".join([_html_row(header, "th"), *(_html_row(row, "td") for row in rows)])
-        body.append(f"<h2>{html.escape(heading)}</h2>{paragraph}<table>{cells}</table>")
+        body.append(f"<h2>{for_html(heading)}</h2>{paragraph}<table>{cells}</table>")
     for file, caption in report.pictures.items():
-        data, text = base64.b64encode((folder / file).read_bytes()).decode(), html.escape(caption)
+        data, text = base64.b64encode((folder / file).read_bytes()).decode(), for_html(caption)
         image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
         body.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{for_html(report.title)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
 
 
 def _html_row(cells: list[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{for_html(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def metric_table(report: Report) -> tuple[list[str], list[list[str]]]:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -18,8 +19,8 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.rendering import markdown_table
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.hub.model_info import ModelInfo
-from ddpm_hf.hub.sanitize import sanitize
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import Markdown, for_markdown, sanitize
 from ddpm_hf.runtime.values import load_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -56,7 +57,7 @@ def make_card(info: ModelInfo, old: str | None = None) -> str:
         pictures={name: caption for name, caption in CAPTIONS.items() if name in info.files},
         revision="" if info.revision == "main" else f', revision="{info.revision}"',
         results=_results(report) if report else None,
-        warnings=[sanitize(warning) for warning in report.warnings] if report else [],
+        warnings=[for_markdown(sanitize(warning)) for warning in report.warnings] if report else [],
         training=_training(info),
         config_file=CONFIG,
     )
@@ -210,19 +211,21 @@ def _training(info: ModelInfo) -> str:
     return markdown_table(["", ""], [[name, _shown(value)] for name, value in rows.items() if value not in (None, "")])
 
 
-def _base_model(info: ModelInfo) -> str | None:
+def _base_model(info: ModelInfo) -> Markdown | None:
     model = info.config.get("model_config") or {}
     if model.get("pretrained") is None:
         return None
-    base = info.base_model
-    name = f"[{base}](https://huggingface.co/{base})" if base else f"`{model['pretrained']}`"
-    return f"{name}, weights {model.get('pretrained_hash')}"
+    base, name = info.base_model, for_markdown(info.base_model or model["pretrained"])
+    link = f"[{name}](https://huggingface.co/{quote(base)})" if base else name
+    return Markdown(f"{link}, weights {for_markdown(model.get('pretrained_hash'))}")
 
 
-def _dataset(info: ModelInfo) -> str:
+def _dataset(info: ModelInfo) -> Markdown:
+    name = for_markdown(info.dataset)
     if info.dataset_revision is None:
-        return info.dataset
-    return f"[{info.dataset}](https://huggingface.co/datasets/{info.dataset}) at {info.dataset_revision[:8]}"
+        return name
+    address = f"https://huggingface.co/datasets/{quote(str(info.dataset))}"
+    return Markdown(f"[{name}]({address}) at {for_markdown(str(info.dataset_revision)[:8])}")
 
 
 def _hardware(environment: dict[str, Any]) -> str | None:
@@ -244,6 +247,8 @@ def _joined(*values: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Markdown):
+        return value
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -26,10 +26,10 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.card import make_card
 from ddpm_hf.hub.model_info import gather_model_info, read_config
-from ddpm_hf.hub.sanitize import sanitize, sanitize_config
 from ddpm_hf.hub.upload import CARD, Package
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import read_bounded
+from ddpm_hf.runtime.sanitize import sanitize, sanitize_config
 from ddpm_hf.runtime.values import MAX_BYTES, dump_yaml, parse_json
 
 NEEDED = (INDEX, UNET_CONFIG, f"{UNET}/{WEIGHTS}*.safetensors", SCHEDULER_CONFIG)

@@ -11,8 +11,8 @@ from typing import Any
 from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, UNET, UNET_CONFIG, Progress, count_parameters
 from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.evaluation.report import Report
-from ddpm_hf.hub.sanitize import sanitize, sanitize_config
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import sanitize, sanitize_config
 from ddpm_hf.runtime.values import as_type, find_mapping, parse_json
 
 logger = logging.getLogger(__name__)

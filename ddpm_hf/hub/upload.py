@@ -1,22 +1,24 @@
 """Put files into a repository, in one commit; without a difference there is no commit."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils.sha import git_hash
 
 from ddpm_hf.checkpoints.fetch import Head, download, read_head
 from ddpm_hf.checkpoints.format import Content, size_of
-from ddpm_hf.hub.sanitize import refuse_tokens
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.hub_client import HubClient
 
 CARD = "README.md"
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+TEXT_SUFFIXES = (".json", ".yaml", ".md", ".py")
 LARGE = (".safetensors", ".png")
 """Files that are uploaded before the commit; the others are part of its request."""
 
@@ -90,6 +92,22 @@ class Pushed:
     def __str__(self) -> str:
         changed = f"{self.num_changed} files changed" if self.num_changed else "nothing to do, it is up to date"
         return f"{changed}: {self.url}"
+
+
+def refuse_tokens(files: Mapping[str, Content]) -> None:
+    """Raise if a text that is to be pushed holds a token.
+
+    Raises:
+        UserError: naming the file, but not the token.
+    """
+    own = get_token()
+    for path, content in files.items():
+        if path.endswith(TEXT_SUFFIXES):
+            text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+            if TOKEN.search(text) or (own and own in text):
+                raise UserError(
+                    f"{path} holds a token of the Hub; take it out of the file it comes from, then push again"
+                )
 
 
 def prepare(client: HubClient, destination: Destination) -> None:

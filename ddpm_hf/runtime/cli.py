@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 from ddpm_hf.runtime.errors import RunError, UserError
+from ddpm_hf.runtime.sanitize import for_terminal
 from ddpm_hf.runtime.signals import end_as_usual, ending_at_once
 
 SECONDS_TO_MAIN_PROCESS = 1.0
@@ -247,7 +248,7 @@ def _report(error: Exception, parser: Parser) -> int:
         if code > 2:
             return code  # a signal stopped all of them
         program = f"{program} (process {os.environ['RANK']})"
-    print(f"{program}: {text}", file=sys.stderr)
+    print(f"{program}: {for_terminal(text, lines=True)}", file=sys.stderr)
     return code
 
 
@@ -294,10 +295,22 @@ def waiting(what: str) -> Iterator[None]:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+class _Formatter(logging.Formatter):
+    """Shows what names from outside would have a terminal do."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (as logging names it)
+        wipe = "\r\033[K" if sys.stderr.isatty() else ""  # a notice or a bar in the line of the message
+        return wipe + for_terminal(super().formatMessage(record), lines=True)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(for_terminal, super().formatException(ei).split("\n")))
+
+
 def _configure_messages(verbose: bool) -> None:
     level = logging.WARNING if is_main_process() else logging.ERROR
-    wipe = "\r\033[K" if sys.stderr.isatty() else ""  # a notice or a bar in the line of the message
-    logging.basicConfig(format=f"{wipe}%(levelname)s: %(message)s", level=logging.INFO if verbose else level)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else level)
     warnings.showwarning = _show_warning
     if not verbose:
         warnings.simplefilter("ignore")

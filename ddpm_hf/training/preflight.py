@@ -20,7 +20,6 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config import BenchmarkConfig, Config
 from ddpm_hf.data import ImageSet, load_image_sets
 from ddpm_hf.data.sources import pin_dataset
-from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.models import build_network
 from ddpm_hf.pipelines.ddpm import DEFAULT_NUM_STEPS
 from ddpm_hf.pipelines.pictures import learning_rate_curve, schedule_curves
@@ -28,6 +27,7 @@ from ddpm_hf.pipelines.samplers import make_sampler, set_num_steps
 from ddpm_hf.runtime.cli import launcher
 from ddpm_hf.runtime.distributed import assert_same_across_ranks, from_main_process
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import sanitize_config
 from ddpm_hf.schedulers import build_scheduler, terminal_signal_warning
 from ddpm_hf.training.compilation import WARM_UP_SECONDS, is_compiled, seconds_saved
 from ddpm_hf.training.fine_tuning import find_source, freeze, load_pretrained

@@ -22,9 +22,9 @@ from ddpm_hf.checkpoints.run_folder import RESUMABLE, RunFolder
 from ddpm_hf.config import Config, ModelConfig
 from ddpm_hf.config.reader import explain
 from ddpm_hf.data.sources import is_commit
-from ddpm_hf.hub.sanitize import sanitize_config
 from ddpm_hf.runtime.distributed import assert_same_across_ranks
 from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.sanitize import sanitize_config
 from ddpm_hf.runtime.values import diff, merge
 from ddpm_hf.training.fine_tuning import Pretrained, follow
 

@@ -366,3 +366,11 @@ def test_the_best_checkpoint_needs_its_figure_at_every_checkpoint(read):
     assert len(found) == 1
     assert "validate_every a divisor of checkpoint_every (1000)" in found[0]
     read(text.replace("300", "500"), "dataset.validation_fraction=0.1")
+
+
+def test_a_key_with_escape_codes_is_shown_and_not_obeyed(tmp_path):
+    (tmp_path / "file.yaml").write_text('"\\e[2Jkey\\nforged": 3\nseed: "\\e[2J"\n')
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "file.yaml")
+    assert r"\x1b[2Jkey\nforged" in str(caught.value)
+    assert "\x1b" not in str(caught.value)

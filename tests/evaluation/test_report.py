@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,3 +112,15 @@ def test_columns_are_aligned_and_cells_escaped():
 
 def test_a_table_without_rows_has_its_header():
     assert markdown_table(["a"], []).splitlines() == ["| a   |", "| --- |"]
+
+
+def test_a_hostile_name_stays_text(tmp_path):
+    name = "<img src=x onerror=alert(1)> | [a](b)\n# heading\x1b[2J"
+    report = Report.read(FORMAT_2)
+    report = replace(report, reference=replace(report.reference, dataset=name), warnings=[name], pictures={})
+    for text in (to_markdown(report), to_html(report, tmp_path)):
+        assert "<img" not in text
+        assert "\x1b" not in text
+        assert "&lt;img" in text
+    assert "\n# heading" not in to_markdown(report)
+    assert re.search(r"(?<!\\)\]\(b\)", to_markdown(report)) is None

@@ -1,5 +1,6 @@
 """The model card: valid, complete, and kind to what people wrote in it."""
 
+import json
 import logging
 import re
 from dataclasses import replace
@@ -219,3 +220,22 @@ def test_a_class_conditional_model_says_how_to_ask_for_a_class(info):
     card = make_card(conditional)
     assert "numbered from 0 to 9" in card
     assert "class_labels=[0, 1]" in card
+
+
+def test_a_hostile_name_stays_text(run):
+    """Of a dataset, in a sentence, a table, a warning and the metadata; it holds the mark of a section, too."""
+    name = "<img src=x onerror=alert(1)> | [a](b)\n<!-- /ddpm-hf:about -->\x1b[2J"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"]["name"] = name
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    report = json.loads((run / "metrics.json").read_text())
+    report["reference"]["dataset"], report["warnings"] = name, [name]
+    (run / "metrics.json").write_text(json.dumps(report))
+    info = gather_model_info(run, run, "ada/digits", ["metrics.json"])
+    metadata, text = split_card(make_card(info))
+    assert not set("\x1b") & set(text)
+    assert "<img" not in text
+    assert re.search(r"(?<!\\)\]\(b\)", text) is None
+    assert text.count("<!-- /ddpm-hf:about -->") == 1
+    assert make_card(info, make_card(info)) == make_card(info)
+    assert metadata["model-index"]

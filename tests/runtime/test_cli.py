@@ -5,7 +5,7 @@ import os
 import sys
 
 import pytest
-from processes import run
+from processes import run, run_python
 
 from ddpm_hf.runtime import cli
 from ddpm_hf.runtime.errors import UserError
@@ -201,3 +201,25 @@ def test_output_whose_reader_has_left_is_dropped():
         for _ in range(3):
             assert output.write("said to nobody\n") == 15
             output.flush()
+
+
+def test_messages_do_nothing_to_a_terminal():
+    """Neither an error nor a warning nor a log; several lines of our own stay lines."""
+    name = "\\x1b[2Jname\\nWARNING: forged"
+    code = f"""
+        import logging, warnings
+        from ddpm_hf.runtime.cli import Parser, run
+        from ddpm_hf.runtime.errors import UserError
+        def main(arguments):
+            logging.getLogger("ddpm_hf").warning("skipping %s", "{name}")
+            raise UserError("2 mistakes in {name}\\n  one\\n  two")
+        run(Parser("a program", prog="program"), main, [])
+    """
+    done = run_python(code)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        r"WARNING: skipping \x1b[2Jname\nWARNING: forged",
+        r"program: 2 mistakes in \x1b[2Jname\nWARNING: forged",
+        "  one",
+        "  two",
+    ]
