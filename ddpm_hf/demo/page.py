@@ -135,9 +135,15 @@ def _model_tab(model: DemoModel) -> None:
 
 
 def _metrics_table(report: Report) -> str:
-    samples, steps = f"{report.sampling.n_samples:,}", f"{report.sampling.num_inference_steps:,}"
-    rows = [(each.name, str(each), samples, steps) for each in report.metrics.values() if each.value is not None]
-    return markdown_table(("Metric", "Value", "Images", "Steps"), rows)
+    sampling, held_out = report.sampling, report.held_out
+    cost = (f"{sampling.n_samples:,}", f"{sampling.num_inference_steps:,}")
+    cost_of_bits = (f"{held_out.num_images:,}", str(held_out.likelihood_timesteps or "all timesteps"))
+    rows = [
+        (report.row_name(key), str(each), *(cost_of_bits if key == "bits_per_dim" else cost))
+        for key, each in report.metrics.items()
+        if each.value is not None
+    ]
+    return markdown_table((f"Metric (against {report.reference_kind})", "Value", "Images", "Steps"), rows)
 
 
 def serve(

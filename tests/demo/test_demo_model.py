@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from ddpm_hf.demo.demo_model import load_model, plain_card
@@ -60,3 +61,15 @@ def test_every_evaluation_is_listed_once_newest_first(folder, tmp_path):
     assert [report.label for report in model.evaluations.values()] == ["new", "sweep-0/ddim", "step-4"]
     shutil.copy(REPORT, run)
     assert next(iter(load_model(str(run)).evaluations)) == "metrics.json"
+
+
+def test_the_page_tells_what_each_metric_was_measured_on():
+    pytest.importorskip("gradio")
+    from ddpm_hf.demo.page import _metrics_table
+
+    report = Report.read(REPORT)
+    rows = [line.strip("| ").split("|") for line in _metrics_table(report).splitlines()]
+    measured_on = {row[0].strip(): [cell.strip() for cell in row[2:]] for row in rows}
+    assert measured_on["FD (digits classifier)"] == ["70", "20"]
+    images, steps = report.held_out.num_images, report.held_out.likelihood_timesteps
+    assert measured_on["bits/dim (bound) of training images"] == [str(images), str(steps)]
