@@ -300,10 +300,8 @@ def run_config(model: str | Path) -> dict[str, Any] | None:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None
-    for file in (folder / "config.yaml", folder.parent.parent / "config.yaml", folder / CONFIG):
-        if found := find_mapping(file):
-            return found
-    return None
+    files = (folder / "config.yaml", folder.parent.parent / "config.yaml", folder / CONFIG)
+    return next(filter(None, map(find_mapping, files)), None)
 
 
 def dataset_of(model: str | Path) -> DatasetConfig:
