@@ -335,6 +335,8 @@ def check_network(unet: Path) -> None:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     config = _read(unet / CONFIG, _NetworkConfig)
+    if not any(unet.glob(f"{WEIGHTS}*")):
+        raise UserError(f"{unet} holds no weights: there is no {WEIGHTS}.safetensors in it")
     if (shards := unet / f"{WEIGHTS}.safetensors.index.json").exists():
         as_type(_ShardIndex, read_json(shards), str(shards))
     try:

@@ -110,7 +110,7 @@ class _Document:
     def override(self, overrides: Iterable[str]) -> None:
         """Apply `section.key=value` to the values."""
         for override in overrides:
-            name, equals, text = override.partition("=")
+            name, equals, text = (part.strip() for part in override.partition("="))
             *sections, key = name.split(".")
             if not equals or not all([*sections, key]):
                 allowed = "section.key=value, e.g. training.batch_size=64"

@@ -117,7 +117,7 @@ def sweep(model: str | Path, config: Config, options: Sequence[str], output: Pat
 
 def _axis(option: str) -> list[tuple[str, Any]]:
     """The field of the benchmark section that an option names, with each of its values."""
-    name, equals, values = option.partition("=")
+    name, equals, values = (part.strip() for part in option.partition("="))
     name = name.removeprefix("benchmark.")
     if not equals or not values or name not in BenchmarkConfig.model_fields or name in ("metrics", "save_metrics"):
         raise UserError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpm_hf.checkpoints.find import find_folder, load_pipeline, newest_pipeline, run_of, weights_hash
-from ddpm_hf.checkpoints.format import INDEX
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST
 from ddpm_hf.pipelines.ddpm import DDPMPipeline
 from ddpm_hf.runtime.errors import UserError
 
@@ -55,6 +55,23 @@ def test_a_run_is_its_finished_pipeline_or_its_newest_complete_checkpoint(run, t
     assert newest_pipeline(run) == run / "checkpoints" / "step-4"
     with pytest.raises(UserError, match=r"^--model: "):
         newest_pipeline(tmp_path)
+
+
+def test_a_pipeline_without_weights_is_told_as_that(run):
+    for file in (*(run / "unet").glob("*.safetensors"), *run.glob(MANIFEST)):  # as of somebody else's pipeline
+        file.unlink()
+    with pytest.raises(UserError, match=r"^--model: .*unet holds no weights: there is no diffusion_pytorch_model"):
+        load_pipeline(run)
+
+
+@pytest.mark.parametrize("given", ["runs/digits", "photos/digits"])
+def test_the_name_of_a_missing_folder_is_no_id_on_the_hub(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match=f"there is no folder {given}; .*hub:{given}"):
+        find_folder(given)
+    for id_of_the_hub in (f"hub:{given}", f"https://huggingface.co/{given}"):
+        assert find_folder(id_of_the_hub) is None
 
 
 def test_a_run_is_loaded_by_its_folder(run):

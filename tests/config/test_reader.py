@@ -156,6 +156,7 @@ def test_overrides_win_over_the_file(read):
     config = read(DOCUMENT, "training.batch_size=64", "training.scheduler.min_lr=2e-6", "dataset.name=some/images")
     assert (config.training.batch_size, config.training.scheduler.min_lr) == (64, 2e-6)
     assert (config.dataset.name, config.training.beta2) == ("some/images", 0.999)
+    assert read(DOCUMENT, "dataset.name = some/images").dataset.name == "some/images"
 
 
 def test_the_resolved_configuration_loads_to_itself(read):
