@@ -395,5 +395,4 @@ def check_features(
 
 def _held_out_fraction(dataset: DatasetConfig) -> str:
     """The name of the images that a fraction holds out; empty if there are none."""
-    fraction = dataset.validation_fraction
-    return f"{dataset.split}, {fraction:.4g} of it held out" if fraction else ""
+    return f"{dataset.split}, {part:.4g} of it held out" if (part := dataset.validation_fraction) else ""
