@@ -1,5 +1,6 @@
 """The decoded images of a dataset: in memory, or in files that processes share and later runs reuse."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -22,7 +23,7 @@ from torch import Tensor
 from ddpm_hf.data.decoding import Content
 from ddpm_hf.data.pixels import ValueRange
 from ddpm_hf.runtime.errors import UserError
-from ddpm_hf.runtime.files import fsync
+from ddpm_hf.runtime.files import fsync, remove
 from ddpm_hf.runtime.randomness import generator_at
 from ddpm_hf.runtime.values import read_json
 
@@ -175,7 +176,7 @@ class ImageStore:
         try:
             if num_bytes is not None and num_bytes > shutil.disk_usage(self.root).free:
                 raise OSError(errno.ENOSPC, "No space left")
-            shutil.rmtree(staged, ignore_errors=True)  # from a process that was killed
+            self._remove_leftovers(staged)
             staged.mkdir()
             with (staged / IMAGES).open("wb", buffering=0) as stream:
                 for image in content.images:
@@ -204,6 +205,14 @@ class ImageStore:
             raise
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+
+    def _remove_leftovers(self, own: Path) -> None:
+        """Remove what killed processes were writing, of this set or others; a living one holds the lock of its set."""
+        remove(own)  # whose lock this process holds
+        for left in self.root.glob(".tmp-*"):
+            lock = FileLock(self.root / f".{left.name.removeprefix('.tmp-')}.lock")
+            with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
+                remove(left)
 
     def _cannot_hold(self, error: OSError, num_bytes: int | None) -> UserError:
         existing = next(path for path in (self.root, *self.root.parents) if path.exists())

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from ddpm_hf.config import DatasetConfig, ModelConfig
 from ddpm_hf.data import SampleOrder, load_image_set
@@ -183,6 +184,15 @@ def test_when_the_decoding_process_is_killed_another_takes_over(tmp_path):
             first.send_signal(signal.SIGKILL)
             assert second.communicate()[0].splitlines()[-1] == str(sum(range(48)))
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_what_killed_processes_were_decoding_is_removed_and_what_living_ones_decode_stays(tmp_path, opened):
+    for name in ("killed", "living"):
+        (tmp_path / f".tmp-{name}").mkdir()
+        (tmp_path / f".tmp-{name}" / "images.u8").write_bytes(bytes(1000))
+    with FileLock(tmp_path / ".living.lock"):
+        ImageStore(tmp_path).get({"key": 1}, opened)
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-living"]
 
 
 def test_the_key_holds_all_that_the_pixels_depend_on(tmp_path, monkeypatch):
