@@ -82,6 +82,9 @@ def test_killed_runs_resume_bit_by_bit(tiny_yaml, tmp_path, num_processes, num_k
                 assert int(latest.name[5:]) >= step
                 step = int(latest.name[5:])
         assert set(WatchedRun(words(killed), mark, num_processes).end()) == {0}
+        assert {path.name for path in killed.rglob(".*")} <= {".lock", ".stop"}, (
+            "nothing stays of what was being written"
+        )
         torch.testing.assert_close(state(killed), state(whole), rtol=0, atol=0)
         assert losses(killed) == losses(whole)
         assert looks(killed) == looks(whole)
