@@ -55,8 +55,8 @@ class ModelConfig(Section):
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_large"
     """Variance of a sampling step: beta_tilde_t, better for photographs at few steps; beta_t as in the paper; or
     between the two as the network predicts, with twice the output channels (improved DDPM, eq. 15)."""
-    image_size: PositiveInt = 32
-    """Side of the square images, in pixels; a multiple of 2 ** (levels - 1)."""
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
+    """Side of square images, or their height and width, in pixels; multiples of 2 ** (levels - 1)."""
     image_channels: Literal[1, 3] = 3
     """1 for grayscale, 3 for colour; images are converted."""
     hidden_channels: EmbeddingChannels = 128
@@ -91,6 +91,12 @@ class ModelConfig(Section):
         return tuple(self.hidden_channels * multiplier for multiplier in self.channel_multipliers)
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
     def output_channels(self) -> int:
         """Channels of the network's output: the image's, and as many again for a learned variance."""
         return self.image_channels * (2 if self.variance_type == "learned_range" else 1)
@@ -115,7 +121,7 @@ class ModelConfig(Section):
         return self.refuse(
             (unknown, "unet_arguments", f"only {', '.join(FURTHER_ARGUMENTS)}; not {', '.join(unknown)}"),
             (
-                self.image_size % factor,
+                any(side % factor for side in self.sides),
                 "image_size",
                 f"a multiple of {factor}, since {levels} channel_multipliers halve it {levels - 1} times; or fewer "
                 "channel_multipliers",

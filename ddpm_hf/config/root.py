@@ -46,7 +46,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        adversarial, size, training = self.loss.adversarial, self.model.image_size, self.training
+        adversarial, size, training = self.loss.adversarial, min(self.model.sides), self.training
         most = size.bit_length() - 1
         learns_variance = self.model.variance_type == "learned_range"
         return self.refuse(

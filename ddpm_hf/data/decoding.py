@@ -103,7 +103,7 @@ def decode(
         numbered in alphabetical order.
     """
     num_images = source.num_images if transform.pages == "first" else None
-    content = Content((), (transform.channels, transform.size, transform.size), num_images)
+    content = Content((), (transform.channels, *transform.sides), num_images)
     content.images = _decode_into(content, source, transform, name, progress, scratch)
     return content
 

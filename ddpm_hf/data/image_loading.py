@@ -75,16 +75,18 @@ def load_image_sets(
     return _check(training, dataset, model), _check(validation, dataset, model)
 
 
-def make_transform(dataset: DatasetConfig, size: int, channels: int) -> Transform:
-    """The way from an image to a square that a dataset's options describe.
+def make_transform(dataset: DatasetConfig, size: tuple[int, int], channels: int) -> Transform:
+    """The way from an image to one of a model's shape that a dataset's options describe.
 
     Args:
         dataset: how images are resized, what lies behind them, and which values are black and white.
-        size: side of the square, in pixels.
+        size: height and width, in pixels.
         channels: 1 for gray, 3 for RGB.
     """
     value_range = None if dataset.value_range == "auto" else dataset.value_range
-    return Transform(size, channels, dataset.resize, dataset.background, value_range, dataset.pages)
+    height, width = size
+    side_or_sides = height if height == width else size  # a cache of squares is named by their side
+    return Transform(side_or_sides, channels, dataset.resize, dataset.background, value_range, dataset.pages)
 
 
 def held_out_rows(num_images: int, fraction: float, seed: int) -> Bool[Tensor, " num_images"]:
@@ -108,7 +110,7 @@ class _Loader:
 
     def __init__(self, dataset: DatasetConfig, model: ModelConfig, progress: bool) -> None:
         self.dataset, self.progress = dataset, progress
-        self.transform = make_transform(dataset, model.image_size, model.image_channels)
+        self.transform = make_transform(dataset, model.sides, model.image_channels)
         self.source: Source | None = None
         self.store: ImageStore | None = None
         if dataset.name not in BUILT_IN and not dataset.in_memory:

@@ -167,23 +167,28 @@ def _size_of(file: bytes | str | Path) -> int:
 
 @dataclass(frozen=True)
 class Transform:
-    """How images become squares of one size.
+    """How images come to have one shape.
 
     Attributes:
-        size: side of the square, in pixels.
+        size: side of a square, or height and width, in pixels.
         channels: 1 for gray, 3 for RGB.
-        resize: "crop" resizes the shorter side and takes the centre; "pad" resizes the longer side and adds bars.
+        resize: "crop" makes an image cover the shape and takes its centre; "pad" makes it fit and adds bars.
         background: red, green and blue, 0 to 255, behind transparent pixels and in the bars.
         value_range: black and white of images of 16 bits, 32 bits or floats; None chooses it by their values.
         pages: "first" takes one image of each file, "all" every page.
     """
 
-    size: int
+    size: int | tuple[int, int]
     channels: int
     resize: Literal["crop", "pad"] = "crop"
     background: tuple[int, int, int] = (255, 255, 255)
     value_range: ValueRange | None = None
     pages: Literal["first", "all"] = "first"
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Convert an image of any mode; one of 16 bits or floats by `value_range`, or else by its own values."""
@@ -205,32 +210,32 @@ class Transform:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*self.background, 255)), image)
-        return self._to_square(self._resize(image.convert("L" if self.channels == 1 else "RGB")))
+        return self._framed(self._resize(image.convert("L" if self.channels == 1 else "RGB")))
 
     def scale(self, values: Float32[np.ndarray, "rows columns"], value_range: ValueRange) -> Pixels:
         """Map a range of values to 0 to 255, and cut off what lies outside."""
         low, high = value_range
         levels = ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255)
-        return self._to_square(Image.fromarray(levels.astype(np.uint8)).convert("L" if self.channels == 1 else "RGB"))
+        return self._framed(Image.fromarray(levels.astype(np.uint8)).convert("L" if self.channels == 1 else "RGB"))
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        square = (self.size, self.size)
-        if image.size == square:
+        height, width = self.sides
+        if image.size == (width, height):
             return image
         if self.resize == "crop":
-            return ImageOps.fit(image, square, Image.Resampling.LANCZOS)
-        scale = self.size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        return image.resize((width, height), Image.Resampling.LANCZOS)
+            return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        scale = min(width / image.width, height / image.height)
+        fitting = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(fitting, Image.Resampling.LANCZOS)
 
-    def _to_square(self, image: Image.Image) -> Pixels:
+    def _framed(self, image: Image.Image) -> Pixels:
         """Add the bars of `pad`."""
-        square = (self.size, self.size)
-        if image.size != square:
-            padded = Image.new("RGB", square, self.background).convert(image.mode)
-            padded.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
+        height, width = self.sides
+        if image.size != (width, height):
+            padded = Image.new("RGB", (width, height), self.background).convert(image.mode)
+            padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
             image = padded
-        return np.asarray(image).reshape(*square, self.channels).transpose(2, 0, 1)
+        return np.asarray(image).reshape(height, width, self.channels).transpose(2, 0, 1)
 
 
 def choose_range(low: float, high: float, is_float: bool) -> ValueRange:

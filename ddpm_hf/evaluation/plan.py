@@ -335,13 +335,13 @@ def check_shapes(pipeline: DDPMPipeline, config: Config) -> list[str]:
     """In what the images of the model differ from those of the configuration."""
     network, model = pipeline.unet.config, config.model
     size = network.sample_size
-    side = size if isinstance(size, int) or size is None else size[0]
-    shape = {"image_channels": network.in_channels, "image_size": side}
-    problems = [
-        f"model_config.{name}: given {getattr(model, name)}, but the model draws {own}"
-        for name, own in shape.items()
-        if getattr(model, name) != own
-    ]
+    own = (size, size) if isinstance(size, int) or size is None else (size[0], size[1])
+    problems = []
+    if model.image_channels != network.in_channels:
+        given = f"given {model.image_channels}, but the model draws {network.in_channels}"
+        problems.append(f"model_config.image_channels: {given}")
+    if model.sides != own:
+        problems.append(f"model_config.image_size: given {model.image_size}, but the model draws {size}")
     classes = network.num_class_embeds and network.num_class_embeds - 1  # the last label stands for no class
     if classes is not None and model.num_classes is None:
         problems.append("model_config.num_classes: the model is class-conditional; give the number of its classes")
@@ -374,7 +374,7 @@ def check_features(
             f"model have {model.image_channels}"
         )
     elif isinstance(extractor, UserExtractor):
-        problems.attempt(lambda: extractor.probe((model.image_channels, model.image_size, model.image_size)))
+        problems.attempt(lambda: extractor.probe((model.image_channels, *model.sides)))
         if problems:
             return problems
     if not benchmark.metrics.fid or benchmark.allow_few_samples:

@@ -99,19 +99,20 @@ class AdversarialLoss(nn.Module):
     Args:
         config: the kind of loss, and the size of the discriminator.
         image_channels: 1 or 3.
-        image_size: side of the images, in pixels.
+        sides: height and width of the images, in pixels.
 
     Raises:
         UserError: the images are too small for the discriminator's levels.
     """
 
-    def __init__(self, config: AdversarialConfig, image_channels: int, image_size: int) -> None:
+    def __init__(self, config: AdversarialConfig, image_channels: int, sides: tuple[int, int]) -> None:
         super().__init__()
-        if image_size < 2**config.num_levels:
-            most = image_size.bit_length() - 1
+        smaller = min(sides)
+        if smaller < 2**config.num_levels:
+            most = smaller.bit_length() - 1
             raise UserError(
                 f"num_levels of the adversarial loss: given {config.num_levels}; allowed: 1 to {most}, since images of "
-                f"{image_size} pixels can be halved {most} times"
+                f"{smaller} pixels can be halved {most} times"
             )
         self.config = config
         self.discriminator_loss, self.network_loss = ADVERSARIAL_LOSSES[config.loss]

@@ -28,17 +28,18 @@ class PerceptualLoss(nn.Module):
     Args:
         config: the backbone, its stages and the size of images for it.
         image_channels: of the images in training, 1 or 3.
-        image_size: their side, in pixels.
+        sides: their height and width, in pixels.
 
     Raises:
         UserError: if the backbone cannot be loaded or does not take these images.
     """
 
-    def __init__(self, config: PerceptualConfig, image_channels: int, image_size: int) -> None:
+    def __init__(self, config: PerceptualConfig, image_channels: int, sides: tuple[int, int]) -> None:
         super().__init__()
         if config.backbone is None:
             raise UserError("a perceptual loss needs a backbone")
-        self.side = config.image_size or max(image_size, SMALLEST_SIDE)
+        scale = config.image_size / max(sides) if config.image_size else max(1.0, SMALLEST_SIDE / min(sides))
+        self.sides = (round(sides[0] * scale), round(sides[1] * scale))
         distance = load_distance(config.backbone, config.stages)
         if image_channels not in (1, distance.num_channels):
             raise UserError(
@@ -47,7 +48,7 @@ class PerceptualLoss(nn.Module):
             )
         self.num_channels = distance.num_channels
         self._hidden = (distance,)  # in a tuple, so that Module does not see it
-        self._try_out(config.backbone, image_channels, image_size)
+        self._try_out(config.backbone, image_channels, sides)
 
     def forward(self, predicted_x_0: Images, x_0: Images, timesteps: Int[Tensor, " batch"]) -> PerImage:
         """The distance of each image; `timesteps` does not matter.
@@ -60,20 +61,21 @@ class PerceptualLoss(nn.Module):
         with torch.autocast(x_0.device.type, enabled=False):
             return self._hidden[0](self._prepare(predicted_x_0), self._prepare(x_0))
 
-    def _prepare(self, images: Images) -> Float32[Tensor, "batch backbone_channels side side"]:
+    def _prepare(self, images: Images) -> Float32[Tensor, "batch backbone_channels rows columns"]:
         images = images.expand(-1, self.num_channels, -1, -1)  # grayscale: three equal channels
-        if images.shape[-2:] == (self.side, self.side):
+        if images.shape[-2:] == self.sides:
             return images
-        return F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=self.side < images.shape[-1])
+        return F.interpolate(images, self.sides, mode="bilinear", antialias=self.sides[1] < images.shape[-1])
 
-    def _try_out(self, backbone: str, channels: int, size: int) -> None:
+    def _try_out(self, backbone: str, channels: int, sides: tuple[int, int]) -> None:
         try:
             with torch.no_grad():
-                images = torch.zeros(1, channels, size, size)
+                images = torch.zeros(1, channels, *sides)
                 self(images, images, torch.zeros(1, dtype=torch.int64))
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{backbone} does not take images of {self.side} pixels ({error}); set image_size to a side it takes"
+                f"{backbone} does not take images of {self.sides[0]}x{self.sides[1]} pixels ({error}); set image_size "
+                "to a side it takes"
             ) from error
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PerceptualLoss":

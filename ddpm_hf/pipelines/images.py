@@ -165,11 +165,8 @@ def as_trained(image: Image.Image, size: tuple[int, int], channels: int, dataset
     Raises:
         UserError: it has 16 bits or floats, and `dataset.value_range` is auto and its own values do not tell the range.
     """
-    side = max(size)
-    square = make_transform(dataset, side, channels)(image).transpose(1, 2, 0)
-    converted = Image.fromarray(square[:, :, 0] if channels == 1 else square)
-    left, top = (side - size[1]) // 2, (side - size[0]) // 2
-    return converted.crop((left, top, left + size[1], top + size[0]))
+    pixels = make_transform(dataset, size, channels)(image).transpose(1, 2, 0)
+    return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
 
 
 def _pixels(image: Image.Image, channels: int, size: tuple[int, int], what: str) -> torch.Tensor:

@@ -29,7 +29,7 @@ def seconds_saved(config: Config, num_steps: int, num_processes: int) -> float:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build_network(model)
         labels = None if model.num_classes is None else torch.zeros(1, dtype=torch.long)
-        image = torch.empty(1, model.image_channels, model.image_size, model.image_size)
+        image = torch.empty(1, model.image_channels, *model.sides)
         network(image, torch.zeros(1), labels).sample.sum().backward()
     flops = counter.get_total_flops() * config.training.batch_size / num_processes * num_steps
     return flops / CAPTURED_FLOPS - flops / COMPILED_FLOPS

@@ -178,7 +178,6 @@ def _model_of(network: DDPMUNet, source: Source, given: ModelConfig) -> ModelCon
             "allowed: 1 or 3, and as many, or twice as many with the variance"
         )
     size = own["sample_size"]
-    side = size if isinstance(size, int) else size[0] if size and size[0] == size[1] else given.image_size
     multipliers = (
         [each // channels[0] for each in channels] if all(each % channels[0] == 0 for each in channels) else []
     )
@@ -191,7 +190,7 @@ def _model_of(network: DDPMUNet, source: Source, given: ModelConfig) -> ModelCon
     values = schedule | {
         "pretrained": source.name,
         "pretrained_hash": weights_hash(network),
-        "image_size": side,
+        "image_size": given.image_size if size is None else size,
         "image_channels": own["in_channels"],
         "hidden_channels": channels[0],
         "channel_multipliers": multipliers or [1] * len(channels),  # then unet_arguments has them

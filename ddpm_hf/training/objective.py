@@ -79,7 +79,7 @@ class DiscriminatorStep:
         from ddpm_hf.losses.adversarial import AdversarialLoss  # imported only if the configuration uses it
 
         torch.manual_seed(derive_seed(config.seed, "adversary"))
-        self.loss = AdversarialLoss(config.loss.adversarial, config.model.image_channels, config.model.image_size)
+        self.loss = AdversarialLoss(config.loss.adversarial, config.model.image_channels, config.model.sides)
         self.accelerator = accelerator
         self.network = accelerator.prepare_model(self.loss)
         self.optimizer = self.loss.make_optimizer()
@@ -125,4 +125,4 @@ def load_perceptual(config: Config) -> "PerceptualLoss | None":
         return None
     from ddpm_hf.losses.perceptual import PerceptualLoss  # imported only if the configuration uses it
 
-    return PerceptualLoss(config.loss.perceptual, config.model.image_channels, config.model.image_size)
+    return PerceptualLoss(config.loss.perceptual, config.model.image_channels, config.model.sides)

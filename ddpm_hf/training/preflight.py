@@ -141,12 +141,11 @@ def describe(plan: RunPlan, accelerator: Accelerator) -> str:
     saves_memory = accelerator.mixed_precision != "no" or config.training.gradient_checkpointing
     bound = "below" if saves_memory else "about"  # it is counted in float32, with every activation kept
     levels = len(config.model.channel_multipliers)
-    smallest = config.model.image_size // 2 ** (levels - 1)
+    height, width = (side // 2 ** (levels - 1) for side in config.model.sides)
     frozen = sum(each.numel() for each in network.parameters() if not each.requires_grad)
     trained = f" ({num_parameters - frozen:,} of them trained)" if frozen else ""
     lines = {
-        "network": f"{num_parameters:,} parameters{trained}, {levels} levels, the deepest at "
-        f"{smallest}x{smallest} pixels",
+        "network": f"{num_parameters:,} parameters{trained}, {levels} levels, the deepest at {height}x{width} pixels",
         "data": f"{len(images):,} images of {config.dataset.name!r} in an epoch{classes}{held_out}{skipped}",
         "steps": f"{steps:,} of {config.training.batch_size} images, {epochs:,.1f} epochs, from {start}",
         "schedule": f"{build_scheduler(config.model).terminal_signal:.2%} of the image is left at its end",
@@ -343,7 +342,7 @@ def _memory_bytes(network: nn.Module, config: Config, images: ImageSet, accelera
 
 def _activation_bytes(network: nn.Module, config: Config) -> int:
     """Bytes that one image's forward pass saves for the backward pass, counted on the meta device."""
-    size, channels = config.model.image_size, config.model.image_channels
+    sides, channels = config.model.sides, config.model.image_channels
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -353,7 +352,7 @@ def _activation_bytes(network: nn.Module, config: Config) -> int:
 
     labels = None if config.model.num_classes is None else torch.zeros(2, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        image, timestep = torch.empty(2, channels, size, size, device="meta"), torch.zeros(2, device="meta")
+        image, timestep = torch.empty(2, channels, *sides, device="meta"), torch.zeros(2, device="meta")
         output = network.train()(image, timestep, labels).sample
         del output
     return sum(saved.values()) // 2

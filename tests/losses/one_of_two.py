@@ -16,7 +16,7 @@ torch.distributed.init_process_group("gloo")  # finds the other by the environme
 rank = torch.distributed.get_rank()
 
 given = torch.load(folder / "given.pt", weights_only=True)
-adversary = AdversarialLoss(AdversarialConfig(**given["options"]), image_channels=1, image_size=8)
+adversary = AdversarialLoss(AdversarialConfig(**given["options"]), image_channels=1, sides=(8, 8))
 adversary.load_state_dict(given["weights"])
 wrapped = DistributedDataParallel(adversary)
 optimizer = adversary.make_optimizer()

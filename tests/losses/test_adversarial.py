@@ -44,7 +44,7 @@ def batch(seed: int = 0, size: int = 8) -> tuple[torch.Tensor, ...]:
 
 def adversary(**options: object) -> AdversarialLoss:
     torch.manual_seed(0)
-    return AdversarialLoss(AdversarialConfig(weight=1, **{**SMALL, **options}), image_channels=1, image_size=8)
+    return AdversarialLoss(AdversarialConfig(weight=1, **{**SMALL, **options}), image_channels=1, sides=(8, 8))
 
 
 @pytest.mark.parametrize(("channels", "size", "levels"), [(1, 8, 2), (3, 32, 3), (3, 9, 1)])

@@ -31,7 +31,7 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def perceptual(backbone: str, channels: int = 3, size: int = 16, **options: Any) -> PerceptualLoss:
-    return PerceptualLoss(PerceptualConfig(weight=1, backbone=backbone, **options), channels, size)
+    return PerceptualLoss(PerceptualConfig(weight=1, backbone=backbone, **options), channels, (size, size))
 
 
 def images(channels: int = 3, size: int = 16) -> tuple[torch.Tensor, ...]:
@@ -123,11 +123,11 @@ def test_what_cannot_be_used_is_found_at_construction(resnet: str, dinov2: str, 
     assert "given [3]; allowed: 0 to 2" in refusal(resnet, stages=[3])
     assert "given 4; allowed: 1 or 3" in refusal(resnet, 4)
     with pytest.raises(UserError, match="needs a backbone"):
-        PerceptualLoss(PerceptualConfig(), 3, 16)
+        PerceptualLoss(PerceptualConfig(), 3, (16, 16))
 
 
 def test_images_that_a_backbone_does_not_take_are_found_at_construction(dinov2: str) -> None:
-    assert "does not take images of 5 pixels" in refusal(dinov2, image_size=5)
+    assert "does not take images of 5x5 pixels" in refusal(dinov2, image_size=5)
 
 
 def test_models_that_are_no_backbone_are_refused(tmp_path: Path) -> None:
