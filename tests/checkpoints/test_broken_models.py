@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 import time
 import tracemalloc
@@ -15,11 +16,12 @@ from safetensors.torch import load_file, save_file
 
 import ddpm_hf
 from ddpm_hf.checkpoints.find import check_pipeline, load_pipeline
-from ddpm_hf.checkpoints.format import INDEX, MANIFEST, SCHEDULER_CONFIG, UNET_CONFIG
+from ddpm_hf.checkpoints.format import INDEX, MANIFEST, SCHEDULER_CONFIG, UNET_CONFIG, write_manifest
 from ddpm_hf.config.hub import HubConfig
 from ddpm_hf.hub.export import pipeline_package
 from ddpm_hf.runtime.errors import UserError
 
+NUM_MUTATIONS = int(os.environ.get("DDPM_HF_MUTATIONS", "20"))
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -246,3 +248,50 @@ def test_every_program_refuses_a_broken_model(run, tmp_path, program):
         assert done.returncode in (1, 2), done.stderr
         assert "Traceback" not in done.stderr
         assert "conv_out.bias" in done.stderr or "num_train_timesteps" in done.stderr
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    10**9,
+    10**30,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    "1",
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": 1},
+    "\x1b[2J\n",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("file", [INDEX, UNET_CONFIG, SCHEDULER_CONFIG, MANIFEST])
+def test_whatever_stands_in_a_file_it_is_refused_in_one_line_or_loaded(run, file):
+    """Values replaced, keys lost, bytes changed: never an error of another kind."""
+    whole, chance = (run / file).read_bytes(), random.Random(file)
+    for number in range(NUM_MUTATIONS):
+        if number % 2:
+            values = json.loads(whole)
+            inner = values["files"] if file == MANIFEST and chance.random() < 0.8 else values
+            key = chance.choice(sorted(inner))
+            inner[chance.choice([key, "/dev/zero", "../up"])] = chance.choice(VALUES)
+            if chance.random() < 0.2:
+                inner.pop(key, None)
+            content = json.dumps(values).encode()
+        else:
+            place = chance.randrange(len(whole))
+            content = whole[:place] + chance.randbytes(chance.randrange(3)) + whole[place + chance.randrange(3) :]
+        (run / file).write_bytes(content)
+        if file != MANIFEST:
+            write_manifest(run)  # as one who means harm would
+        try:
+            load_pipeline(run)
+        except UserError as error:
+            assert "\n" not in str(error), content

@@ -1,5 +1,7 @@
 """Reading a configuration: the user's document verbatim, and every mistake at its place."""
 
+import os
+import random
 import re
 import subprocess
 import sys
@@ -375,3 +377,25 @@ def test_a_key_with_escape_codes_is_shown_and_not_obeyed(tmp_path):
         load_config(tmp_path / "file.yaml")
     assert r"\x1b[2Jkey\nforged" in str(caught.value)
     assert "\x1b" not in str(caught.value)
+
+
+PIECES = [
+    *("&a ", "*a", "!!int ", "!!timestamp ", "!!binary ", "<<: ", "? ", "- ", "[", "]", "{", "}", ": ", "  ", "#", "%"),
+    *('"', "'", "0x", "0o9", ".inf", ".nan", "~", "1e999", "-", ">", "@", "---", "=", "|", "9" * 40),
+    *("\n", "\t", "\0", "\x1b", "\u2028", "\ufeff", "é", "`", "\\"),
+]
+
+
+def test_whatever_stands_in_a_yaml_file_it_is_refused_or_read(tmp_path):
+    """Pieces of YAML, put in and taken out anywhere: never an error of another kind."""
+    whole, chance = (REPOSITORY / "configs" / "digits.yaml").read_text(), random.Random(0)
+    for _ in range(int(os.environ.get("DDPM_HF_MUTATIONS", "200"))):
+        text = whole
+        for _ in range(chance.randint(1, 4)):
+            place = chance.randrange(len(text))
+            text = text[:place] + chance.choice(PIECES) + text[place + chance.randrange(4) :]
+        (tmp_path / "file.yaml").write_text(text)
+        try:
+            load_config(tmp_path / "file.yaml")
+        except UserError as error:
+            assert all(c.isprintable() or c == "\n" for c in str(error)), text
