@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import shutil
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,14 @@ from ddpm_hf.runtime import cli  # noqa: E402
 pytest_plugins = ["hub_fixtures"]
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Take signals as usual, whoever started the tests: programs inherit that nohup, or a shell's &, ignores some."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -153,11 +153,16 @@ def test_the_programs_own_command_line(model_folder, make_config, tmp_path):
     compared = launch("compare", str(model_folder), "--output", str(tmp_path / "comparison"))
     assert compared.returncode == 0, compared.stderr
     assert "FD (digits classifier)" in compared.stdout
-    wrong = launch("--model", str(tmp_path / "none"), "--config", config, "benchmark.features=inceptoin")
+    wrong = launch("--model", str(tmp_path / "none"), "--config", config)  # told before PyTorch is loaded
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr
     assert "there is no folder" in wrong.stderr
+    mistakes = ("benchmark.features=inceptoin", "benchmark.sampler=dmp")
+    wrong = launch("--model", str(model_folder), "--config", config, *mistakes)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
     assert "inceptoin" in wrong.stderr
+    assert "dmp" in wrong.stderr
 
 
 @pytest.mark.slow
