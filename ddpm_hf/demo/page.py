@@ -22,7 +22,7 @@ from ddpm_hf.demo.visitor_input import Limits
 from ddpm_hf.evaluation.rendering import markdown_table
 from ddpm_hf.evaluation.report import Report
 from ddpm_hf.pipelines.pictures import schedule_curves
-from ddpm_hf.runtime.signals import SECONDS_BETWEEN_CHECKS, Stopped, StopRequest
+from ddpm_hf.runtime.signals import SECONDS_BETWEEN_CHECKS, StopRequest
 
 LOOPBACK = "127.0.0.1"
 MAX_SESSIONS = 50
@@ -205,7 +205,7 @@ def wait(page: Page) -> None:
         page: as `serve` returns it.
 
     Raises:
-        Stopped: always, at the signal.
+        SystemExit: always, at the signal, with 128 + its number.
     """
     stop = StopRequest()
     print(f"The page is at {page.local_url} (Ctrl-C ends it)", flush=True)
@@ -213,7 +213,7 @@ def wait(page: Page) -> None:
         with stop.on_signals():
             while not stop.requested():
                 time.sleep(SECONDS_BETWEEN_CHECKS)
-        raise Stopped("the page is closed", stop.signal_number)
+        raise SystemExit(128 + stop.signal_number)
     finally:
         page.close(verbose=False)
         page.files.cleanup()
