@@ -14,7 +14,19 @@ from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, L
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash
 
-from ddpm_hf.checkpoints.format import INDEX, MANIFEST, PROGRESS, SCHEDULER, STATE, UNET, WEIGHTS, sha256, tensor_shapes
+from ddpm_hf.checkpoints.format import (
+    INDEX,
+    MANIFEST,
+    NETWORK_FILE,
+    PROGRESS,
+    SCHEDULER,
+    SCHEDULER_FILE,
+    STATE,
+    UNET,
+    WEIGHTS,
+    sha256,
+    tensor_shapes,
+)
 from ddpm_hf.config.hub import REPO_ID, repo_id_of
 from ddpm_hf.runtime.errors import UserError
 from ddpm_hf.runtime.files import stays_inside
@@ -31,7 +43,7 @@ MAX_TEXT_BYTES = MAX_BYTES
 CONFIG = "training_config.yaml"
 """The name of a run's configuration in a repository, which tells how the images were decoded."""
 
-AT_THE_ROOT = ("config.json", f"{WEIGHTS}*.json", f"{WEIGHTS}*.safetensors", "scheduler_config.json")
+AT_THE_ROOT = (NETWORK_FILE, f"{WEIGHTS}*.json", f"{WEIGHTS}*.safetensors", SCHEDULER_FILE)
 """The files of a pipeline without folders, as the first of diffusers were saved (google/ddpm-*)."""
 
 PIPELINE_PATTERNS = (INDEX, CONFIG, f"{UNET}/*.json", f"{UNET}/*.safetensors", f"{SCHEDULER}/*.json", *AT_THE_ROOT)

@@ -12,7 +12,9 @@ from typing_extensions import TypedDict
 from ddpm_hf.checkpoints.format import (
     INDEX,
     MANIFEST,
+    NETWORK_FILE,
     SCHEDULER_CONFIG,
+    SCHEDULER_FILE,
     UNET,
     WEIGHTS,
     count_parameters,
@@ -23,7 +25,7 @@ from ddpm_hf.checkpoints.run_folder import RunFolder
 from ddpm_hf.config.hub import repo_id_of
 from ddpm_hf.config.model import MAX_TIME_STEPS, PredictionType
 from ddpm_hf.runtime.cli import waiting
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import UserError, first_line
 from ddpm_hf.runtime.values import as_type, read_json
 
 if TYPE_CHECKING:
@@ -106,8 +108,8 @@ class _ShardIndex(TypedDict):
     weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w-][\w.-]*\.safetensors$")]]
 
 
-CONFIG, UNET_EMA = "config.json", "unet_ema"
-"""The file of a network's arguments; averaged weights in a checkpoint of diffusers' train_unconditional.py."""
+UNET_EMA = "unet_ema"
+"""Averaged weights in a checkpoint of diffusers' train_unconditional.py."""
 
 ALLOWED = "a run folder, a saved pipeline, or an id on the Hub (user/name[@REV])"
 
@@ -170,7 +172,7 @@ def find_unet(model: str, option: str) -> Path | None:
     """
     folder = Path(model).expanduser()
     for name in (UNET_EMA, UNET):
-        if (folder / name / CONFIG).is_file():
+        if (folder / name / NETWORK_FILE).is_file():
             return folder / name
     saved = find_folder(model, option)
     return None if saved is None else network_folder(saved)
@@ -178,7 +180,7 @@ def find_unet(model: str, option: str) -> Path | None:
 
 def network_folder(pipeline: Path) -> Path:
     """The folder of the network of a saved pipeline: its own, or that of the pipeline, as diffusers once saved it."""
-    return pipeline if (pipeline / CONFIG).is_file() else pipeline / UNET
+    return pipeline if (pipeline / NETWORK_FILE).is_file() else pipeline / UNET
 
 
 def pipeline_folder(model: str | Path) -> Path:
@@ -275,7 +277,7 @@ def load_pipeline(model: str | Path) -> "DDPMPipeline":
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise errors of any type for files that are not as they should be
-        raise UserError(f"--model: {model} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"--model: {model} cannot be loaded: {first_line(error)}") from error
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -287,8 +289,8 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     unet = network_folder(folder)
     _read(folder / INDEX, _Index)
-    schedule = folder / (SCHEDULER_CONFIG if unet != folder else Path(SCHEDULER_CONFIG).name)
-    return _read(unet / CONFIG, _NetworkConfig), read_schedule(schedule)
+    schedule = folder / (SCHEDULER_CONFIG if unet != folder else SCHEDULER_FILE)
+    return _read(unet / NETWORK_FILE, _NetworkConfig), read_schedule(schedule)
 
 
 def read_schedule(file: Path) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def check_network(unet: Path) -> None:
     import torch  # here, as above
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    config = _read(unet / CONFIG, _NetworkConfig)
+    config = _read(unet / NETWORK_FILE, _NetworkConfig)
     if not any(unet.glob(f"{WEIGHTS}*")):
         raise UserError(f"{unet} holds no weights: there is no {WEIGHTS}.safetensors in it")
     if (shards := unet / f"{WEIGHTS}.safetensors.index.json").exists():
@@ -343,11 +345,11 @@ def check_network(unet: Path) -> None:
         with torch.device("meta"):  # which takes no memory
             network = UNet2DModel.from_config(config)
     except Exception as error:  # of any type, by the argument that is wrong
-        raise UserError(f"{unet / CONFIG} describes no network: {_first_line(error)}") from error
+        raise UserError(f"{unet / NETWORK_FILE} describes no network: {first_line(error)}") from error
     needed, found = sum(parameter.numel() for parameter in network.parameters()), count_parameters(unet)
     if needed > found > 0:
         given = f"describes a network of {needed:,} parameters, but the weights beside it are {found:,}"
-        raise UserError(f"{unet / CONFIG} {given}")
+        raise UserError(f"{unet / NETWORK_FILE} {given}")
 
 
 def check_finite(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
@@ -355,10 +357,6 @@ def check_finite(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
     for name, tensor in tensors:
         if not tensor.float().isfinite().all():
             raise UserError(f"the weights are broken: {name} has values that are NaN or infinite")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def weights_hash(network: "nn.Module") -> str:

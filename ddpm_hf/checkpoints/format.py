@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
 UNET, SCHEDULER = "unet", "scheduler"
-UNET_CONFIG, SCHEDULER_CONFIG = f"{UNET}/config.json", f"{SCHEDULER}/scheduler_config.json"
+NETWORK_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
+UNET_CONFIG, SCHEDULER_CONFIG = f"{UNET}/{NETWORK_FILE}", f"{SCHEDULER}/{SCHEDULER_FILE}"
 WEIGHTS = "diffusion_pytorch_model"
 """A saved pipeline, in diffusers' names; the averaged weights are in unet/WEIGHTS.safetensors."""
 

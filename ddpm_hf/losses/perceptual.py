@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddpm_hf.config.loss import LPIPS_BACKBONES, PerceptualConfig
 from ddpm_hf.models.classifier import preprocessing_of, train_classifier
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import UserError, first_line
 from ddpm_hf.runtime.randomness import derive_seed
 
 Images = Float32[Tensor, "batch channels height width"]
@@ -236,7 +236,7 @@ def _load_backbone(backbone: str, stages: tuple[int, ...] | None) -> BackboneDis
     except UserError:
         raise
     except (OSError, ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the backbone {backbone} cannot be loaded: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{backbone} lacks weights of its own, such as {missing[0]}: its features would be random")

@@ -15,3 +15,8 @@ class RunError(Exception):
     """
 
     exit_code = 1
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line; the name of its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

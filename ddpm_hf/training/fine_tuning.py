@@ -20,13 +20,13 @@ from ddpm_hf.checkpoints.find import (
     read_schedule,
     weights_hash,
 )
-from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG
+from ddpm_hf.checkpoints.format import SCHEDULER_CONFIG, SCHEDULER_FILE
 from ddpm_hf.config import ModelConfig
 from ddpm_hf.config.model import FURTHER_ARGUMENTS
 from ddpm_hf.config.reader import explain
 from ddpm_hf.models import DDPMUNet, network_arguments
 from ddpm_hf.models.layers.attention import SelfAttentionBlock
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import UserError, first_line
 
 OPTION = "model_config.pretrained"
 
@@ -92,7 +92,7 @@ def find_source(pretrained: str) -> Source:
             'you trust them, convert them: python -c "from diffusers import UNet2DModel; '
             f"UNet2DModel.from_pretrained('{found}', use_safetensors=False).save_pretrained('{found}')\""
         )
-    own = found / "scheduler_config.json"  # of a pipeline without folders
+    own = found / SCHEDULER_FILE  # of a pipeline without folders
     schedules = (own, found.parent / SCHEDULER_CONFIG, found.parents[1] / SCHEDULER_CONFIG)
     return Source(name, found, next((file for file in schedules if file.is_file()), None))
 
@@ -112,8 +112,7 @@ def load_pretrained(given: ModelConfig, source: Source) -> Pretrained:
         network = DDPMUNet.from_pretrained(str(source.unet), use_safetensors=True, torch_dtype=torch.float32)
         check_finite(network.named_parameters())
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{OPTION}: {source.name} cannot be loaded: {reason}") from error
+        raise UserError(f"{OPTION}: {source.name} cannot be loaded: {first_line(error)}") from error
     found = _model_of(network, source, given)
     model = follow(given, found, CHANGEABLE)
     target, changes = network_arguments(model), _changes(found, model)
@@ -204,7 +203,8 @@ def _model_of(network: DDPMUNet, source: Source, given: ModelConfig) -> ModelCon
     }
     try:
         model = ModelConfig.model_validate(values)
-        ours = json.loads(json.dumps(dict(DDPMUNet.from_config(network_arguments(model)).config)))
+        with torch.device("meta"):  # only its arguments are wanted
+            ours = json.loads(json.dumps(dict(DDPMUNet(**network_arguments(model)).config)))
     except ValueError as error:
         raise UserError(f"{OPTION}: {source.name} has a network that cannot be trained here: {error}") from error
     further = {name: own[name] for name in FURTHER_ARGUMENTS if own[name] != ours[name]}

@@ -90,7 +90,9 @@ def make_plan(config: Config, resume: str | None, accelerator: Accelerator) -> R
         config = resume_config(config, start, accelerator.num_processes)
     elif config.model.pretrained is not None:
         source = from_main_process(partial(find_source, config.model.pretrained))
-        pretrained = load_pretrained(config.model, find_source(source.name))
+        if not accelerator.is_main_process:  # it may lie elsewhere on another machine
+            source = find_source(source.name)
+        pretrained = load_pretrained(config.model, source)
         start, config = replace(start, pretrained=pretrained), config.model_copy(update={"model": pretrained.model})
     # Only the main process asks the Hub, whose answers may differ from one moment to the next.
     config = config.model_copy(update={"dataset": from_main_process(partial(pin_dataset, config.dataset))})

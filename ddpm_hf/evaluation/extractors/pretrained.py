@@ -16,7 +16,7 @@ from ddpm_hf.config.hub import REPO_ID
 from ddpm_hf.evaluation.extractors.base import FeatureExtractor, Features, Images, to_network_size
 from ddpm_hf.models.classifier import preprocessing_of
 from ddpm_hf.runtime.cli import waiting
-from ddpm_hf.runtime.errors import UserError
+from ddpm_hf.runtime.errors import UserError, first_line
 
 PACKAGES = {"torchmetrics": "torchmetrics", "torch_fidelity": "torch-fidelity", "torchvision": "torchvision"}
 """Modules that Inception needs, and the packages that contain them."""
@@ -248,7 +248,7 @@ def load_vision_model(name: str) -> VisionModel:
             config = AutoConfig.from_pretrained(name)
             network, report = AutoModel.from_pretrained(name, config=config, output_loading_info=True)
     except (OSError, ImportError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"benchmark.features: given {name!r}; allowed: inception, digits, FILE.py:NAME, or the Hub id or folder of "
             f"a transformers vision model, and that cannot be loaded: {reason}"
