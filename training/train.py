@@ -93,7 +93,7 @@ def main(arguments: argparse.Namespace) -> None:
             print(trainer.describe(), flush=True)
         trainer.train()
     elif trainer.accelerator.is_main_process:
-        print(config.to_yaml())
+        print(trainer.config.to_yaml())
         print(trainer.describe())
         print("pictures:   " + ", ".join(str(picture) for picture in draw_plan(trainer.plan)))
 

@@ -252,8 +252,9 @@ def _schedule(source: Source, given: ModelConfig) -> dict[str, Any]:
 def _changes(source: ModelConfig, model: ModelConfig) -> tuple[str, ...]:
     """What a run changes in the network that it begins with, for a person."""
     changes = []
-    if model.image_size != source.image_size:
-        changes.append(f"images of {model.image_size} pixels instead of {source.image_size}")
+    if model.sides != source.sides:
+        new, old = ("x".join(map(str, sides)) for sides in (model.sides, source.sides))
+        changes.append(f"images of {new} pixels instead of {old}")
     before, channels = source.image_channels, model.image_channels
     if channels != before:
         how = "repeated" if channels > before else "averaged"

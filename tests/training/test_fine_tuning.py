@@ -128,7 +128,7 @@ def test_classes_are_made_anew_and_begin_at_zero(tmp_path, source):
 def test_another_size_works_where_the_levels_allow_it(source):
     loaded = load(source, image_size=24)
     assert loaded.model.image_size == 24
-    assert any("24 pixels instead of 8" in change for change in loaded.changes)
+    assert any("24x24 pixels instead of 8x8" in change for change in loaded.changes)
     with pytest.raises(UserError, match="a multiple of 2"):
         load(source, image_size=25)
 
@@ -250,7 +250,7 @@ def test_the_plan_says_what_is_taken_over_and_what_is_made_anew(tune, source):
     said = Trainer(tune(source, "model_config.num_classes=10", "model_config.image_size=16")).describe()
     assert str(source) in said
     assert "class_embedding is made anew for 10 classes" in said
-    assert "16 pixels instead of 8" in said
+    assert "16x16 pixels instead of 8x8" in said
 
 
 def test_a_resumed_run_may_name_its_source_without_the_commit():
